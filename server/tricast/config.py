@@ -1,0 +1,306 @@
+"""The configuration: typed sections with their defaults, read from TOML with environment overrides.
+
+Owns every default in the program. Knows nothing of who uses a value. The keys, their meaning and the danger of
+changing them are told in ``config/server.toml``, which a test compares with the defaults here.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, EnvSettingsSource
+
+from tricast.errors import ConfigError, ConfigProblem
+
+ENV_PREFIX = "TRICAST_"
+ENV_DELIMITER = "__"
+
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def _parse_quantity(value: object, units: Mapping[str, float], example: str) -> float:
+    expected = f"{example} (a number and one of {', '.join(units)})"
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)", value, re.ASCII) if isinstance(value, str) else None
+    if match is None or match[2] not in units:
+        raise PydanticCustomError("quantity", "Input should be {expected}", {"expected": expected})
+    return float(match[1]) * units[match[2]]
+
+
+def _parse_duration(value: object) -> float:
+    return value if isinstance(value, float) else _parse_quantity(value, _DURATION_UNITS, 'a duration such as "30s"')
+
+
+def _parse_size(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    return int(_parse_quantity(value, _SIZE_UNITS, 'a size such as "1MiB"'))
+
+
+def _format_quantity(value: float, units: Mapping[str, float]) -> str:
+    unit, factor = next((u, f) for u, f in sorted(units.items(), key=lambda item: -item[1]) if value % f == 0 or f <= 1)
+    return f"{value / factor:g}{unit}"
+
+
+#: Seconds as a float; a string with a unit in TOML, a float when set from Python.
+Duration = Annotated[
+    float,
+    BeforeValidator(_parse_duration),
+    PlainSerializer(lambda value: _format_quantity(value, _DURATION_UNITS), when_used="json"),
+]
+#: Bytes as an int; a string with a unit in TOML, an int or a string when set from Python.
+Size = Annotated[
+    int,
+    BeforeValidator(_parse_size),
+    PlainSerializer(lambda value: _format_quantity(value, _SIZE_UNITS), when_used="json"),
+]
+PositiveDuration = Annotated[Duration, Field(gt=0)]
+PositiveSize = Annotated[Size, Field(gt=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSection(Section):
+    """Where to listen, and what to serve beside the events."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    backlog: Annotated[int, Field(ge=1, le=65535)] = 4096
+    page: bool = True
+    cors_origins: tuple[str, ...] = ()
+
+
+class EventsSection(Section):
+    """How much history is kept for those who come back."""
+
+    history: Annotated[int, Field(ge=1)] = 1000
+    history_age: PositiveDuration = 86400.0
+    history_size: PositiveSize = 256 * 2**20
+
+
+class LogSection(Section):
+    """Where the events are kept."""
+
+    url: Annotated[str, Field(pattern=r"^memory:$")] = "memory:"
+
+
+class PollSection(Section):
+    """Long polling."""
+
+    timeout: PositiveDuration = 25.0
+    max_bytes: PositiveSize = 256 * 2**10
+
+
+class SseSection(Section):
+    """Server-Sent Events."""
+
+    keepalive: PositiveDuration = 15.0
+    retry: PositiveDuration = 2.0
+
+
+class HandlerEntry(Section):
+    """One application WebSocket handler: its path and where its coroutine function is."""
+
+    path: Annotated[str, Field(pattern=r"^/[!-~]*$")]
+    handler: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+
+
+class WebSocketSection(Section):
+    """WebSocket connections."""
+
+    ping_interval: PositiveDuration = 20.0
+    ping_timeout: PositiveDuration = 60.0
+    close_timeout: PositiveDuration = 5.0
+    max_message: PositiveSize = 64 * 2**10
+    handler: tuple[HandlerEntry, ...] = ()
+
+    @model_validator(mode="after")
+    def _timeout_is_longer(self) -> Self:
+        if self.ping_timeout <= self.ping_interval:
+            raise PydanticCustomError("order", "Input should be a ping_timeout longer than ping_interval")
+        return self
+
+
+class PublishSection(Section):
+    """What publishers may send."""
+
+    max_event: PositiveSize = 64 * 2**10
+    max_body: PositiveSize = 2**20
+    idempotency_window: PositiveDuration = 600.0
+    idempotency_keys: Annotated[int, Field(ge=1)] = 10_000
+
+
+class LimitsSection(Section):
+    """How much anybody may ask of the server."""
+
+    connections: Annotated[int, Field(ge=0)] = 0
+    reserved_descriptors: Annotated[int, Field(ge=8)] = 64
+    retry_after: PositiveDuration = 5.0
+    head_size: PositiveSize = 16 * 2**10
+    head_fields: Annotated[int, Field(ge=1)] = 100
+    target_size: PositiveSize = 8 * 2**10
+    head_timeout: PositiveDuration = 10.0
+    body_timeout: PositiveDuration = 30.0
+    idle_timeout: PositiveDuration = 75.0
+    write_timeout: PositiveDuration = 30.0
+    send_buffer: Size = 0
+    topics: Annotated[int, Field(ge=1)] = 100
+    topic_size: PositiveSize = 255
+
+
+class DrainSection(Section):
+    """How the server goes down."""
+
+    period: Duration = 3.0
+    grace: Duration = 5.0
+    retry_after: PositiveDuration = 2.0
+
+
+class AdminSection(Section):
+    """A listener of its own for health and metrics."""
+
+    enabled: bool = False
+    host: str = "127.0.0.1"
+    port: Port = 9090
+
+
+class LoggingSection(Section):
+    """What the server says, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+    access: bool = False
+
+
+class Config(Section):
+    """The whole configuration of a server. ``Config()`` is all defaults; sections may be given as dicts."""
+
+    server: ServerSection = ServerSection()
+    events: EventsSection = EventsSection()
+    log: LogSection = LogSection()
+    poll: PollSection = PollSection()
+    sse: SseSection = SseSection()
+    websocket: WebSocketSection = WebSocketSection()
+    publish: PublishSection = PublishSection()
+    limits: LimitsSection = LimitsSection()
+    drain: DrainSection = DrainSection()
+    admin: AdminSection = AdminSection()
+    logging: LoggingSection = LoggingSection()
+
+
+def load_config(
+    path: Path | str | None = None, *, overrides: Mapping[str, Mapping[str, object]] | None = None
+) -> Config:
+    """Reads the configuration: defaults, then the file, then ``TRICAST_SECTION__KEY``, then the overrides.
+
+    Args:
+        path: a TOML file, or None for none.
+        overrides: section to key to value, as the command line gives them.
+
+    Raises:
+        ConfigError: everything that is wrong with file and environment, not only the first problem.
+    """
+    name = str(path) if path is not None else "configuration"
+    from_file = _read_toml(Path(path)) if path is not None else {}
+    from_env, env_problems = _read_environment()
+    merged = _merge(_merge(from_file, from_env), overrides or {})
+    try:
+        config = Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(
+            [*(_describe(details, name, from_env, overrides or {}) for details in error.errors()), *env_problems]
+        ) from None
+    if env_problems:
+        raise ConfigError(env_problems)
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([ConfigProblem(str(path), "", error.strerror or str(error))]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([ConfigProblem(str(path), "", f"not TOML: {error}")]) from None
+
+
+class _Environment(Config, BaseSettings):  # type: ignore[misc]  # both set model_config; ours wins
+    """The configuration as pydantic-settings sees it, to read variables into nested sections."""
+
+
+def _read_environment() -> tuple[dict[str, Any], list[ConfigProblem]]:
+    source = EnvSettingsSource(
+        _Environment, case_sensitive=False, env_prefix=ENV_PREFIX, env_nested_delimiter=ENV_DELIMITER
+    )
+    problems = []
+    for variable in sorted(os.environ):
+        section, delimiter, _ = variable.removeprefix(ENV_PREFIX).lower().partition(ENV_DELIMITER)
+        if variable.startswith(ENV_PREFIX) and delimiter and section not in Config.model_fields:
+            problems.append(ConfigProblem("environment", variable, _unknown(section, Config)))
+    try:
+        return source(), problems
+    except ValueError as error:  # a list or section that is not JSON
+        return {}, [*problems, ConfigProblem("environment", "", str(error))]
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _describe(
+    details: ErrorDetails, file: str, from_env: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> ConfigProblem:
+    loc = details["loc"]
+    key = ".".join(str(part) for part in loc)
+    source = file
+    if _holds(overrides, loc):
+        source = "command line"
+    elif _holds(from_env, loc):
+        source, key = "environment", ENV_PREFIX + ENV_DELIMITER.join(str(part) for part in loc).upper()
+    if details["type"] == "extra_forbidden":
+        return ConfigProblem(source, key, _unknown(str(loc[-1]), _model_at(loc[:-1])))
+    message = details["msg"].replace("Input should be", "expected")
+    if details["type"] in ("order", "missing"):
+        return ConfigProblem(source, key, message)
+    return ConfigProblem(source, key, f"{message}, found {details['input']!r}")
+
+
+def _holds(tree: object, loc: tuple[int | str, ...]) -> bool:
+    for part in loc:
+        if not isinstance(tree, Mapping) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    model: type[BaseModel] = Config
+    for part in loc:
+        if part == "handler":
+            model = HandlerEntry
+        elif isinstance(part, str) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else model
+    return model
+
+
+def _unknown(found: str, model: type[BaseModel]) -> str:
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(found, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return f"unknown key {found!r}; {hint}"

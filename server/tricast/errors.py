@@ -1,0 +1,134 @@
+"""Every error that Tricast raises on purpose.
+
+The tree::
+
+    TricastError
+    ├── ConfigError              the configuration is wrong: all problems, each with file and key
+    ├── RemoteProtocolError      the client's mistake: carries the HTTP status and the close code to answer with
+    │   └── LimitExceeded        … it asked for more than a configured limit allows
+    ├── LogUnavailable           the log cannot take or give events now; nothing acknowledged is lost
+    ├── Overloaded               the server cannot take this on now; says when to come back
+    └── ConnectionLost           the peer is gone, or made no progress in time: nobody is left to be told
+
+This module knows nothing of sockets, HTTP parsing or Trio. Errors of libraries are mapped to these once, where they
+enter: ``connection.py`` for OSError, ``http.py`` for h11, ``transports/websocket.py`` for wsproto.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class TricastError(Exception):
+    """Whatever Tricast itself raises."""
+
+
+class ConfigProblem(NamedTuple):
+    """One thing that is wrong with a configuration.
+
+    Attributes:
+        source: the file's name, or ``environment``.
+        key: the dotted key (``server.port``), or the variable's name; empty for the file as a whole.
+        message: what was expected and what was found.
+    """
+
+    source: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in self if part)
+
+
+class ConfigError(TricastError):
+    """The configuration cannot be used.
+
+    Attributes:
+        problems: everything that is wrong with it, in file order.
+    """
+
+    def __init__(self, problems: Sequence[ConfigProblem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+class RemoteProtocolError(TricastError):
+    """The client sent something that cannot be accepted.
+
+    Attributes:
+        detail: what is wrong, in words for the person at the other end; names no secrets.
+        code: a short machine-readable name, such as ``bad-topic``.
+        status: the HTTP status to answer with.
+        close_code: the WebSocket close code (RFC 6455 7.4.1), where the connection has to end for it.
+        headers: (name, value) byte pairs that the HTTP answer needs (``Allow``, ``Retry-After``…).
+        closes: whether the HTTP connection cannot be used after the answer.
+    """
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str = "bad-request",
+        status: int = 400,
+        close_code: int = 1008,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        closes: bool = False,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code
+        self.status = status
+        self.close_code = close_code
+        self.headers = tuple(headers)
+        self.closes = closes
+
+
+class LimitExceeded(RemoteProtocolError):
+    """The client asked for more than a limit allows.
+
+    Attributes:
+        limit: the configuration key of the limit, such as ``publish.max_event``.
+        actual: what was asked for, or None where it was not counted to the end.
+    """
+
+    def __init__(
+        self,
+        limit: str,
+        allowed: int,
+        actual: int | None = None,
+        *,
+        status: int = 413,
+        close_code: int = 1009,
+        closes: bool = False,
+    ) -> None:
+        found = "more" if actual is None else str(actual)
+        super().__init__(
+            f"{limit} allows {allowed}, found {found}",
+            code="limit-exceeded",
+            status=status,
+            close_code=close_code,
+            closes=closes,
+        )
+        self.limit = limit
+        self.allowed = allowed
+        self.actual = actual
+
+
+class LogUnavailable(TricastError):
+    """The log cannot be written or read at the moment. What it acknowledged before stays acknowledged."""
+
+
+class Overloaded(TricastError):
+    """The server has no room for this now.
+
+    Attributes:
+        retry_after: seconds after which the client may try again.
+    """
+
+    def __init__(self, detail: str, *, retry_after: float) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+class ConnectionLost(TricastError):
+    """The peer closed or reset the connection, or did not move in time."""

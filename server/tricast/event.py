@@ -1,0 +1,217 @@
+"""What an event is: its id, its topic, its type and its data, and what each of them may be.
+
+Owns the rules for names. Knows nothing of transports, logs or subscribers.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple, Self
+
+import msgspec
+
+from tricast.errors import LimitExceeded, RemoteProtocolError
+
+DEFAULT_TYPE = "message"
+#: Event types of this prefix are the server's own (``tricast.gap``), so publishers may not use them.
+RESERVED_TYPE_PREFIX = "tricast."
+MAX_TYPE_BYTES = 255
+
+_ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})", re.ASCII)
+#: A token is anything printable but white space, the separator and the two wildcards. Control characters would let a
+#: topic break out of the lines of an SSE stream or of a log file.
+_TOKEN = r"[^\s.*>\x00-\x1f\x7f-\x9f\ud800-\udfff]+"  # noqa: S105
+_TOPIC = re.compile(rf"{_TOKEN}(?:\.{_TOKEN})*")
+_PATTERN = re.compile(rf"(?:{_TOKEN}|\*)(?:\.(?:{_TOKEN}|\*))*(?:\.>)?|>")
+_TYPE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+
+
+class EventId(NamedTuple):
+    """The place of an event in the order of all events, written ``<unix ms>-<counter>`` as a Redis stream does.
+
+    Ids compare as tuples, over all topics and across restarts. To clients they are opaque.
+    """
+
+    ms: int
+    counter: int
+
+    def __str__(self) -> str:
+        return f"{self.ms}-{self.counter}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads an id back from its written form.
+
+        Raises:
+            RemoteProtocolError: the text is not an id; ids come back from clients, so it is theirs to mend.
+        """
+        match = _ID.fullmatch(text)
+        if match is None:
+            raise RemoteProtocolError(
+                f"last_id must be an event id such as 1795360951079-0, or 0-0 for all that is kept; "
+                f"found {shorten(text)}",
+                code="bad-last-id",
+            )
+        return cls(int(match[1]), int(match[2]))
+
+
+#: Before every event: "all that is kept".
+BEGINNING = EventId(0, 0)
+
+
+class Draft(NamedTuple):
+    """An event as its publisher hands it over, before the log gives it an id.
+
+    Attributes:
+        topic: dot-separated tokens, no wildcards.
+        type: the name of the event's kind.
+        data: one JSON text in UTF-8.
+    """
+
+    topic: str
+    type: str
+    data: bytes
+
+
+class Event(msgspec.Struct, frozen=True):
+    """An event that has its place in the log.
+
+    Attributes:
+        id: its position in the order of all events.
+        topic: dot-separated tokens.
+        type: the name of the event's kind.
+        data: one JSON text in UTF-8, byte for byte what the publisher sent.
+    """
+
+    id: EventId
+    topic: str
+    type: str
+    data: bytes
+
+    def decode(self) -> object:
+        """The data as Python objects."""
+        return msgspec.json.decode(self.data)
+
+
+class TopicSet:
+    """A distinct set of topic names and patterns, hashable, with the test whether a topic belongs to it.
+
+    ``*`` matches one token and a final ``>`` one or more, as in NATS.
+    """
+
+    __slots__ = ("_patterns", "exact", "names")
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names)
+        patterns = {name for name in self.names if is_pattern(name)}
+        self.exact = self.names - patterns
+        self._patterns = tuple(_compile_pattern(name) for name in sorted(patterns))
+
+    @property
+    def has_patterns(self) -> bool:
+        """Whether topics that are not named here may belong to the set."""
+        return bool(self._patterns)
+
+    def __contains__(self, topic: str) -> bool:
+        return topic in self.exact or any(pattern.fullmatch(topic) for pattern in self._patterns)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TopicSet) and self.names == other.names
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+    def __repr__(self) -> str:
+        return f"TopicSet({sorted(self.names)})"
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a subscription names more than one topic. Wildcards are whole tokens, so looking for them is enough."""
+    return "*" in name or ">" in name
+
+
+def check_topic(topic: str, *, max_bytes: int) -> str:
+    """Returns the topic unchanged when an event may be published to it.
+
+    Raises:
+        RemoteProtocolError: empty, empty tokens, white space, control characters or wildcards.
+        LimitExceeded: longer than ``max_bytes`` in UTF-8.
+    """
+    return _check_name(topic, _TOPIC, max_bytes, "bad-topic", "a topic is dot-separated words without * or >")
+
+
+def check_pattern(name: str, *, max_bytes: int) -> str:
+    """Returns the name unchanged when one may subscribe to it: a topic, or a pattern with ``*`` and a final ``>``.
+
+    Raises:
+        RemoteProtocolError: empty, empty tokens, white space, control characters, or misplaced wildcards.
+        LimitExceeded: longer than ``max_bytes`` in UTF-8.
+    """
+    return _check_name(
+        name,
+        _PATTERN,
+        max_bytes,
+        "bad-topic",
+        "a topic is dot-separated words, where * stands for one word and a final > for the rest",
+    )
+
+
+def check_type(name: str) -> str:
+    """Returns the event type unchanged when a publisher may use it.
+
+    Raises:
+        RemoteProtocolError: empty, reserved, or with characters that end a line.
+        LimitExceeded: longer than 255 bytes in UTF-8.
+    """
+    _check_name(name, _TYPE, MAX_TYPE_BYTES, "bad-type", "a type is one line of printable text")
+    if name.startswith(RESERVED_TYPE_PREFIX):
+        raise RemoteProtocolError(f"types that begin with {RESERVED_TYPE_PREFIX} are reserved", code="bad-type")
+    return name
+
+
+def data_as_json(body: bytes) -> bytes:
+    """What was published, as one JSON text: verbatim when it is JSON, else as a JSON string.
+
+    Args:
+        body: what the publisher sent.
+
+    Raises:
+        RemoteProtocolError: it is not UTF-8, so it can be neither.
+    """
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise RemoteProtocolError(
+            f"data must be UTF-8: {error.reason} at byte {error.start}", code="bad-data"
+        ) from None
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return msgspec.json.encode(text)
+    return body
+
+
+def shorten(text: str, *, limit: int = 60) -> str:
+    """The text quoted for a message: control characters escaped, no longer than about ``limit``."""
+    return ascii(text if len(text) <= limit else text[:limit] + "…")
+
+
+def _check_name(name: str, rule: re.Pattern[str], max_bytes: int, code: str, expected: str) -> str:
+    # The length in characters first: a megabyte is not worth a regular expression.
+    size = len(name) if len(name) > max_bytes else len(name.encode(errors="surrogatepass"))
+    if size > max_bytes:
+        raise LimitExceeded("limits.topic_size" if code == "bad-topic" else "type", max_bytes, size, status=400)
+    if rule.fullmatch(name) is None:
+        raise RemoteProtocolError(f"{expected}; found {shorten(name)}", code=code)
+    return name
+
+
+def _compile_pattern(name: str) -> re.Pattern[str]:
+    tokens = name.split(".")
+    rest = tokens[-1] == ">"
+    if rest:
+        tokens.pop()
+    parts = [r"[^.]+" if token == "*" else re.escape(token) for token in tokens]  # noqa: S105
+    return re.compile(r"\.".join([*parts, r".+"] if rest else parts), re.DOTALL)
