@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
@@ -219,7 +227,10 @@ def load_config(
         config = Config.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(
-            [*(_describe(details, name, from_env, overrides or {}) for details in error.errors()), *env_problems]
+            [
+                *(_describe(details, name, from_env, overrides or {}) for details in error.errors()),
+                *env_problems,
+            ]
         ) from None
     if env_problems:
         raise ConfigError(env_problems)

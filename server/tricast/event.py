@@ -5,6 +5,7 @@ Owns the rules for names. Knows nothing of transports, logs or subscribers.
 
 import re
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import NamedTuple, Self
 
 import msgspec
@@ -72,7 +73,7 @@ class Draft(NamedTuple):
     data: bytes
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event:
     """An event that has its place in the log.
 
     Attributes:
@@ -80,16 +81,58 @@ class Event(msgspec.Struct, frozen=True):
         topic: dot-separated tokens.
         type: the name of the event's kind.
         data: one JSON text in UTF-8, byte for byte what the publisher sent.
+        encoded: what the wire forms made of it, so that no form encodes it twice; theirs alone.
     """
 
-    id: EventId
-    topic: str
-    type: str
-    data: bytes
+    __slots__ = ("data", "encoded", "id", "topic", "type")
+
+    def __init__(self, id: EventId, topic: str, type: str, data: bytes) -> None:  # noqa: A002
+        self.id = id
+        self.topic = topic
+        self.type = type
+        self.data = data
+        self.encoded: dict[str, bytes] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Event) and (self.id, self.topic, self.type, self.data) == (
+            other.id,
+            other.topic,
+            other.type,
+            other.data,
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"Event({self.id}, {self.topic!r}, {self.type!r}, {self.data!r})"
 
     def decode(self) -> object:
         """The data as Python objects."""
         return msgspec.json.decode(self.data)
+
+
+class GapReason(StrEnum):
+    """Why a client cannot have everything after the position it asked for."""
+
+    EVICTED = "evicted"  # the log keeps only so much
+    RESTARTED = "restarted"  # the log began anew since
+    SLOW = "slow"  # it was connected, but fell behind further than the log reaches
+    UNKNOWN_ID = "unknown_id"  # this log never came that far
+
+
+class Gap(NamedTuple):
+    """The announcement that events may be missing from a stream.
+
+    Attributes:
+        reason: why.
+        after: the position that was asked for; everything up to it had been received.
+        resumed_at: from this position on nothing is missing.
+    """
+
+    reason: GapReason
+    after: EventId
+    resumed_at: EventId
 
 
 class TopicSet:

@@ -1,0 +1,354 @@
+"""The ``tricast`` command.
+
+Events go to stdout, words to stderr. Exit codes: 0 done, 1 it did not work, 2 wrong usage, 130 interrupted,
+141 nobody reads stdout any more.
+"""
+# ruff: noqa: PLC0415 - everything heavy is imported by the command that needs it, so that --help is quick.
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn
+
+import click
+
+from tricast import __version__
+
+if TYPE_CHECKING:
+    from tricast.client import Item
+    from tricast.config import Config
+    from tricast.event import Event
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+_READ_BYTES = 64 * 2**10
+#: As a shell reports a command that a signal ended.
+_INTERRUPTED = 128 + signal.SIGINT
+_NO_READER = 128 + signal.SIGPIPE
+
+_TRANSPORT_NAMES = {"ws": "WebSocket", "sse": "Server-Sent Events", "poll": "long polling"}
+_GAP_REASONS = {
+    "evicted": "the server does not keep them any more",
+    "restarted": "the server was restarted and began anew",
+    "slow": "this client was too slow",
+    "unknown_id": "the server does not know that position",
+}
+
+
+class Failure(click.ClickException):
+    """The command did not work; each line says why, for the person who gave it."""
+
+    exit_code = 1
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+    def show(self, file: IO[Any] | None = None) -> None:  # noqa: ARG002 - click's signature
+        """Writes the lines to stderr."""
+        for line in self.lines:
+            _say(line, label="error: ", colour="red")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(__version__, prog_name="tricast", message="%(prog)s %(version)s")
+def cli() -> None:
+    """One ordered stream of events over long polling, Server-Sent Events and WebSocket."""
+
+
+def _check_url(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    from tricast.client import ClientError
+    from tricast.client.endpoint import Endpoint
+
+    try:
+        Endpoint.parse(value)
+    except ClientError as error:
+        raise click.BadParameter(str(error), context, parameter) from None
+    return value
+
+
+def _check_last_id(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    from tricast.errors import RemoteProtocolError
+    from tricast.event import EventId
+
+    try:
+        return None if value is None else str(EventId.parse(value))
+    except RemoteProtocolError as error:
+        raise click.BadParameter(error.detail, context, parameter) from None
+
+
+_url_option = click.option(
+    "--url", default=DEFAULT_URL, metavar="URL", callback=_check_url, help="The server to talk to."
+)
+
+
+@cli.command()
+@click.option("--config", "file", metavar="FILE", show_default="none", help="Read this TOML file.")
+@click.option("--host", metavar="H", show_default="server.host, else 127.0.0.1", help="Listen on this address.")
+@click.option(
+    "--port",
+    metavar="P",
+    type=click.IntRange(0, 65535),
+    show_default="server.port, else 8080",
+    help="Listen on this port; 0 picks a free one.",
+)
+@click.option("--log-url", metavar="URL", show_default="log.url, else memory:", help="Where the events are kept.")
+def serve(file: str | None, host: str | None, port: int | None, log_url: str | None) -> None:
+    """Run the server.
+
+    Settings come from the defaults, then the file, then TRICAST_SECTION__KEY variables, then these options.
+    """
+    from tricast.server import run
+
+    given: dict[str, dict[str, object]] = {"server": {"host": host, "port": port}, "log": {"url": log_url}}
+    overrides = {
+        section: {key: value for key, value in keys.items() if value is not None} for section, keys in given.items()
+    }
+    _run(_serve, run, _load(file, overrides))
+
+
+async def _serve(run: "Callable[[Config], Awaitable[None]]", config: "Config") -> None:
+    refused: list[str] = []
+    try:
+        await run(config)
+    except* OSError as group:
+        refused = [_in_words(error) for error in _leaves(group)]
+    if refused:
+        where = f"{config.server.host}:{config.server.port}"
+        if config.admin.enabled:
+            where += f" or {config.admin.host}:{config.admin.port}"
+        raise Failure(*(f"cannot listen on {where}: {words}" for words in refused))
+
+
+@cli.command()
+@click.argument("file")
+def check(file: str) -> None:
+    """Check the configuration in FILE.
+
+    Prints everything that is wrong with it. TRICAST_SECTION__KEY variables are checked as well.
+    """
+    _load(file, {})
+    click.echo(f"{file}: ok")
+
+
+@cli.command()
+@click.argument("topic", required=False)
+@click.argument("data", required=False)
+@click.option("--type", "kind", metavar="T", show_default="message", help="The name of the event's kind.")
+@click.option("--ndjson", is_flag=True, help='Publish lines {"topic":…,"type":…,"data":…} from stdin, without TOPIC.')
+@_url_option
+def publish(*, topic: str | None, data: str | None, kind: str | None, ndjson: bool, url: str) -> None:
+    """Publish DATA to TOPIC and print the event's id.
+
+    DATA is JSON, or any other text. Without DATA, or with -, it is read from stdin (less a final line end).
+    With --ndjson, lines are published as they come, those that come together all or none, and an id is printed
+    for each.
+    """
+    if ndjson:
+        if topic is not None or kind is not None:
+            raise click.UsageError("with --ndjson, topic and type are in the lines, not on the command line")
+        _run(_publish_lines, url)
+    elif topic is None:
+        raise click.UsageError("Missing argument 'TOPIC'.")
+    else:
+        _run(_publish_one, url, topic, kind, data)
+
+
+async def _publish_one(url: str, topic: str, kind: str | None, data: str | None) -> None:
+    from tricast.client import publish
+    from tricast.event import DEFAULT_TYPE
+
+    body = await _read_all() if data is None or data == "-" else os.fsencode(data)
+    _print(await publish(url, topic, body, type=kind or DEFAULT_TYPE))
+
+
+async def _read_all() -> bytes:
+    if os.isatty(0):
+        _say("reading from the terminal; end with Ctrl-D")
+    body = bytearray()
+    while chunk := await _read_stdin():
+        body += chunk
+    return bytes(body).removesuffix(b"\n").removesuffix(b"\r")
+
+
+async def _publish_lines(url: str) -> None:
+    from tricast.client import publish_ndjson
+
+    rest, published = b"", 0
+    while True:
+        chunk = await _read_stdin()
+        *lines, rest = (rest + chunk).split(b"\n") if chunk else (rest, b"")
+        if lines := [line for line in lines if line.strip()]:
+            try:
+                ids = await publish_ndjson(url, lines)
+            except Exception:
+                _say(f"{published} lines were published; the next {len(lines)} were not, or it is not known")
+                raise
+            published += len(ids)
+            _print("\n".join(ids))
+        if not chunk:
+            return
+
+
+async def _read_stdin() -> bytes:
+    """The next bytes of stdin, as soon as there are any. Cancelling it abandons a thread that waits for them."""
+    import trio
+
+    # Not sys.stdin.buffer: a thread left waiting within it would hold its lock when the interpreter ends.
+    try:
+        return await trio.to_thread.run_sync(os.read, 0, _READ_BYTES, abandon_on_cancel=True)
+    except OSError as error:
+        raise Failure(f"cannot read from stdin: {_in_words(error)}") from None
+
+
+@cli.command()
+@click.argument("topics", metavar="TOPIC...", nargs=-1, required=True)
+@click.option(
+    "--transport",
+    type=click.Choice(["auto", "sse", "ws", "poll"]),
+    default="auto",
+    help="auto tries WebSocket, then Server-Sent Events, then long polling.",
+)
+@click.option(
+    "--last-id",
+    metavar="ID",
+    callback=_check_last_id,
+    show_default="from now on",
+    help="Resume after this id; 0-0 for all that is kept.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["json", "data"]),
+    default="json",
+    help="Print the whole event as JSON, or only its data.",
+)
+@_url_option
+def subscribe(
+    topics: tuple[str, ...],
+    transport: Literal["auto", "sse", "ws", "poll"],
+    last_id: str | None,
+    form: str,
+    url: str,
+) -> None:
+    """Print the events of every TOPIC, one a line.
+
+    In a TOPIC, * stands for one word and a final > for the rest. When the connection breaks it is made again,
+    and goes on where it was; that, and whether events were missed, is told on stderr.
+    """
+    from tricast.client import items
+
+    to_line = items.event_as_line if form == "json" else items.data_as_line
+    _run(_subscribe, url, topics, transport, last_id, to_line)
+
+
+async def _subscribe(
+    url: str,
+    topics: tuple[str, ...],
+    transport: Literal["auto", "sse", "ws", "poll"],
+    last_id: str | None,
+    to_line: "Callable[[Event], bytes]",
+) -> None:
+    from tricast.client import subscribe
+    from tricast.event import Event
+
+    async with subscribe(url, topics, transport=transport, last_id=last_id) as subscription:
+        async for item in subscription:
+            if isinstance(item, Event):
+                _print(to_line(item).decode())
+            else:
+                _notify(item)
+
+
+def _notify(item: "Item") -> None:
+    from tricast.client import Connected, Disconnected
+    from tricast.event import Gap
+
+    if isinstance(item, Connected):
+        events = "new events" if item.position is None else f"events after {item.position}"
+        _say(f"connected by {_TRANSPORT_NAMES[item.transport]}; waiting for {events}", colour="green")
+    elif isinstance(item, Disconnected):
+        following = f"trying again in {item.delay:.1f} s" if item.delay else "trying another transport"
+        _say(f"{item.why}; {following}", colour="yellow")
+    elif isinstance(item, Gap):
+        missing = f"events after {item.after} and up to {item.resumed_at} may be missing"
+        _say(f"{missing}: {_GAP_REASONS[item.reason]}", label="gap: ", colour="yellow")
+
+
+def _load(file: str | None, overrides: dict[str, dict[str, object]]) -> "Config":
+    from tricast.config import load_config
+    from tricast.errors import ConfigError
+
+    try:
+        return load_config(file, overrides=overrides)
+    except ConfigError as error:
+        raise Failure(*map(str, error.problems)) from None
+
+
+def _run(function: Callable[..., Awaitable[None]], *args: object) -> None:
+    """Runs a command that talks to the network, and turns what it raises into exit codes and lines."""
+    import trio
+
+    from tricast.errors import TricastError
+
+    lines: list[str] = []
+    status = 0
+    try:
+        trio.run(function, *args)
+    except* KeyboardInterrupt:
+        status = _INTERRUPTED
+    except* BrokenPipeError:
+        status = _NO_READER
+    except* Failure as failures:
+        lines += [line for failure in _leaves(failures) for line in str(failure).splitlines()]
+    except* TricastError as errors:
+        lines += [line for error in _leaves(errors) for line in str(error).splitlines()]
+    if lines:
+        raise Failure(*lines)
+    if status:
+        raise click.exceptions.Exit(status)
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[Any]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _in_words(error: OSError) -> str:
+    words = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+    return f"{words.lower()} (ports below 1024 need a privilege)" if error.errno == errno.EACCES else words.lower()
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _say(text: str, *, label: str = "", colour: str | None = None) -> None:
+    """Writes one line to stderr, in colour on a terminal. What a server says cannot control that terminal."""
+    harmless = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    line = click.style(label, fg=colour, bold=True) + harmless if label else click.style(harmless, fg=colour)
+    click.echo(line, err=True, color=False if "NO_COLOR" in os.environ else None)
+
+
+def main() -> NoReturn:
+    """Runs the command that the arguments name, and exits."""
+    try:
+        status = cli.main(prog_name="tricast", standalone_mode=False) or 0
+    except click.ClickException as error:
+        # Where stderr is closed as well, the exit code has to do.
+        with suppress(OSError):
+            error.show()
+        status = error.exit_code
+    except click.Abort:
+        status = _INTERRUPTED
+    if status == _NO_READER:
+        # What is still buffered cannot be written, so that the interpreter must not try it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(status)

@@ -1,0 +1,188 @@
+"""One non-blocking socket: receiving, sending at once, keeping an unsent tail, and closing.
+
+The only place where bytes are written to or read from a client's socket, and where ``OSError`` becomes
+``ConnectionLost``. Knows nothing of HTTP, events or subscribers. What is sent is always whole (a chunk, a frame, an
+answer), and nothing is sent while a tail waits, so pieces of different writers never mix.
+"""
+
+import socket
+
+import trio
+
+from tricast.errors import ConnectionLost
+from tricast.sent import Sent
+
+#: One receive. As large as a loopback read gets, and small enough for one buffer per call.
+RECEIVE_BYTES = 64 * 2**10
+#: While lingering after the last answer, so many bytes are read and thrown away at most.
+_MAX_LINGER_BYTES = 2**20
+_LINGER_SECONDS = 2.0
+
+
+class Connection:
+    """A client's socket.
+
+    Args:
+        sock: connected and non-blocking; closed by ``close``.
+        write_timeout: seconds in which at least one byte must be taken when the peer is waited for.
+
+    Attributes:
+        peer: the client's address as text.
+        last_received: ``trio.current_time()`` of the last byte that came in.
+        is_closed: whether ``close`` was called.
+    """
+
+    __slots__ = (
+        "_drained",
+        "_is_draining",
+        "_sock",
+        "_tail",
+        "_write_timeout",
+        "is_closed",
+        "last_received",
+        "peer",
+    )
+
+    def __init__(self, sock: socket.socket, peer: str, *, write_timeout: float) -> None:
+        self._sock = sock
+        self._tail: memoryview | None = None
+        self._write_timeout = write_timeout
+        self._is_draining = False
+        self._drained: trio.Event | None = None
+        self.peer = peer
+        self.last_received = trio.current_time()
+        self.is_closed = False
+
+    async def receive(self) -> bytes:
+        """The next bytes from the peer; empty when it will send no more. Cancelling loses none.
+
+        Raises:
+            ConnectionLost: reset, or closed on this side.
+        """
+        while True:
+            await self.wait_readable()
+            try:
+                data = self._sock.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise ConnectionLost(error.strerror or str(error)) from None
+            self.last_received = trio.current_time()
+            return data
+
+    async def wait_readable(self) -> None:
+        """Returns when the peer has sent something or has closed.
+
+        Raises:
+            ConnectionLost: closed on this side.
+        """
+        try:
+            await trio.lowlevel.wait_readable(self._sock)
+        except (trio.ClosedResourceError, ValueError):  # ValueError: a closed socket has no descriptor
+            raise ConnectionLost("closed") from None
+
+    @property
+    def has_tail(self) -> bool:
+        """Whether something that was to be sent still waits for room."""
+        return self._tail is not None
+
+    def send_now(self, data: bytes) -> Sent:
+        """Sends what the kernel takes in one call, without waiting; keeps the rest, uncopied, as the tail.
+
+        Raises:
+            ConnectionLost: the peer has reset the connection, or it is closed.
+        """
+        if self._tail is not None:
+            return Sent.NOTHING
+        try:
+            count = self._sock.send(data)
+        except BlockingIOError:
+            count = 0
+        except OSError as error:
+            raise ConnectionLost(error.strerror or str(error)) from None
+        if count == len(data):
+            return Sent.ALL
+        self._tail = memoryview(data)[count:]
+        return Sent.PART
+
+    async def send(self, data: bytes) -> None:
+        """Sends all of it, after whatever still waits. Cancelling leaves a part unsent: then only close.
+
+        Raises:
+            ConnectionLost: reset, closed, or no byte was taken within the write timeout.
+        """
+        while self.send_now(data) is Sent.NOTHING:
+            await self.drain()
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Returns when nothing waits any more. Several tasks may wait; one of them does the sending.
+
+        Raises:
+            ConnectionLost: reset, closed, or no byte was taken within the write timeout.
+        """
+        while self._tail is not None:
+            if self._is_draining:
+                if self._drained is None:
+                    self._drained = trio.Event()
+                await self._drained.wait()
+            else:
+                await self._drain_alone()
+
+    async def _drain_alone(self) -> None:
+        self._is_draining = True
+        try:
+            while self._tail is not None:
+                await self._wait_writable()
+                try:
+                    count = self._sock.send(self._tail)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    raise ConnectionLost(error.strerror or str(error)) from None
+                self._tail = self._tail[count:] if count < len(self._tail) else None
+        finally:
+            # Also when cancelled: another waiting task takes over where this one stopped.
+            self._is_draining = False
+            if self._drained is not None:
+                self._drained.set()
+                self._drained = None
+
+    async def _wait_writable(self) -> None:
+        with trio.move_on_after(self._write_timeout) as scope:
+            try:
+                await trio.lowlevel.wait_writable(self._sock)
+            except (trio.ClosedResourceError, ValueError):
+                raise ConnectionLost("closed") from None
+        if scope.cancelled_caught:
+            raise ConnectionLost(f"took no data for {self._write_timeout:g} s")
+
+    def shutdown_write(self) -> None:
+        """Tells the peer that nothing more will come. Does nothing when it is gone already."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+    async def linger(self) -> None:
+        """Lets the peer read the last answer before the connection is closed.
+
+        Closing with unread input makes the kernel send a reset, which can destroy the answer on its way (RFC 9112
+        9.6). So: no more output, and the rest of the input is read and thrown away, bounded in time and size.
+        """
+        self.shutdown_write()
+        left = _MAX_LINGER_BYTES
+        with trio.move_on_after(_LINGER_SECONDS):
+            try:
+                while left > 0 and (data := await self.receive()):
+                    left -= len(data)
+            except ConnectionLost:
+                return
+
+    def close(self) -> None:
+        """Closes at once; whoever waits for the socket gets ``ConnectionLost``. Closing twice is no error."""
+        if not self.is_closed:
+            self.is_closed = True
+            self._tail = None
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()

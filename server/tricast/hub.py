@@ -1,0 +1,359 @@
+"""Topics, feeds and positions: who gets what next. Synchronous, and without sockets.
+
+A *feed* is one distinct set of topics that somebody is subscribed to; subscribers of the same set share it. A
+subscriber of a feed is *live*: it has everything up to the feed's last flush and gets the next block as it is; or it
+is *behind*: its own task reads on from the log until it has caught up. Nothing here waits for a subscriber, and no
+events are held for any one of them.
+
+What holds at all times: a live subscriber has got everything its feed ever flushed behind the position it began at.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from tricast.event import (
+    DEFAULT_TYPE,
+    Draft,
+    Event,
+    EventId,
+    GapReason,
+    TopicSet,
+    check_topic,
+    check_type,
+)
+from tricast.log.base import Log, Slice
+from tricast.sent import Sent
+from tricast.wire.form import Form
+
+#: Sends between two yields of a flush. At 10 µs each, nobody else waits for more than 2 ms.
+SENDS_PER_TURN = 200
+#: How much a subscriber that is behind reads from the log at a time.
+CATCH_UP_BYTES = 64 * 2**10
+#: Topics whose feeds are remembered while patterns are in use; forgotten all at once when there are more.
+_MAX_REMEMBERED_TOPICS = 10_000
+
+
+class Subscriber(ABC):
+    """A position in the log, with a way to write to whoever is at it.
+
+    Attributes:
+        form: how it wants events written.
+        feed: the feed it belongs to, or None.
+        position: everything of its feed up to here has been handed over.
+        is_live: whether the flush feeds it.
+        was_live: whether it ever was, so that a gap is its own slowness.
+    """
+
+    __slots__ = ("feed", "form", "is_live", "position", "was_live")
+
+    def __init__(self, form: Form, position: EventId) -> None:
+        self.form = form
+        self.feed: Feed | None = None
+        self.position = position
+        self.is_live = False
+        self.was_live = False
+
+    @abstractmethod
+    def push(self, block: bytes) -> Sent:
+        """Sends what can be sent at once, without waiting."""
+
+    @abstractmethod
+    def fell_behind(self) -> None:
+        """Has its own task read on from the log, with ``Hub.read`` and ``Hub.try_go_live``."""
+
+    @abstractmethod
+    def fail(self, error: Exception) -> None:
+        """Ends this subscriber's connection: ``push`` raised the error. Must not raise."""
+
+
+class Feed:
+    """One distinct set of topics.
+
+    Attributes:
+        topics: the set.
+        live: the live subscribers by form, in the order they came.
+        size: all subscribers, live and behind.
+        pending: events since the last flush, in id order.
+        flushed: the last event that was flushed.
+    """
+
+    __slots__ = ("flushed", "live", "pending", "size", "topics")
+
+    def __init__(self, topics: TopicSet, flushed: EventId) -> None:
+        self.topics = topics
+        self.live: dict[Form, dict[Subscriber, None]] = {}
+        self.size = 0
+        self.pending: list[Event] = []
+        self.flushed = flushed
+
+
+class HubStatistics(msgspec.Struct, frozen=True):
+    """What the hub has done and holds; counts since the start unless said otherwise."""
+
+    feeds: int  # now
+    subscribers: int  # now
+    behind: int  # now
+    published: int
+    flushes: int
+    deliveries: int  # blocks handed to live subscribers
+    fell_behind: int
+    gaps: int
+
+
+class Hub:
+    """Publishes into the log, and brings what the log commits to the subscribers.
+
+    Args:
+        log: where events are kept.
+        max_topic_bytes: how long a topic may be.
+        wake: called when there is something to flush.
+    """
+
+    def __init__(self, log: Log, *, max_topic_bytes: int, wake: Callable[[], None]) -> None:
+        self._log = log
+        self._max_topic_bytes = max_topic_bytes
+        self._wake = wake
+        self._feeds: dict[TopicSet, Feed] = {}
+        self._by_topic: dict[str, dict[Feed, None]] = {}
+        self._by_pattern: dict[Feed, None] = {}
+        self._remembered: dict[str, tuple[Feed, ...]] = {}
+        self._dirty: dict[Feed, None] = {}
+        self._last_id = log.last_id
+        self._subscribers = 0
+        self._live = 0
+        self._published = 0
+        self._flushes = 0
+        self._deliveries = 0
+        self._fell_behind = 0
+        self._gaps = 0
+
+    # Publishing
+
+    async def publish(self, topic: str, data: object, *, type: str = DEFAULT_TYPE) -> EventId:  # noqa: A002
+        """Publishes one event and returns its id once the log holds it. Never waits for a subscriber.
+
+        Args:
+            topic: dot-separated words.
+            data: anything that JSON can write.
+            type: the name of the event's kind.
+
+        Raises:
+            RemoteProtocolError: the topic or the type is not allowed.
+            TypeError: the data cannot be written as JSON.
+            LogUnavailable: the event was not kept.
+        """
+        (event_id,) = await self.append([self.check(Draft(topic, type, msgspec.json.encode(data)))])
+        return event_id
+
+    def check(self, draft: Draft) -> Draft:
+        """Returns the draft unchanged when its names may be used.
+
+        Raises:
+            RemoteProtocolError: the topic or the type is not allowed.
+        """
+        check_topic(draft.topic, max_bytes=self._max_topic_bytes)
+        check_type(draft.type)
+        return draft
+
+    async def append(self, drafts: Sequence[Draft]) -> list[EventId]:
+        """Publishes checked drafts, all or none, and returns their ids once the log holds them.
+
+        Raises:
+            LogUnavailable: none was kept.
+        """
+        return await self._log.append(drafts)
+
+    def committed(self, events: Sequence[Event]) -> None:
+        """Takes what the log has committed, in id order, and marks the feeds that it concerns."""
+        self._published += len(events)
+        self._last_id = events[-1].id
+        for event in events:
+            for feed in self._feeds_of(event.topic):
+                feed.pending.append(event)
+                self._dirty[feed] = None
+        if self._dirty:
+            self._wake()
+
+    # Subscribing
+
+    @property
+    def last_id(self) -> EventId:
+        """The newest position: that of the last event committed."""
+        return self._last_id
+
+    def settled(self, subscriber: Subscriber) -> EventId:
+        """The newest position up to which a live subscriber has everything, though its feed may have been silent."""
+        assert subscriber.feed is not None
+        return subscriber.position if subscriber.feed.pending else max(subscriber.position, self._last_id)
+
+    def join(self, subscriber: Subscriber, topics: TopicSet) -> None:
+        """Makes the subscriber one of the feed for these topics, behind until ``try_go_live`` says otherwise."""
+        feed = self._feeds.get(topics)
+        if feed is None:
+            feed = self._feeds[topics] = Feed(topics, self._last_id)
+            self._index(feed)
+        feed.size += 1
+        self._subscribers += 1
+        subscriber.feed = feed
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """Takes the subscriber out of its feed, if it is in one; its position stays true."""
+        feed = subscriber.feed
+        if feed is None:
+            return
+        self._stop_live(subscriber)
+        subscriber.feed = None
+        self._subscribers -= 1
+        feed.size -= 1
+        if not feed.size:
+            del self._feeds[feed.topics]
+            self._dirty.pop(feed, None)
+            self._unindex(feed)
+
+    async def read(self, subscriber: Subscriber, *, max_bytes: int = CATCH_UP_BYTES) -> Slice:
+        """What the log holds for a subscriber behind its position. The position does not move: see ``advance``.
+
+        Raises:
+            LogUnavailable: the log cannot be read now.
+        """
+        assert subscriber.feed is not None
+        found = await self._log.read(subscriber.feed.topics, subscriber.position, max_bytes=max_bytes)
+        if found.gap is not None and found.gap.reason is GapReason.EVICTED and subscriber.was_live:
+            found = found._replace(gap=found.gap._replace(reason=GapReason.SLOW))
+        return found
+
+    def advance(self, subscriber: Subscriber, handed_over: Slice) -> None:
+        """Moves the position behind a slice that was handed over."""
+        self._gaps += handed_over.gap is not None
+        subscriber.position = handed_over.upto
+
+    def try_go_live(self, subscriber: Subscriber) -> bool:
+        """Makes the subscriber live when nothing that its feed has flushed is missing; returns whether it is."""
+        feed = subscriber.feed
+        assert feed is not None
+        if subscriber.position < feed.flushed:
+            return False
+        if not subscriber.is_live:
+            feed.live.setdefault(subscriber.form, {})[subscriber] = None
+            subscriber.is_live = subscriber.was_live = True
+            self._live += 1
+        return True
+
+    # Flushing
+
+    def flush(self) -> Iterator[None]:
+        """Hands everything committed so far to the live subscribers; yields where others should get a turn.
+
+        A subscriber that cannot take its block leaves the live ones and is told so; it delays nobody.
+        """
+        turn = 0
+        while self._dirty:
+            feeds, self._dirty = self._dirty, {}
+            self._flushes += 1
+            for feed in feeds:
+                for form, subscribers, events in self._take(feed):
+                    block = form.block(events)
+                    for subscriber in subscribers:
+                        self._deliver(subscriber, feed, events, block)
+                        turn += 1
+                        if turn >= SENDS_PER_TURN:
+                            turn = 0
+                            yield
+
+    def _take(self, feed: Feed) -> list[tuple[Form, list[Subscriber], list[Event]]]:
+        """Takes a feed's pending events, and those who were live when they were taken."""
+        events, feed.pending = feed.pending, []
+        if not events:  # flushed already, with what came first, while it was marked again
+            return []
+        feed.flushed = events[-1].id
+        return [(form, list(live), events) for form, live in feed.live.items()]
+
+    def _deliver(self, subscriber: Subscriber, feed: Feed, events: Sequence[Event], block: bytes) -> None:
+        # It may have left, moved or fallen behind while others had their turn.
+        if not subscriber.is_live or subscriber.feed is not feed:
+            return
+        position = subscriber.position
+        if position < events[0].id:
+            self._hand_over(subscriber, block, events[-1].id)
+        elif position < events[-1].id:
+            # It became live between two events of this block.
+            rest = [event for event in events if event.id > position]
+            self._hand_over(subscriber, subscriber.form.block(rest), events[-1].id)
+
+    def _hand_over(self, subscriber: Subscriber, block: bytes, upto: EventId) -> None:
+        try:
+            sent = subscriber.push(block)
+        except Exception as error:  # noqa: BLE001 - whatever one connection raises stays with it
+            self.leave(subscriber)
+            subscriber.fail(error)
+            return
+        if sent is not Sent.NOTHING:
+            self._deliveries += 1
+            subscriber.position = upto
+        if sent is not Sent.ALL:
+            self._stop_live(subscriber)
+            self._fell_behind += 1
+            subscriber.fell_behind()
+
+    def _stop_live(self, subscriber: Subscriber) -> None:
+        if subscriber.is_live:
+            assert subscriber.feed is not None
+            subscriber.is_live = False
+            self._live -= 1
+            members = subscriber.feed.live[subscriber.form]
+            del members[subscriber]
+            if not members:
+                del subscriber.feed.live[subscriber.form]
+
+    # The index from topics to feeds
+
+    def _feeds_of(self, topic: str) -> tuple[Feed, ...]:
+        if not self._by_pattern:
+            return tuple(self._by_topic.get(topic, ()))
+        feeds = self._remembered.get(topic)
+        if feeds is None:
+            matching = {feed: None for feed in self._by_pattern if topic in feed.topics}
+            feeds = tuple({**self._by_topic.get(topic, {}), **matching})
+            if len(self._remembered) >= _MAX_REMEMBERED_TOPICS:
+                self._remembered.clear()
+            self._remembered[topic] = feeds
+        return feeds
+
+    def _index(self, feed: Feed) -> None:
+        for topic in feed.topics.exact:
+            self._by_topic.setdefault(topic, {})[feed] = None
+        if feed.topics.has_patterns:
+            self._by_pattern[feed] = None
+        self._forget(feed)
+
+    def _unindex(self, feed: Feed) -> None:
+        for topic in feed.topics.exact:
+            feeds = self._by_topic[topic]
+            del feeds[feed]
+            if not feeds:
+                del self._by_topic[topic]
+        self._by_pattern.pop(feed, None)
+        self._forget(feed)
+
+    def _forget(self, feed: Feed) -> None:
+        if feed.topics.has_patterns:
+            self._remembered.clear()
+        for topic in feed.topics.exact:
+            self._remembered.pop(topic, None)
+
+    # What it holds
+
+    def statistics(self) -> HubStatistics:
+        """What the hub has done and holds."""
+        return HubStatistics(
+            feeds=len(self._feeds),
+            subscribers=self._subscribers,
+            behind=self._subscribers - self._live,
+            published=self._published,
+            flushes=self._flushes,
+            deliveries=self._deliveries,
+            fell_behind=self._fell_behind,
+            gaps=self._gaps,
+        )

@@ -1,0 +1,347 @@
+"""What each path does: the events, publishing, health and metrics, and the page."""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+from importlib.resources import files
+
+from prometheus_client import CollectorRegistry
+from wsproto import ConnectionType
+from wsproto.events import AcceptConnection
+from wsproto.events import Request as Opening
+from wsproto.handshake import H11Handshake
+from wsproto.utilities import RemoteProtocolError as HandshakeError
+
+from tricast import metrics
+from tricast.errors import LogUnavailable, RemoteProtocolError
+from tricast.event import DEFAULT_TYPE, Draft, TopicSet
+from tricast.http import Exchange, Handover, common_headers
+from tricast.publish import NDJSON, Idempotency, batch_drafts, single_draft
+from tricast.runtime import Handler, Runtime
+from tricast.transports.event_stream import EventStream
+from tricast.transports.long_poll import LongPoll
+from tricast.transports.stream import check_topics, last_id_of, start_of
+from tricast.transports.websocket import Session, serve_topics
+from tricast.wire import sse
+from tricast.wire.http1 import Headers, Request, Response, allow, json_response, problem, retry_after
+from tricast.wire.websocket import SUBPROTOCOL
+
+Route = Callable[[Exchange], Awaitable[Response | Handover]]
+
+_PAGE_FILES = {
+    "/": ("index.html", b"text/html; charset=utf-8"),
+    "/style.css": ("style.css", b"text/css; charset=utf-8"),
+    "/tricast.js": ("tricast.js", b"text/javascript; charset=utf-8"),
+    "/favicon.svg": ("favicon.svg", b"image/svg+xml"),
+}
+#: The page loads nothing from elsewhere and runs nothing that is not in its files.
+_PAGE_POLICY = b"default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+#: HTML 9.2 names Last-Event-ID; the rest of what subscribers send is safelisted (Fetch 2.2.2).
+_CORS_PREFLIGHT = (
+    (b"access-control-allow-methods", b"GET, HEAD"),
+    (b"access-control-allow-headers", b"last-event-id, cache-control"),
+    (b"access-control-max-age", b"600"),
+)
+
+
+class Routes:
+    """All paths of one listener.
+
+    Args:
+        runtime: what all connections share.
+        idempotency: the remembered answers to publishers.
+    """
+
+    def __init__(self, runtime: Runtime, table: Mapping[str, Mapping[str, Route]]) -> None:
+        self._runtime = runtime
+        self._table = table
+
+    async def __call__(self, exchange: Exchange) -> Response | Handover:
+        """Answers one request; see ``tricast.http.Router``."""
+        request = exchange.request
+        methods = self._table.get(request.path)
+        if methods is None:
+            if request.target == b"*" and request.method == "OPTIONS":  # RFC 9110 9.3.7: the server as a whole
+                return Response(204)
+            return problem(404, "there is nothing at this path", code="not-found")
+        exchange.label = request.path
+        # HEAD is GET without the body, which the connection leaves away.
+        route = methods.get("GET" if request.method == "HEAD" else request.method)
+        if route is not None:
+            return await route(exchange)
+        allowed = allow(sorted({*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"}))
+        if request.method == "OPTIONS":
+            return Response(204, (allowed,))
+        return problem(405, f"{request.method} is not for this path", code="method-not-allowed", headers=(allowed,))
+
+
+def public_routes(runtime: Runtime, idempotency: Idempotency) -> Routes:
+    """The paths for subscribers and publishers, the page, and health and metrics unless these have a listener."""
+    events = {"GET": subscribe, "OPTIONS": preflight}
+    table: dict[str, Mapping[str, Route]] = {
+        "/events": events,
+        "/ws": {"GET": subscribe_websocket},
+        "/publish": {"POST": Publisher(idempotency)},
+    }
+    for path, handler in runtime.handlers.items():
+        table[path] = {"GET": _websocket_route(handler)}
+    if runtime.config.server.page:
+        table.update({path: {"GET": page} for path, page in _page_routes().items()})
+    if not runtime.config.admin.enabled:
+        table.update(_operations(runtime))
+    return Routes(runtime, table)
+
+
+def admin_routes(runtime: Runtime) -> Routes:
+    """The paths for those who run the server."""
+    return Routes(runtime, _operations(runtime))
+
+
+# Subscribing
+
+
+async def subscribe(exchange: Exchange) -> Response | Handover:
+    """``GET /events``: a WebSocket, an event stream or a long poll, whatever the request's headers ask for."""
+    request, runtime = exchange.request, exchange.runtime
+    if request.wants_websocket:
+        return await subscribe_websocket(exchange)
+    cors = _cors_headers(request, runtime)
+    try:
+        topics = check_topics(request.parameters("topic"), runtime)
+        start = start_of(last_id_of(request), runtime.hub.last_id)
+        _refuse_while_draining(runtime)
+    except RemoteProtocolError as error:
+        error.headers = (*error.headers, *cors)
+        raise
+    if request.wants_event_stream:
+        return _event_stream(exchange, EventStream(
+            exchange.connection, runtime, TopicSet(topics), start,
+            envelope=_wants_envelope(request), is_chunked=request.is_http_11,
+        ), cors)  # fmt: skip
+    if request.method == "HEAD":
+        return Response(200, ((b"content-type", b"application/json"), (b"cache-control", b"no-store"), *cors))
+    poll = LongPoll(runtime, TopicSet(topics), start)
+    runtime.open[exchange.connection], busy_with = poll, runtime.open[exchange.connection]
+    try:
+        answer = await poll.answer(exchange.until_peer_leaves)
+    except LogUnavailable as error:
+        return _log_unavailable(error, runtime)
+    finally:
+        runtime.open[exchange.connection] = busy_with
+    return answer._replace(headers=(*answer.headers, *cors))
+
+
+def _event_stream(exchange: Exchange, stream: EventStream, cors: Headers) -> Response | Handover:
+    headers = (
+        (b"content-type", sse.CONTENT_TYPE),
+        # no-transform keeps proxies from compressing, and by that from holding back, the stream.
+        (b"cache-control", b"no-cache, no-transform"),
+        (b"x-accel-buffering", b"no"),
+        *cors,
+    )
+    if exchange.request.method == "HEAD":
+        return Response(200, headers)
+    return Handover(exchange.stream_head(headers) + stream.opening(), stream)
+
+
+def _wants_envelope(request: Request) -> bool:
+    envelope = request.parameter("envelope")
+    if envelope not in (None, "json"):
+        raise RemoteProtocolError("the only envelope is json", code="bad-query")
+    return envelope is not None
+
+
+async def preflight(exchange: Exchange) -> Response:
+    """``OPTIONS /events``: what a browser asks before a request from another origin (Fetch 4.8)."""
+    cors = _cors_headers(exchange.request, exchange.runtime)
+    is_allowed = any(name == b"access-control-allow-origin" for name, _ in cors)
+    return Response(204, (allow(["GET", "HEAD", "OPTIONS"]), *cors, *(_CORS_PREFLIGHT if is_allowed else ())))
+
+
+def _cors_headers(request: Request, runtime: Runtime) -> Headers:
+    allowed = runtime.config.server.cors_origins
+    if not allowed:
+        return ()
+    exposed = (b"access-control-expose-headers", b"last-event-id, retry-after")
+    if "*" in allowed:
+        return ((b"access-control-allow-origin", b"*"), exposed)
+    origin = request.header(b"origin")
+    if origin is None or origin.decode("latin-1") not in allowed:
+        return ((b"vary", b"origin"),)
+    return ((b"access-control-allow-origin", origin), (b"vary", b"origin"), exposed)
+
+
+# WebSocket
+
+
+async def subscribe_websocket(exchange: Exchange) -> Response | Handover:
+    """``GET /ws``, and ``/events`` with Upgrade: the subprotocol ``tricast.v1``."""
+    request, runtime = exchange.request, exchange.runtime
+    if request.wants_websocket and request.parameters("topic"):
+        check_topics(request.parameters("topic"), runtime)
+        start_of(last_id_of(request), runtime.hub.last_id)
+    return _upgrade(exchange, serve_topics, SUBPROTOCOL)
+
+
+def _websocket_route(handler: Handler) -> Route:
+    async def route(exchange: Exchange) -> Response | Handover:
+        return _upgrade(exchange, handler, None)
+
+    return route
+
+
+def _upgrade(exchange: Exchange, handler: Handler, subprotocol: str | None) -> Response | Handover:
+    request, runtime = exchange.request, exchange.runtime
+    if not request.wants_websocket:
+        return problem(
+            426,
+            "this path speaks WebSocket only",
+            code="upgrade-required",
+            headers=((b"upgrade", b"websocket"), (b"connection", b"upgrade")),
+        )
+    if request.header(b"transfer-encoding") is not None or request.header(b"content-length") not in (
+        None,
+        b"0",
+    ):
+        raise RemoteProtocolError("a WebSocket handshake has no body", code="bad-handshake", closes=True)
+    _refuse_while_draining(runtime)
+    handshake = H11Handshake(ConnectionType.SERVER)
+    try:
+        handshake.initiate_upgrade_connection(list(request.headers), request.target)
+        offered = [name for event in handshake.events() if isinstance(event, Opening) for name in event.subprotocols]
+    except (HandshakeError, UnicodeError) as error:
+        hint = getattr(error, "event_hint", None)
+        status = getattr(hint, "status_code", 400)
+        headers = ((b"sec-websocket-version", b"13"),) if status == 426 else ()
+        return problem(
+            400 if status == 403 else status,
+            f"WebSocket handshake: {error}",
+            code="bad-handshake",
+            headers=headers,
+        )
+    accept = AcceptConnection(
+        subprotocol=subprotocol if subprotocol in offered else None,
+        extra_headers=list(common_headers(runtime)),
+    )
+    head = handshake.send(accept)
+    return Handover(head, Session(exchange.connection, runtime, request, handler, exchange.unread()))
+
+
+# Publishing
+
+
+class Publisher:
+    """``POST /publish``: one event, or a batch of them.
+
+    Args:
+        idempotency: the remembered answers.
+    """
+
+    def __init__(self, idempotency: Idempotency) -> None:
+        self._idempotency = idempotency
+
+    async def __call__(self, exchange: Exchange) -> Response:
+        """Answers one request, or repeats the answer to its first copy."""
+        request, config = exchange.request, exchange.runtime.config.publish
+        body = await exchange.read_body("publish.max_body", config.max_body)
+        key = request.header(b"idempotency-key")
+        if key is None:
+            return await self._publish(exchange, body)
+        content_type = request.header(b"content-type") or b""
+        known = self._idempotency.begin(key, (request.target, content_type, body))
+        if known is not None:
+            return known
+        answer: Response | None = None
+        try:
+            answer = await self._publish(exchange, body)
+        finally:
+            # Only what was published is remembered: a refusal may be tried again once its cause is gone.
+            self._idempotency.end(key, answer if answer is not None and answer.status == 200 else None)
+        return answer
+
+    async def _publish(self, exchange: Exchange, body: bytes) -> Response:
+        hub, request = exchange.runtime.hub, exchange.request
+        max_event = exchange.runtime.config.publish.max_event
+        media_type = (request.header(b"content-type") or b"").partition(b";")[0].strip().lower()
+        is_batch = media_type == NDJSON
+        if is_batch:
+            drafts = batch_drafts(body, max_event=max_event, check=hub.check)
+        else:
+            topic, event_type = request.parameter("topic"), request.parameter("type")
+            # The names first: they are wrong more often than the data, and cheaper to look at.
+            hub.check(Draft(topic or "", DEFAULT_TYPE if event_type is None else event_type, b""))
+            drafts = [single_draft(topic or "", event_type or DEFAULT_TYPE, body, max_event=max_event)]
+        try:
+            ids = [str(event_id) for event_id in await hub.append(drafts)]
+        except LogUnavailable as error:
+            return _log_unavailable(error, exchange.runtime)
+        return json_response(200, {"ids": ids} if is_batch else {"id": ids[0]})
+
+
+def _log_unavailable(error: LogUnavailable, runtime: Runtime) -> Response:
+    headers = (retry_after(runtime.config.limits.retry_after),)
+    return problem(503, f"the log is not available: {error}", code="log-unavailable", headers=headers)
+
+
+def _refuse_while_draining(runtime: Runtime) -> None:
+    if runtime.is_draining:
+        raise RemoteProtocolError(
+            "the server is going down",
+            code="draining",
+            status=503,
+            headers=(retry_after(runtime.config.drain.retry_after),),
+        )
+
+
+# Operations
+
+
+def _operations(runtime: Runtime) -> Mapping[str, Mapping[str, Route]]:
+    registry = metrics.registry_of(runtime)
+    return {"/healthz": {"GET": health}, "/readyz": {"GET": ready}, "/metrics": {"GET": _Metrics(registry)}}
+
+
+async def health(_: Exchange) -> Response:
+    """``GET /healthz``: 200 as long as the process can answer at all."""
+    return json_response(200, {"status": "ok"}, ((b"cache-control", b"no-store"),))
+
+
+async def ready(exchange: Exchange) -> Response:
+    """``GET /readyz``: 200 while new work is welcome, 503 when the server goes down."""
+    _refuse_while_draining(exchange.runtime)
+    return json_response(200, {"status": "ready"}, ((b"cache-control", b"no-store"),))
+
+
+class _Metrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    async def __call__(self, _: Exchange) -> Response:
+        return Response(200, ((b"content-type", metrics.CONTENT_TYPE.encode()),), metrics.expose(self._registry))
+
+
+# The page
+
+
+def _page_routes() -> dict[str, Route]:
+    folder = files("tricast") / "web"
+    return {
+        path: _file_route((folder / name).read_bytes(), media_type) for path, (name, media_type) in _PAGE_FILES.items()
+    }
+
+
+def _file_route(content: bytes, media_type: bytes) -> Route:
+    etag = b'"%b"' % hashlib.blake2b(content, digest_size=12).hexdigest().encode()
+    headers = (
+        (b"content-type", media_type),
+        (b"cache-control", b"no-cache"),
+        (b"etag", etag),
+        (b"content-security-policy", _PAGE_POLICY),
+        (b"x-content-type-options", b"nosniff"),
+    )
+
+    async def route(exchange: Exchange) -> Response:
+        if etag in exchange.request.tokens(b"if-none-match"):
+            return Response(304, headers)
+        return Response(200, headers, content)
+
+    return route

@@ -1,0 +1,89 @@
+"""What the connections of one server share. Built by ``server.py``, handed to everything below it."""
+
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from typing import Any, Protocol
+
+import structlog
+
+from tricast.config import Config
+from tricast.connection import Connection
+from tricast.hub import Hub
+from tricast.sweep import Wheel
+
+#: A structlog logger; structlog's own type for it is Any.
+Logger = structlog.typing.FilteringBoundLogger
+#: An application's WebSocket handler: any ``async def handler(session)``.
+Handler = Callable[[Any], Awaitable[object]]
+
+
+class Drainable(Protocol):
+    """Whatever a connection is busy with, seen from a server that goes down."""
+
+    def drain(self, retry_after: float) -> None:
+        """Brings the connection to its end: tells the client when to come back (in seconds), and does not wait."""
+        ...
+
+
+class Counters:
+    """What happened, counted. Plain numbers: they are read when somebody asks for the metrics."""
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.refused = 0
+        self.failed = 0
+        self.lost: Counter[str] = Counter()
+        self.requests: Counter[tuple[str, int]] = Counter()
+        self.streams: Counter[str] = Counter()
+
+
+class Runtime:
+    """The shared parts of one server.
+
+    Attributes:
+        config: the configuration.
+        hub: the hub.
+        wheel: where keepalives, pings and dead-peer checks are done.
+        random: for jitter only, so it need not be secret.
+        logger: where to log.
+        counters: what happened.
+        handlers: path to application WebSocket handler.
+        open: every connection with what it is busy with.
+        is_draining: whether the server is going down.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hub: Hub,
+        *,
+        wheel: Wheel,
+        randomness: random.Random,
+        clock: Callable[[], float],
+        logger: Logger,
+        handlers: dict[str, Handler],
+    ) -> None:
+        self.config = config
+        self.hub = hub
+        self.wheel = wheel
+        self.random = randomness
+        self.logger = logger
+        self.handlers = handlers
+        self.counters = Counters()
+        self.open: dict[Connection, Drainable] = {}
+        self.is_draining = False
+        self._clock = clock
+        self._date = (0, b"")
+
+    def date(self) -> bytes:
+        """The time now as a ``Date`` header has it (RFC 9110 5.6.7), made once a second."""
+        now = int(self._clock())
+        if self._date[0] != now:
+            self._date = (now, formatdate(now, usegmt=True).encode())
+        return self._date[1]
+
+    def jitter(self, seconds: float) -> float:
+        """The seconds and up to half as many again, so that clients that were told the same do not come at once."""
+        return seconds * self.random.uniform(1.0, 1.5)

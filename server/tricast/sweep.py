@@ -1,0 +1,80 @@
+"""Periodic work for many connections, without a timer for each: a wheel of deadlines, and one task that turns it.
+
+A connection that was active in the meantime is not moved on the wheel at each activity, which would cost more than
+the activity; it is looked at when its old deadline comes, and says then when to look again.
+"""
+
+from typing import Protocol
+
+import trio
+
+
+class Swept(Protocol):
+    """Something that wants to be looked at at a certain time.
+
+    Attributes:
+        slot: where on the wheel it is; -1 to begin with. Only the wheel changes it.
+    """
+
+    slot: int
+
+    def sweep(self, now: float) -> float | None:
+        """Does what is due, without waiting, and returns when to look again; None for never. Must not raise."""
+        ...
+
+
+class Wheel:
+    """Deadlines in slots of equal length.
+
+    Args:
+        tick: seconds a slot lasts. Deadlines are met up to this much late, never early.
+
+    Attributes:
+        now: ``trio.current_time()`` as of the last turn: cheap to read, up to a tick old.
+    """
+
+    def __init__(self, *, tick: float) -> None:
+        self._tick = tick
+        self._slots: dict[int, set[Swept]] = {}
+        self.now = 0.0
+        self._turned = -1
+
+    def __len__(self) -> int:
+        return sum(map(len, self._slots.values()))
+
+    def add(self, item: Swept, deadline: float) -> None:
+        """Has the item looked at at the deadline (or at the next turn, if that has passed), and not before."""
+        self.discard(item)
+        item.slot = max(int(deadline // self._tick) + 1, self._turned + 1)
+        self._slots.setdefault(item.slot, set()).add(item)
+
+    def discard(self, item: Swept) -> None:
+        """Takes the item off the wheel if it is on it."""
+        if item.slot >= 0:
+            items = self._slots[item.slot]
+            items.discard(item)
+            if not items:
+                del self._slots[item.slot]
+            item.slot = -1
+
+    def turn(self, now: float) -> None:
+        """Looks at everything that is due."""
+        self.now = now
+        current = int(now // self._tick)
+        for slot in range(self._turned + 1, current + 1) if self._slots else ():
+            self._turned = slot
+            due = self._slots.pop(slot, ())
+            for item in due:
+                item.slot = -1
+            for item in due:
+                deadline = item.sweep(now)
+                if deadline is not None:
+                    self.add(item, deadline)
+        self._turned = current
+
+    async def run(self) -> None:
+        """Turns until cancelled."""
+        self._turned = int(trio.current_time() // self._tick) - 1
+        while True:
+            self.turn(trio.current_time())
+            await trio.sleep_until((self._turned + 1) * self._tick)

@@ -1,0 +1,1 @@
+"""The three transports: one coroutine per kind of subscriber."""

@@ -1,0 +1,87 @@
+"""Server-Sent Events: a response that never ends (HTML 9.2)."""
+
+import trio
+
+from tricast.connection import Connection
+from tricast.event import TopicSet
+from tricast.runtime import Runtime
+from tricast.sent import Sent
+from tricast.transports.stream import Start, Stream
+from tricast.wire import sse
+from tricast.wire.http1 import LAST_CHUNK, chunk
+
+
+class EventStream(Stream):
+    """One SSE subscriber, from behind the response head on.
+
+    Args:
+        connection: its connection.
+        runtime: what all connections share.
+        topics: what it follows.
+        start: from where on.
+        envelope: whether ``data:`` is the whole event as JSON.
+        is_chunked: whether the body is in chunks; otherwise the connection's end is the body's.
+    """
+
+    __slots__ = ("_is_chunked", "_last_sent", "_start", "_topics")
+
+    def __init__(
+        self,
+        connection: Connection,
+        runtime: Runtime,
+        topics: TopicSet,
+        start: Start,
+        *,
+        envelope: bool,
+        is_chunked: bool,
+    ) -> None:
+        super().__init__(connection, runtime, (sse.CHUNKED if is_chunked else sse.UNFRAMED)[envelope])
+        self._topics: TopicSet | None = topics
+        self._start = start
+        self._is_chunked = is_chunked
+        self._last_sent = trio.current_time()
+        runtime.counters.streams["sse"] += 1
+
+    def opening(self) -> bytes:
+        """The first bytes of the body."""
+        retry = self.runtime.jitter(self.runtime.config.sse.retry)
+        return self._framed(sse.opening(retry_ms=round(retry * 1000), position=self._start.position))
+
+    async def serve(self) -> None:
+        """See ``Stream.serve``: events are pushed; here is only watched for the client to leave."""
+        assert self._topics is not None
+        self.follow(self._topics, self._start)
+        self._topics = None  # the feed has it, shared
+        while await self.connection.receive():
+            pass  # an event stream's client has nothing to say
+
+    def push(self, block: bytes) -> Sent:
+        """See ``Subscriber.push``."""
+        self._last_sent = self.runtime.wheel.now
+        return self.connection.send_now(block)
+
+    def sweep(self, now: float) -> float | None:
+        """Sends a comment after a silence, so that proxies and the client see a living stream."""
+        keepalive = self.runtime.config.sse.keepalive
+        if self._last_sent + keepalive > now:
+            return self._last_sent + keepalive
+        if not self._is_catching_up:
+            self._send_unless_lost(self._framed(sse.KEEPALIVE))
+        self._last_sent = now
+        return now + keepalive
+
+    def drain(self, retry_after: float) -> None:
+        """Says when to come back, and ends the body as HTTP ends one, so that nobody takes it for a failure."""
+        goodbye = self._framed(sse.farewell(retry_ms=round(retry_after * 1000)))
+        self._send_unless_lost(goodbye + LAST_CHUNK if self._is_chunked else goodbye)
+        self.connection.shutdown_write()
+        self.nursery.cancel_scope.cancel()
+
+    def _framed(self, text: bytes) -> bytes:
+        return chunk(text) if self._is_chunked else text
+
+    def _send_unless_lost(self, data: bytes) -> None:
+        try:
+            self.connection.send_now(data)
+        except Exception as error:  # noqa: BLE001 - called by the sweep and the drain, which serve others as well
+            self.fail(error)

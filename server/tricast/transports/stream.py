@@ -1,0 +1,148 @@
+"""What SSE and WebSocket have in common: a subscriber that stays, and reads on from the log when it fell behind."""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import trio
+
+from tricast.connection import Connection
+from tricast.errors import LimitExceeded, RemoteProtocolError
+from tricast.event import BEGINNING, EventId, TopicSet, check_pattern
+from tricast.hub import Subscriber
+from tricast.runtime import Runtime
+from tricast.sent import Sent
+from tricast.wire.form import Form
+from tricast.wire.http1 import Request
+
+
+class Stream(Subscriber):
+    """A subscriber with a connection of its own, for as long as that lasts.
+
+    The connection's nursery is opened and owned by whoever calls ``run``; it outlives this object.
+    """
+
+    __slots__ = ("_is_catching_up", "connection", "nursery", "runtime", "slot")
+
+    def __init__(self, connection: Connection, runtime: Runtime, form: Form) -> None:
+        super().__init__(form, BEGINNING)
+        self.slot = -1
+        self.connection = connection
+        self.runtime = runtime
+        self.nursery: trio.Nursery
+        self._is_catching_up = False
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Serves the connection until it ends. Cancelling it leaves no trace in the hub or on the wheel."""
+        self.nursery = nursery
+        self.runtime.open[self.connection] = self
+        self.runtime.wheel.add(self, trio.current_time())
+        try:
+            await self.serve()
+        finally:
+            self.runtime.wheel.discard(self)
+            self.runtime.hub.leave(self)
+
+    @abstractmethod
+    async def serve(self) -> None:
+        """What this kind of subscriber does until it ends."""
+
+    @abstractmethod
+    def sweep(self, now: float) -> float | None:
+        """See ``Swept.sweep``."""
+
+    @abstractmethod
+    def drain(self, retry_after: float) -> None:
+        """See ``Drainable.drain``."""
+
+    def follow(self, topics: TopicSet, start: "Start") -> None:
+        """Begins, or begins anew, to follow topics from a position."""
+        hub = self.runtime.hub
+        hub.leave(self)
+        self.position = start.position
+        self.was_live = False
+        hub.join(self, topics)
+        # A position that a client brought must be looked up: the log may not reach back, or forward, that far.
+        if start.is_given or not hub.try_go_live(self):
+            self.fell_behind()
+
+    def push(self, block: bytes) -> Sent:
+        """See ``Subscriber.push``."""
+        return self.connection.send_now(block)
+
+    def fell_behind(self) -> None:
+        """See ``Subscriber.fell_behind``."""
+        if not self._is_catching_up:
+            self._is_catching_up = True
+            self.nursery.start_soon(self._catch_up)
+
+    def fail(self, error: Exception) -> None:
+        """Ends the connection with this error, from wherever it was noticed."""
+        self.nursery.start_soon(_raise, error)
+
+    async def _catch_up(self) -> None:
+        """Reads on from the log until this subscriber is live, no faster than the peer takes it."""
+        hub = self.runtime.hub
+        await self.connection.drain()
+        while (feed := self.feed) is not None and not self.is_live:
+            position = self.position
+            found = await hub.read(self)
+            await trio.lowlevel.checkpoint()
+            # While this waited, the client may have subscribed to something else, or been sent an answer that waits.
+            if self.feed is feed and self.position is position and not self.connection.has_tail:
+                if found.events or found.gap is not None:
+                    self.connection.send_now(self.form.block(found.events, found.gap))
+                hub.advance(self, found)
+                if found.complete and not self.connection.has_tail:
+                    hub.try_go_live(self)
+            await self.connection.drain()
+        self._is_catching_up = False
+
+
+class Start(NamedTuple):
+    """Where a subscription begins.
+
+    Attributes:
+        position: everything behind it is wanted.
+        is_given: whether a client named it, rather than the server.
+    """
+
+    position: EventId
+    is_given: bool
+
+
+def check_topics(topics: Iterable[str], runtime: Runtime) -> frozenset[str]:
+    """The topics and patterns of a subscription, of which there is at least one.
+
+    Raises:
+        RemoteProtocolError: one of them is not a topic or a pattern, or there is none, or there are too many.
+    """
+    limits = runtime.config.limits
+    checked = frozenset(check_pattern(topic, max_bytes=limits.topic_size) for topic in topics)
+    if not checked:
+        raise RemoteProtocolError("name at least one topic", code="bad-topic")
+    if len(checked) > limits.topics:
+        raise LimitExceeded("limits.topics", limits.topics, len(checked), status=400)
+    return checked
+
+
+def start_of(last_id: str | None, here: EventId) -> Start:
+    """Where a subscription begins that may have been given a position.
+
+    Raises:
+        RemoteProtocolError: the position is not an id.
+    """
+    return Start(here, is_given=False) if last_id is None else Start(EventId.parse(last_id), is_given=True)
+
+
+def last_id_of(request: Request) -> str | None:
+    """The position a request asks for: the ``Last-Event-ID`` header, which a browser sends, else ``last_id``.
+
+    The header comes first because an EventSource that reconnects repeats its URL, while the header has moved on.
+    """
+    header = request.header(b"last-event-id")
+    return header.decode("latin-1") if header is not None else request.parameter("last_id")
+
+
+async def _raise(error: Exception) -> None:
+    raise error

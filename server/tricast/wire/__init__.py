@@ -1,0 +1,1 @@
+"""Events to bytes and bytes to requests, without I/O: nothing here imports Trio, sockets or time."""

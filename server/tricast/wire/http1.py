@@ -1,0 +1,166 @@
+"""HTTP/1.1 without I/O: the parsed request, what it asks for, and the pieces of an answer.
+
+Parsing heads and bodies is h11's; this module says what the parsed thing means to Tricast.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+import msgspec
+
+from tricast.errors import RemoteProtocolError
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+#: RFC 9112 7.1: the chunk of size zero, with no trailers behind it.
+LAST_CHUNK = b"0\r\n\r\n"
+PROBLEM_TYPE = b"application/problem+json"
+_ABSOLUTE_FORM = re.compile(rb"https?://[^/?]*(.*)", re.IGNORECASE | re.DOTALL)
+
+
+def chunk(payload: bytes) -> bytes:
+    """One chunk of a chunked body (RFC 9112 7.1). The payload must not be empty: that would end the body."""
+    return b"%x\r\n%b\r\n" % (len(payload), payload)
+
+
+class Request:
+    """The head of a request.
+
+    Attributes:
+        method: as sent, case-sensitive (RFC 9110 9.1).
+        path: the target's path, percent-decoded.
+        query: (name, value) pairs in the order sent, percent-decoded.
+        headers: (lower-case name, value) byte pairs in wire order.
+        is_http_11: whether the client speaks HTTP/1.1, so that chunks and keep-alive are possible.
+    """
+
+    __slots__ = ("headers", "is_http_11", "method", "path", "query", "target")
+
+    def __init__(self, method: bytes, target: bytes, headers: Headers, http_version: bytes) -> None:
+        self.method = method.decode("ascii")
+        self.target = target
+        self.headers = headers
+        self.is_http_11 = http_version == b"1.1"
+        self.path, self.query = split_target(target)
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of a header, or None."""
+        return next((value for found, value in self.headers if found == name), None)
+
+    def tokens(self, name: bytes) -> set[bytes]:
+        """A comma-separated header's members in lower case, over all its lines (RFC 9110 5.6.1)."""
+        values = b",".join(value for found, value in self.headers if found == name)
+        return {token.strip().lower() for token in values.split(b",")} - {b""}
+
+    def parameters(self, name: str) -> list[str]:
+        """All values of a query parameter."""
+        return [value for found, value in self.query if found == name]
+
+    def parameter(self, name: str) -> str | None:
+        """The only value of a query parameter, or None.
+
+        Raises:
+            RemoteProtocolError: it is there more than once, and taking one would be guessing.
+        """
+        values = self.parameters(name)
+        if len(values) > 1:
+            raise RemoteProtocolError(f"{name} is given {len(values)} times", code="bad-query")
+        return values[0] if values else None
+
+    @property
+    def wants_websocket(self) -> bool:
+        """Whether the client asks for an upgrade. On HTTP/1.0 Upgrade must be ignored (RFC 9110 7.8)."""
+        return self.is_http_11 and b"websocket" in self.tokens(b"upgrade") and b"upgrade" in self.tokens(b"connection")
+
+    @property
+    def wants_event_stream(self) -> bool:
+        """Whether ``Accept`` names text/event-stream; a mere ``*/*`` gets a long poll."""
+        for member in self.tokens(b"accept"):
+            media_type, *parameters = (part.strip() for part in member.split(b";"))
+            if media_type == b"text/event-stream" and not any(
+                p.replace(b" ", b"") in _ZERO_QUALITY for p in parameters
+            ):
+                return True
+        return False
+
+
+#: RFC 9110 12.4.2: a weight of zero means "not acceptable".
+_ZERO_QUALITY = {b"q=0", b"q=0.", b"q=0.0", b"q=0.00", b"q=0.000"}
+
+
+class Response(NamedTuple):
+    """A whole answer, small enough to be held in memory.
+
+    Attributes:
+        status: the status code.
+        headers: without framing, ``Date`` and ``Connection``, which the connection adds.
+        body: empty where the status allows none.
+        closes: whether the connection ends after it.
+    """
+
+    status: int
+    headers: Headers = ()
+    body: bytes = b""
+    closes: bool = False
+
+
+def split_target(target: bytes) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The path and the query pairs of a request target.
+
+    Both origin form and absolute form are accepted (RFC 9112 3.2.2 makes a server accept both).
+
+    Raises:
+        RemoteProtocolError: neither, or not UTF-8 behind the percent signs.
+    """
+    absolute = _ABSOLUTE_FORM.fullmatch(target)
+    if absolute is not None:
+        target = absolute[1] if absolute[1].startswith(b"/") else b"/" + absolute[1]
+    path, _, query = target.partition(b"?")
+    if not path.startswith(b"/") and target != b"*":
+        raise RemoteProtocolError("the request target must begin with a slash", code="bad-target")
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict")
+        return unquote_to_bytes(path).decode(), tuple(pairs)
+    except UnicodeDecodeError:
+        raise RemoteProtocolError("the request target is not UTF-8 in percent encoding", code="bad-target") from None
+
+
+def json_response(status: int, value: object, headers: Headers = ()) -> Response:
+    """An answer with a JSON body."""
+    return Response(status, ((b"content-type", b"application/json"), *headers), msgspec.json.encode(value) + b"\n")
+
+
+def problem(status: int, detail: str, *, code: str, headers: Headers = (), closes: bool = False) -> Response:
+    """An error as RFC 9457 writes it: ``type``, ``title``, ``status`` and ``detail`` in application/problem+json."""
+    body = msgspec.json.encode(
+        {
+            "type": f"urn:tricast:{code}",
+            "title": HTTPStatus(status).phrase,
+            "status": status,
+            "detail": detail,
+        }
+    )
+    return Response(
+        status,
+        ((b"content-type", PROBLEM_TYPE), (b"cache-control", b"no-store"), *headers),
+        body + b"\n",
+        closes,
+    )
+
+
+def problem_of(error: RemoteProtocolError) -> Response:
+    """The answer to a client's mistake."""
+    return problem(error.status, error.detail, code=error.code, headers=error.headers, closes=error.closes)
+
+
+def retry_after(seconds: float) -> tuple[bytes, bytes]:
+    """A ``Retry-After`` header, which knows whole seconds only (RFC 9110 10.2.3); never early, so rounded up."""
+    return (b"retry-after", b"%d" % max(1, -int(-seconds // 1)))
+
+
+def allow(methods: Iterable[str]) -> tuple[bytes, bytes]:
+    """An ``Allow`` header (RFC 9110 10.2.1)."""
+    return (b"allow", ", ".join(methods).encode())

@@ -1,0 +1,59 @@
+"""Server-Sent Events (HTML 9.2): events, gaps and keepalives as lines of a text/event-stream."""
+
+import re
+
+from tricast.event import Event, EventId, Gap
+from tricast.wire.form import StreamForm, encode_gap_json, encode_json
+from tricast.wire.http1 import chunk
+
+CONTENT_TYPE = b"text/event-stream"
+#: A comment (HTML 9.2.6: a line that begins with a colon is ignored), which is all that proxies need to see.
+KEEPALIVE = b":\n\n"
+
+#: HTML 9.2.5 ends a line at LF, CR or CRLF, and at nothing else: U+2028 and the like are ordinary characters.
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+
+
+def encode_event(event: Event) -> bytes:
+    """The event with its id, type and data; data of several lines becomes as many ``data:`` lines."""
+    return b"id: %d-%d\nevent: %b\n%b\n" % (*event.id, event.type.encode(), _data_lines(event.data))
+
+
+def encode_envelope(event: Event) -> bytes:
+    """The whole event as JSON, without ``event:``, so that one listener for ``message`` sees every type."""
+    return b"id: %d-%d\n%b\n" % (*event.id, _data_lines(encode_json(event)))
+
+
+def encode_gap(gap: Gap) -> bytes:
+    """The gap, with the id from which the stream goes on, so that a browser resumes behind it."""
+    return b"id: %d-%d\nevent: tricast.gap\n%b\n" % (*gap.resumed_at, _data_lines(encode_gap_json(gap)))
+
+
+def opening(*, retry_ms: int, position: EventId) -> bytes:
+    """What a stream begins with: a comment that makes proxies pass on the head, the retry time and the position.
+
+    An ``id:`` without data dispatches no event but is remembered (HTML 9.2.6), so a client that drops before its
+    first event resumes from where it began and misses nothing.
+    """
+    return b": tricast\nretry: %d\nid: %d-%d\n\n" % (retry_ms, *position)
+
+
+def farewell(*, retry_ms: int) -> bytes:
+    """What a stream ends with when the server goes down: when to come back."""
+    return b": restarting\nretry: %d\n\n" % retry_ms
+
+
+def _data_lines(data: bytes) -> bytes:
+    return b"".join(b"data: %b\n" % line for line in _LINE_END.split(data))
+
+
+#: For HTTP/1.1, in chunks. Keyed by whether the client wants the envelope.
+CHUNKED = {
+    False: StreamForm("sse", encode_event, encode_gap, chunk),
+    True: StreamForm("sse-envelope", encode_envelope, encode_gap, chunk),
+}
+#: For HTTP/1.0, which knows no chunks: the end of the connection ends the stream.
+UNFRAMED = {
+    False: StreamForm("sse", encode_event, encode_gap),
+    True: StreamForm("sse-envelope", encode_envelope, encode_gap),
+}
