@@ -301,13 +301,19 @@ class Session(Stream):
 
 async def serve_topics(session: Session) -> None:
     """The subprotocol ``tricast.v1``: events out, operations in. The URL's topics are subscribed to at once."""
-    request = session.request
-    topics = request.parameters("topic")
-    if topics:
-        # Checked before the upgrade, so that a mistake in the URL got an HTTP answer.
-        await _subscribe(session, wire.Subscribe(op="subscribe", topics=topics, last_id=last_id_of(request)))
+    initial = _initial_subscription(session.request)
+    if initial is not None:
+        await _subscribe(session, initial)
+    # A kilobyte or two of headers, which nothing here needs any more.
+    del session.request, initial
     async for message in session:
         await _operate(session, message)
+
+
+def _initial_subscription(request: Request) -> wire.Subscribe | None:
+    """What the URL asks for; it was checked before the upgrade, so that a mistake in it got an HTTP answer."""
+    topics = request.parameters("topic")
+    return wire.Subscribe(op="subscribe", topics=topics, last_id=last_id_of(request)) if topics else None
 
 
 async def _operate(session: Session, message: str | bytes) -> None:

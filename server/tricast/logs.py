@@ -1,0 +1,49 @@
+"""What the server says, and how: structlog on stderr for the program, the standard library for those who embed it."""
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+
+from tricast.config import LoggingSection
+from tricast.runtime import Logger
+
+
+def program_logger(config: LoggingSection, stream: TextIO = sys.stderr) -> Logger:
+    """A logger that writes lines to a stream.
+
+    Args:
+        config: with ``auto``, text is coloured on a terminal and plain elsewhere; ``json`` is one object a line.
+        stream: where to.
+    """
+    if config.format == "json":
+        render: list[structlog.typing.Processor] = [
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(),
+        ]
+    else:
+        render = [structlog.dev.ConsoleRenderer(colors=config.format == "auto" and stream.isatty(), pad_event_to=0)]
+    logger: Logger = structlog.wrap_logger(
+        structlog.PrintLogger(stream),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            *render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(config.level),
+    )
+    return logger
+
+
+def library_logger() -> Logger:
+    """A logger on the standard library's ``tricast``, for programs that have set up logging their own way."""
+    logger: Logger = structlog.wrap_logger(
+        logging.getLogger("tricast"),
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.render_to_log_kwargs,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    return logger
