@@ -1,0 +1,40 @@
+"""``config/server.toml`` is the documentation of the configuration, so it must say what is true."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tricast import Config, load_config
+
+FILE = Path(__file__).parents[2] / "config" / "server.toml"
+SECTIONS = sorted(Config.model_fields)
+
+
+def test_values_are_the_defaults() -> None:
+    assert load_config(FILE) == Config()
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_key_is_there(section: str) -> None:
+    written = tomllib.loads(FILE.read_text())
+    keys = set(type(getattr(Config(), section)).model_fields)
+    assert set(written[section]) == keys - {"handler"}
+
+
+def test_every_key_is_explained() -> None:
+    """A comment stands above each key, or above the keys that follow one another."""
+    lines = FILE.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"[a-z_]+ = ", line):
+            above = lines[number - 1]
+            assert above.startswith("#") or re.match(r"[a-z_]+ = ", above), line
+
+
+def test_the_handlers_shown_in_comments_work(tmp_path: Path) -> None:
+    shown = re.sub(r"(?m)^#(\[\[websocket|path =|handler =)", r"\1", FILE.read_text())
+    file = tmp_path / "server.toml"
+    file.write_text(shown)
+    handlers: Any = load_config(file).websocket.handler
+    assert [entry.path for entry in handlers] == ["/echo", "/chat"]
