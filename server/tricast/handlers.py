@@ -7,6 +7,8 @@ Any ``async def handler(session)`` will do. In the configuration::
     handler = "tricast.handlers:echo"
 """
 
+import trio
+
 from tricast.errors import RemoteProtocolError
 from tricast.transports.websocket import Session
 
@@ -36,4 +38,6 @@ async def chat(session: Session) -> None:
             if isinstance(message, str):
                 await session.publish(topic, {"name": name, "text": message}, type="said")
     finally:
-        await session.publish(topic, {"name": name}, type="left")
+        # The others are told even when this connection is being cancelled, as long as that does not take long.
+        with trio.move_on_after(1, shield=True):
+            await session.publish(topic, {"name": name}, type="left")

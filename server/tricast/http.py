@@ -96,20 +96,19 @@ class Exchange:
             await self.connection.send(_bytes_of(self._h11, h11.InformationalResponse(status_code=100, headers=[])))
         body = bytearray()
         pieces = 0
-        while True:
+        # A request without a body has come to its end already.
+        while self._h11.their_state is h11.SEND_BODY:
             event = self._h11.next_event()
-            match event:
-                case h11.Data():
-                    body += event.data
-                    if len(body) > max_bytes:
-                        raise LimitExceeded(limit, max_bytes, closes=True)
-                    pieces += 1
-                    if pieces % 64 == 0:  # chunks of one byte each come by the thousand in one read
-                        await trio.lowlevel.checkpoint()
-                case h11.NEED_DATA:
-                    self._h11.receive_data(await self.connection.receive())
-                case _:  # EndOfMessage: what else may follow a head, h11 raises as an error
-                    return bytes(body)
+            if isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > max_bytes:
+                    raise LimitExceeded(limit, max_bytes, closes=True)
+                pieces += 1
+                if pieces % 64 == 0:  # chunks of one byte each come by the thousand in one read
+                    await trio.lowlevel.checkpoint()
+            elif event is h11.NEED_DATA:
+                self._h11.receive_data(await self.connection.receive())
+        return bytes(body)
 
     async def until_peer_leaves(self) -> None:
         """Waits for ever, unless the client closes.
@@ -165,6 +164,8 @@ class HttpConnection:
         stream: Stream | None = None
         is_first = True
         while stream is None and (request := await self._next_request(is_first=is_first)) is not None:
+            if not is_first:
+                await trio.lowlevel.checkpoint()  # pipelined requests come by the thousand in one read
             is_first = False
             exchange = Exchange(request, self._connection, self._runtime, self._h11)
             answer = await self._answer(exchange)
@@ -187,16 +188,18 @@ class HttpConnection:
 
     async def _next_request(self, *, is_first: bool) -> Request | None:
         """The next request's head, or None when there is none to come; mistakes in it are answered here."""
+        head: h11.Request | None = None
         try:
-            request = await self._read_head(is_first=is_first)
-            if request is not None:
-                self._check_head(request)
+            head = await self._read_head(is_first=is_first)
+            if head is None:
+                return None
+            self._check_head(head)
+            return _request_of(head)
         except (h11.RemoteProtocolError, RemoteProtocolError) as error:
-            mistake = _mistake_of(error, self._h11)
+            mistake = _mistake_of(error, has_request_line=b"\n" in self._h11.trailing_data[0])
             self._runtime.counters.requests["malformed", mistake.status] += 1
-            await self._respond(problem_of(mistake))
+            await self._respond(problem_of(mistake), "GET" if head is None else head.method.decode("ascii"))
             return None
-        return None if request is None else _request_of(request)
 
     async def _read_head(self, *, is_first: bool) -> h11.Request | None:
         limits = self._runtime.config.limits
@@ -253,7 +256,7 @@ class HttpConnection:
         except RemoteProtocolError as error:
             return problem_of(error)
         except h11.RemoteProtocolError as error:
-            return problem_of(_mistake_of(error, self._h11))
+            return problem_of(_mistake_of(error))
 
     @staticmethod
     def _has_no_body(request: Request) -> bool:
@@ -308,12 +311,12 @@ def _bytes_of(connection: h11.Connection, event: h11.Event) -> bytes:
 
 
 def _mistake_of(
-    error: h11.RemoteProtocolError | RemoteProtocolError, connection: h11.Connection
+    error: h11.RemoteProtocolError | RemoteProtocolError, *, has_request_line: bool = True
 ) -> RemoteProtocolError:
     """The error with all that its answer needs: the connection cannot be used after it."""
     if isinstance(error, RemoteProtocolError):
         return RemoteProtocolError(error.detail, code=error.code, status=error.status, closes=True)
     status = error.error_status_hint
-    if status == 431 and b"\n" not in connection.trailing_data[0]:
-        status = 414  # not even the request line has come to its end
+    if status == 431 and not has_request_line:
+        status = 414
     return RemoteProtocolError(str(error), code="bad-http", status=status, closes=True)

@@ -185,8 +185,11 @@ class Hub:
 
     def settled(self, subscriber: Subscriber) -> EventId:
         """The newest position up to which a live subscriber has everything, though its feed may have been silent."""
-        assert subscriber.feed is not None
-        return subscriber.position if subscriber.feed.pending else max(subscriber.position, self._last_id)
+        feed = subscriber.feed
+        assert feed is not None
+        # In the middle of a flush nothing is pending any more, but not everybody has had his block.
+        is_owed = feed.pending or subscriber.position < feed.flushed
+        return subscriber.position if is_owed else max(subscriber.position, self._last_id)
 
     def join(self, subscriber: Subscriber, topics: TopicSet) -> None:
         """Makes the subscriber one of the feed for these topics, behind until ``try_go_live`` says otherwise."""

@@ -105,10 +105,12 @@ class Idempotency:
                 f"Idempotency-Key must have 1 to {MAX_KEY_BYTES} bytes, found {len(key)}",
                 code="bad-idempotency-key",
             )
-        self._forget_old()
+        self._forget_before(self._clock() - self._window)
         fingerprint = hashlib.blake2b(msgspec.msgpack.encode(content), digest_size=16).digest()
         known = self._answers.get(key)
         if known is None:
+            while len(self._answers) >= self._max_keys:
+                self._answers.popitem(last=False)
             self._answers[key] = (self._clock(), fingerprint, None)
             return None
         if known[1] != fingerprint:
@@ -130,9 +132,6 @@ class Idempotency:
         if known is not None and answer is not None:
             self._answers[key] = (self._clock(), known[1], answer)
 
-    def _forget_old(self) -> None:
-        oldest = self._clock() - self._window
-        while self._answers and (
-            len(self._answers) >= self._max_keys or next(iter(self._answers.values()))[0] < oldest
-        ):
+    def _forget_before(self, oldest: float) -> None:
+        while self._answers and next(iter(self._answers.values()))[0] < oldest:
             self._answers.popitem(last=False)

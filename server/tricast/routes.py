@@ -1,6 +1,8 @@
 """What each path does: the events, publishing, health and metrics, and the page."""
 
+import binascii
 import hashlib
+from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 
@@ -102,7 +104,7 @@ def admin_routes(runtime: Runtime) -> Routes:
 async def subscribe(exchange: Exchange) -> Response | Handover:
     """``GET /events``: a WebSocket, an event stream or a long poll, whatever the request's headers ask for."""
     request, runtime = exchange.request, exchange.runtime
-    if request.wants_websocket:
+    if _opens_websocket(request):
         return await subscribe_websocket(exchange)
     cors = _cors_headers(request, runtime)
     try:
@@ -176,10 +178,16 @@ def _cors_headers(request: Request, runtime: Runtime) -> Headers:
 async def subscribe_websocket(exchange: Exchange) -> Response | Handover:
     """``GET /ws``, and ``/events`` with Upgrade: the subprotocol ``tricast.v1``."""
     request, runtime = exchange.request, exchange.runtime
-    if request.wants_websocket and request.parameters("topic"):
+    if _opens_websocket(request) and request.parameters("topic"):
         check_topics(request.parameters("topic"), runtime)
         start_of(last_id_of(request), runtime.hub.last_id)
     return _upgrade(exchange, serve_topics, SUBPROTOCOL)
+
+
+def _opens_websocket(request: Request) -> bool:
+    return (
+        request.method == "GET" and request.wants_websocket
+    )  # RFC 6455 4.1: so HEAD, which is routed as GET, does not
 
 
 def _websocket_route(handler: Handler) -> Route:
@@ -191,7 +199,7 @@ def _websocket_route(handler: Handler) -> Route:
 
 def _upgrade(exchange: Exchange, handler: Handler, subprotocol: str | None) -> Response | Handover:
     request, runtime = exchange.request, exchange.runtime
-    if not request.wants_websocket:
+    if not _opens_websocket(request):
         return problem(
             426,
             "this path speaks WebSocket only",
@@ -218,12 +226,24 @@ def _upgrade(exchange: Exchange, handler: Handler, subprotocol: str | None) -> R
             code="bad-handshake",
             headers=headers,
         )
+    _check_key(request)
     accept = AcceptConnection(
         subprotocol=subprotocol if subprotocol in offered else None,
         extra_headers=list(common_headers(runtime)),
     )
     head = handshake.send(accept)
     return Handover(head, Session(exchange.connection, runtime, request, handler, exchange.unread()))
+
+
+def _check_key(request: Request) -> None:
+    """What wsproto leaves open of RFC 6455 4.1: the key is there once, and 16 bytes in Base64."""
+    keys = [value for name, value in request.headers if name == b"sec-websocket-key"]
+    try:
+        sizes = [len(b64decode(key, validate=True)) for key in keys]
+    except binascii.Error:
+        sizes = []
+    if sizes != [16]:
+        raise RemoteProtocolError("Sec-WebSocket-Key must be 16 bytes in Base64, once", code="bad-handshake")
 
 
 # Publishing

@@ -335,7 +335,11 @@ class _Acceptor:
 
     async def _refuse(self, connection: Connection) -> None:
         # Waiting here for a free place leaves the others in the kernel's queue, instead of spinning.
-        await self._refusals.acquire()
+        try:
+            await self._refusals.acquire()
+        except BaseException:
+            connection.close()
+            raise
         self._runtime.counters.refused += 1
         self._connections.start_soon(self._answer_503, connection)
 

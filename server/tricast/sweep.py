@@ -4,6 +4,7 @@ A connection that was active in the meantime is not moved on the wheel at each a
 the activity; it is looked at when its old deadline comes, and says then when to look again.
 """
 
+import math
 from typing import Protocol
 
 import trio
@@ -63,13 +64,14 @@ class Wheel:
         current = int(now // self._tick)
         for slot in range(self._turned + 1, current + 1) if self._slots else ():
             self._turned = slot
-            due = self._slots.pop(slot, ())
-            for item in due:
+            # One by one: what one item does may take others off the wheel, which must then not be looked at.
+            while due := self._slots.get(slot):
+                item = due.pop()
                 item.slot = -1
-            for item in due:
                 deadline = item.sweep(now)
                 if deadline is not None:
                     self.add(item, deadline)
+            self._slots.pop(slot, None)
         self._turned = current
 
     async def run(self) -> None:
@@ -77,4 +79,6 @@ class Wheel:
         self._turned = int(trio.current_time() // self._tick) - 1
         while True:
             self.turn(trio.current_time())
-            await trio.sleep_until((self._turned + 1) * self._tick)
+            # The product may be rounded down, to within the slot that was just turned; then this would turn in vain
+            # until the clock has moved on, and a clock that only moves while all sleep never does.
+            await trio.sleep_until(math.nextafter((self._turned + 1) * self._tick, math.inf))

@@ -140,9 +140,8 @@ class MemoryLog:
         oldest = EventId(self._now_ms() - self._age_ms, 0)
         while self._order and (self._order[0].id < oldest or self._size > self._max_size):
             event = self._order.popleft()
-            topic = self._topics.get(event.topic)
-            # Its topic may have dropped it already, and even have gone.
-            if topic is not None and event.id > topic.dropped:
+            topic = self._topics[event.topic]
+            if event.id > topic.dropped:  # else its topic has dropped it already
                 self._drop_oldest(topic)
                 if not len(topic):
                     del self._topics[event.topic]

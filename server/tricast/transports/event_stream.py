@@ -60,28 +60,20 @@ class EventStream(Stream):
         self._last_sent = self.runtime.wheel.now
         return self.connection.send_now(block)
 
-    def sweep(self, now: float) -> float | None:
+    def keep_alive(self, now: float) -> float:
         """Sends a comment after a silence, so that proxies and the client see a living stream."""
         keepalive = self.runtime.config.sse.keepalive
-        if self._last_sent + keepalive > now:
-            return self._last_sent + keepalive
-        if not self._is_catching_up:
-            self._send_unless_lost(self._framed(sse.KEEPALIVE))
-        self._last_sent = now
-        return now + keepalive
+        if self._last_sent + keepalive <= now:
+            self.send_aside(self._framed(sse.KEEPALIVE))
+            self._last_sent = now
+        return self._last_sent + keepalive
 
-    def drain(self, retry_after: float) -> None:
-        """Says when to come back, and ends the body as HTTP ends one, so that nobody takes it for a failure."""
+    def say_goodbye(self, retry_after: float) -> None:
+        """Ends the body as HTTP ends one, so that nobody takes it for a failure."""
         goodbye = self._framed(sse.farewell(retry_ms=round(retry_after * 1000)))
-        self._send_unless_lost(goodbye + LAST_CHUNK if self._is_chunked else goodbye)
+        self.connection.send_now(goodbye + LAST_CHUNK if self._is_chunked else goodbye)
         self.connection.shutdown_write()
         self.nursery.cancel_scope.cancel()
 
     def _framed(self, text: bytes) -> bytes:
         return chunk(text) if self._is_chunked else text
-
-    def _send_unless_lost(self, data: bytes) -> None:
-        try:
-            self.connection.send_now(data)
-        except Exception as error:  # noqa: BLE001 - called by the sweep and the drain, which serve others as well
-            self.fail(error)

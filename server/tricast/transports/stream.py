@@ -48,12 +48,33 @@ class Stream(Subscriber):
         """What this kind of subscriber does until it ends."""
 
     @abstractmethod
-    def sweep(self, now: float) -> float | None:
-        """See ``Swept.sweep``."""
+    def keep_alive(self, now: float) -> float:
+        """Does what is due at this time, without waiting, and returns when to look again."""
 
     @abstractmethod
+    def say_goodbye(self, retry_after: float) -> None:
+        """Begins to end the connection, without waiting, and tells the client when to come back, in seconds."""
+
+    def sweep(self, now: float) -> float | None:
+        """See ``Swept.sweep``. The task that calls it serves all others as well, so what it raises stays here."""
+        try:
+            return self.keep_alive(now)
+        except Exception as error:  # noqa: BLE001
+            self.fail(error)
+            return None
+
     def drain(self, retry_after: float) -> None:
-        """See ``Drainable.drain``."""
+        """See ``Drainable.drain``. The task that calls it serves all others as well, so what it raises stays here."""
+        try:
+            self.say_goodbye(retry_after)
+        except Exception as error:  # noqa: BLE001
+            self.fail(error)
+
+    def send_aside(self, data: bytes) -> None:
+        """Sends something that is not an event, unless there is no room for it now."""
+        if self.connection.send_now(data) is Sent.PART:
+            # The rest would wait for the next event otherwise; catching up begins with sending it.
+            self.fell_behind()
 
     def follow(self, topics: TopicSet, start: "Start") -> None:
         """Begins, or begins anew, to follow topics from a position."""
@@ -78,6 +99,7 @@ class Stream(Subscriber):
 
     def fail(self, error: Exception) -> None:
         """Ends the connection with this error, from wherever it was noticed."""
+        self.runtime.hub.leave(self)
         self.nursery.start_soon(_raise, error)
 
     async def _catch_up(self) -> None:

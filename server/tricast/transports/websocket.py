@@ -146,6 +146,8 @@ class Session(Stream):
             code: a close code an endpoint may send (RFC 6455 7.4).
             reason: what to tell the client, cut to 123 bytes of UTF-8.
         """
+        # Nothing may follow a close frame (RFC 6455 5.5.1), so no more events are sent.
+        self.pause()
         if self._protocol.state in (ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING):
             await self._send_event(CloseConnection(code=code, reason=reason or None))
 
@@ -234,14 +236,18 @@ class Session(Stream):
         """See ``Stream.serve``: runs the handler, then closes."""
         handler, self._handler = self._handler, None
         assert handler is not None
+        error: Exception | None = None
         try:
             await handler(self)
         except ConnectionLost:
             raise
-        except Exception:
-            await self._finish(INTERNAL_ERROR)
-            raise
-        await self._finish(NORMAL)
+        except Exception as raised:  # noqa: BLE001 - raised again, once the client was told
+            error = raised
+        try:
+            await self._finish(NORMAL if error is None else INTERNAL_ERROR)
+        finally:
+            if error is not None:
+                raise error
 
     async def _finish(self, code: int) -> None:
         """The closing handshake, bounded in time (RFC 6455 7.1.1: the server closes the TCP connection first)."""
@@ -266,36 +272,28 @@ class Session(Stream):
             raise ConnectionLost("the WebSocket is closed") from None
         await self.connection.send(bytes(data))
 
-    def sweep(self, now: float) -> float | None:
-        """Pings after a silence, and gives up after a long one. Any byte that came in ends a silence."""
+    def keep_alive(self, now: float) -> float:
+        """Pings after a silence, and gives up after a long one. Any byte that came in ends a silence.
+
+        Raises:
+            ConnectionLost: the silence was too long.
+        """
         config = self.runtime.config.websocket
         silent_since = self.connection.last_received
         if now >= silent_since + config.ping_timeout:
-            self.runtime.hub.leave(self)
-            self.fail(ConnectionLost(f"silent for {config.ping_timeout:g} s"))
-            return None
-        quiet_since = max(silent_since, self._pinged_at)
-        if now >= quiet_since + config.ping_interval:
-            self._ping()
-            self._pinged_at = quiet_since = now
-        return min(quiet_since + config.ping_interval, silent_since + config.ping_timeout)
+            raise ConnectionLost(f"silent for {config.ping_timeout:g} s")
+        if now >= max(silent_since, self._pinged_at) + config.ping_interval:
+            self._pinged_at = now
+            if self._protocol.state is ConnectionState.OPEN and not self.connection.has_tail:
+                self.send_aside(bytes(self._protocol.send(Ping())))
+        return min(max(silent_since, self._pinged_at) + config.ping_interval, silent_since + config.ping_timeout)
 
-    def _ping(self) -> None:
-        if self._protocol.state is ConnectionState.OPEN and not self.connection.has_tail:
-            try:
-                self.connection.send_now(bytes(self._protocol.send(Ping())))
-            except Exception as error:  # noqa: BLE001 - called by the sweep, which serves others as well
-                self.fail(error)
-
-    def drain(self, retry_after: float) -> None:
-        """See ``Drainable.drain``: close code 1012, with the delay in the reason, and a moment to answer it."""
-        self.runtime.hub.leave(self)
+    def say_goodbye(self, retry_after: float) -> None:
+        """Closes with 1012 and the delay in the reason, and gives the client a moment to answer it."""
+        self.pause()
         if self._protocol.state is ConnectionState.OPEN and not self.connection.has_tail:
             reason = f"restarting, come back in {retry_after:.1f} s"
-            try:
-                self.connection.send_now(bytes(self._protocol.send(CloseConnection(code=RESTARTING, reason=reason))))
-            except Exception as error:  # noqa: BLE001 - called by the drain, which serves others as well
-                self.fail(error)
+            self.send_aside(bytes(self._protocol.send(CloseConnection(code=RESTARTING, reason=reason))))
         self.nursery.cancel_scope.deadline = trio.current_time() + self.runtime.config.websocket.close_timeout
 
 

@@ -684,10 +684,12 @@ async function copyCommand() {
   try {
     await navigator.clipboard.writeText(byId("curl").textContent);
     button.textContent = "Copied";
+    announce("Command copied");
   } catch {
     // No clipboard without TLS or permission: the text is selected instead, one key away from being copied.
     getSelection().selectAllChildren(byId("curl"));
     button.textContent = "Selected";
+    announce("Command selected, copy it with the keyboard");
   }
   setTimeout(() => (button.textContent = "Copy"), 1600);
 }
