@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures what one delivery costs: events at a steady rate to many subscribers, CPU time of the server over deliveries.
+"""Measures what one delivery costs: events at a steady rate to many subscribers, the CPU time of the server over them.
 
 Prints JSON. ``cpu_us_per_delivery`` is user and system time of the server's process, publishing and flushing
 included, over the events that arrived; ``lost`` must be 0.

@@ -11,6 +11,7 @@ import random
 import signal
 import socket
 import time
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from functools import partial
 
@@ -54,6 +55,7 @@ class Server:
     def __init__(self, runtime: Runtime, urls: tuple[str, ...], admin_urls: tuple[str, ...]) -> None:
         self._runtime = runtime
         self._drain_asked = trio.Event()
+        self._stopped = trio.Event()
         self.urls = urls
         self.admin_urls = admin_urls
         self.hub = runtime.hub
@@ -86,6 +88,14 @@ class Server:
     async def wait_drain_asked(self) -> None:
         """Returns when ``drain`` was called."""
         await self._drain_asked.wait()
+
+    async def wait_stopped(self) -> None:
+        """Returns when the last connection has ended."""
+        await self._stopped.wait()
+
+    def stopped(self) -> None:
+        """Says that the last connection has ended; called by ``serve``."""
+        self._stopped.set()
 
 
 async def serve(
@@ -152,6 +162,7 @@ async def serve(
                 await _end_connections(runtime)
                 connections.cancel_scope.deadline = trio.current_time() + config.drain.grace
             background.cancel_scope.cancel()
+        server.stopped()
 
 
 async def run(config: Config, *, logger: Logger | None = None) -> None:
@@ -167,17 +178,26 @@ async def run(config: Config, *, logger: Logger | None = None) -> None:
     before, after = raise_soft_limit()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            server: Server = await nursery.start(partial(_serve_then_stop, config, logger, nursery.cancel_scope))
+            server: Server = await nursery.start(partial(serve, config, logger=logger))
             logger.info("descriptors", soft_limit=after, raised_from=before)
             _calm_garbage_collector()
-            async for number in signals:
-                name = signal.Signals(number).name
-                if server.is_draining:
-                    logger.warning("ending at once", signal=name)
-                    nursery.cancel_scope.cancel()
-                else:
-                    logger.info("draining", signal=name, connections=server.connections)
-                    server.drain()
+            nursery.start_soon(_obey_signals, signals, server, logger, nursery.cancel_scope)
+            await server.wait_stopped()
+            logger.info("stopped")
+            nursery.cancel_scope.cancel()
+
+
+async def _obey_signals(
+    signals: AsyncIterator[int], server: Server, logger: Logger, everything: trio.CancelScope
+) -> None:
+    async for number in signals:
+        name = signal.Signals(number).name
+        if server.is_draining:
+            logger.warning("ending at once", signal=name)
+            everything.cancel()
+        else:
+            logger.info("draining", signal=name, connections=server.connections)
+            server.drain()
 
 
 def _calm_garbage_collector() -> None:
@@ -189,14 +209,6 @@ def _calm_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-
-
-async def _serve_then_stop(
-    config: Config, logger: Logger, scope: trio.CancelScope, *, task_status: trio.TaskStatus[Server]
-) -> None:
-    await serve(config, logger=logger, task_status=task_status)
-    logger.info("stopped")
-    scope.cancel()
 
 
 class _Bell:
