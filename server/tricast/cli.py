@@ -326,8 +326,17 @@ def _in_words(error: OSError) -> str:
 
 
 def _print(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _unwritable(error) from None
+
+
+def _unwritable(error: OSError) -> Failure:
+    return Failure(f"cannot write to stdout: {_in_words(error)}")
 
 
 def _say(text: str, *, label: str = "", colour: str | None = None) -> None:
@@ -339,16 +348,24 @@ def _say(text: str, *, label: str = "", colour: str | None = None) -> None:
 
 def main() -> NoReturn:
     """Runs the command that the arguments name, and exits."""
+    status = _main()
     try:
-        status = cli.main(prog_name="tricast", standalone_mode=False) or 0
-    except click.ClickException as error:
-        # Where stderr is closed as well, the exit code has to do.
-        with suppress(OSError):
-            error.show()
-        status = error.exit_code
-    except click.Abort:
-        status = _INTERRUPTED
-    if status == _NO_READER:
+        sys.stdout.flush()
+    except OSError:
         # What is still buffered cannot be written, so that the interpreter must not try it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(status)
+
+
+def _main() -> int:
+    try:
+        return int(cli.main(prog_name="tricast", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        failure = error
+    except click.Abort:
+        return _INTERRUPTED
+    except OSError as error:  # click writes help and version itself
+        failure = _unwritable(error)
+    with suppress(OSError):  # where stderr is closed as well, the exit code has to do
+        failure.show()
+    return failure.exit_code

@@ -4,7 +4,6 @@ The tree: run > signals > background (flush, sweep; the log's scope around them)
 end first, then the connections, then what serves them.
 """
 
-import errno
 import gc
 import importlib
 import random
@@ -19,10 +18,11 @@ import trio
 
 from tricast.config import Config
 from tricast.connection import Connection
-from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
+from tricast.descriptors import raise_soft_limit
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost
 from tricast.http import HttpConnection, Router
 from tricast.hub import Hub
+from tricast.listening import Acceptor, listen, url_of
 from tricast.log.base import Log
 from tricast.log.memory import MemoryLog
 from tricast.logs import library_logger, program_logger
@@ -30,15 +30,7 @@ from tricast.publish import Idempotency
 from tricast.routes import admin_routes, public_routes
 from tricast.runtime import Handler, Logger, Runtime
 from tricast.sweep import Wheel
-from tricast.wire.http1 import problem, retry_after
 
-#: Connections taken per wake-up, so that a storm of them does not hold up those that are there.
-_ACCEPTS_PER_TURN = 64
-#: Connections that are being refused at a time; others wait in the kernel's queue meanwhile.
-_MAX_REFUSALS = 16
-_REFUSAL_SECONDS = 1.0
-#: An accept fails with these for want of something that others may give back.
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 #: How often per second connections are ended while draining.
 _DRAIN_STEPS_PER_SECOND = 20
 
@@ -137,21 +129,22 @@ async def serve(
     )
     with ExitStack() as sockets:
         routes = public_routes(runtime, idempotency)
-        listeners = await _listen(sockets, config.server.host, config.server.port, config.server.backlog)
+        listeners = await listen(sockets, config.server.host, config.server.port, config.server.backlog)
         admin_listeners: list[socket.socket] = []
         if config.admin.enabled:
-            admin_listeners = await _listen(sockets, config.admin.host, config.admin.port, config.server.backlog)
-        server = Server(runtime, tuple(map(_url_of, listeners)), tuple(map(_url_of, admin_listeners)))
+            admin_listeners = await listen(sockets, config.admin.host, config.admin.port, config.server.backlog)
+        server = Server(runtime, tuple(map(url_of, listeners)), tuple(map(url_of, admin_listeners)))
         async with log.open(hub.committed), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
             background.start_soon(runtime.wheel.run)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as listening:
-                    front = _Acceptor(runtime, routes, connections)
+                    front = Acceptor(runtime, partial(_serve_connection, runtime, routes), connections)
                     for listener in listeners:
                         listening.start_soon(front.accept_forever, listener)
                     if admin_listeners:
-                        back = _Acceptor(runtime, admin_routes(runtime), connections)
+                        serve_admin = partial(_serve_connection, runtime, admin_routes(runtime))
+                        back = Acceptor(runtime, serve_admin, connections)
                         for listener in admin_listeners:
                             listening.start_soon(back.accept_forever, listener)
                     _announce(server, logger)
@@ -211,6 +204,13 @@ def _calm_garbage_collector() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
+def _announce(server: Server, logger: Logger) -> None:
+    for url in server.urls:
+        logger.info(f"listening on {url}")
+    for url in server.admin_urls:
+        logger.info(f"admin listening on {url}")
+
+
 class _Bell:
     """Wakes one task; rings while it is awake are heard when it next waits."""
 
@@ -261,150 +261,10 @@ def _load_handlers(config: Config) -> dict[str, Handler]:
     return handlers
 
 
-# Listening
-
-
-async def _listen(sockets: ExitStack, host: str, port: int, backlog: int) -> list[socket.socket]:
-    """Listening sockets for every address that the host name has, all on the same port."""
-    found = await trio.socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    listeners: list[socket.socket] = []
-    for family, kind, protocol, _, address in found:
-        listener = sockets.enter_context(socket.socket(family, kind, protocol))
-        listener.setblocking(False)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit it on Linux, which saves a system call each.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # Port 0 is chosen with the first address, and then used for all.
-        chosen = listeners[0].getsockname()[1] if listeners else port
-        listener.bind((address[0], chosen, *address[2:]))
-        listener.listen(backlog)
-        listeners.append(listener)
-    return listeners
-
-
-def _url_of(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _announce(server: Server, logger: Logger) -> None:
-    for url in server.urls:
-        logger.info(f"listening on {url}")
-    for url in server.admin_urls:
-        logger.info(f"admin listening on {url}")
-
-
-class _Acceptor:
-    """Takes connections off listeners, and turns those away for which there is no room.
-
-    Args:
-        runtime: what all connections share.
-        route: answers requests.
-        connections: where each connection's task runs.
-    """
-
-    def __init__(self, runtime: Runtime, route: Router, connections: trio.Nursery) -> None:
-        limits = runtime.config.limits
-        room = room_for_connections(limits.reserved_descriptors)
-        self._capacity = min(room, limits.connections or room)
-        self._runtime = runtime
-        self._route = route
-        self._connections = connections
-        self._refusals = trio.Semaphore(_MAX_REFUSALS)
-        self._spare = Spare()
-
-    async def accept_forever(self, listener: socket.socket) -> None:
-        """Accepts until cancelled."""
-        while True:
-            await trio.lowlevel.wait_readable(listener)
-            for _ in range(_ACCEPTS_PER_TURN):
-                try:
-                    sock, address = listener.accept()
-                except BlockingIOError:
-                    break
-                except OSError as error:
-                    # Else it was the client that broke off before it was accepted (accept(2)).
-                    if error.errno in _EXHAUSTED:
-                        await self._exhausted(listener, error)
-                    break
-                await self._take(sock, str(address[0]))
-            await trio.lowlevel.checkpoint()
-
-    async def _take(self, sock: socket.socket, peer: str) -> None:
-        limits = self._runtime.config.limits
-        sock.setblocking(False)
-        if limits.send_buffer:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer)
-        connection = Connection(sock, peer, write_timeout=limits.write_timeout)
-        if len(self._runtime.open) >= self._capacity:
-            await self._refuse(connection)
-        else:
-            self._runtime.counters.accepted += 1
-            self._runtime.open[connection] = _Starting()
-            self._connections.start_soon(_serve_connection, connection, self._runtime, self._route)
-
-    async def _refuse(self, connection: Connection) -> None:
-        # Waiting here for a free place leaves the others in the kernel's queue, instead of spinning.
-        try:
-            await self._refusals.acquire()
-        except BaseException:
-            connection.close()
-            raise
-        self._runtime.counters.refused += 1
-        self._connections.start_soon(self._answer_503, connection)
-
-    async def _answer_503(self, connection: Connection) -> None:
-        try:
-            with trio.move_on_after(_REFUSAL_SECONDS):
-                await connection.receive()
-                await connection.send(_overloaded(self._runtime))
-                await connection.linger()
-        except ConnectionLost:
-            return
-        finally:
-            connection.close()
-            self._refusals.release()
-
-    async def _exhausted(self, listener: socket.socket, error: OSError) -> None:
-        """Tells one client, on the spare descriptor, that there are no more; then gives the others time to end."""
-        self._runtime.logger.warning("no descriptor for a connection", error=error.strerror)
-        self._spare.give_up()
-        try:
-            sock, address = listener.accept()
-        except OSError:
-            pass
-        else:
-            sock.setblocking(False)
-            connection = Connection(sock, str(address[0]), write_timeout=_REFUSAL_SECONDS)
-            await self._refusals.acquire()
-            self._runtime.counters.refused += 1
-            await self._answer_503(connection)
-        self._spare.keep()
-        await trio.sleep(0.05)
-
-
-class _Starting:
-    """A connection that was accepted and has not run yet: nothing to be told, it sees the draining itself."""
-
-    def drain(self, retry_after: float) -> None:
-        """See ``Drainable.drain``."""
-
-
-def _overloaded(runtime: Runtime) -> bytes:
-    """The answer for those for whom there is no room; written by hand, for nothing was parsed."""
-    seconds = runtime.jitter(runtime.config.limits.retry_after)
-    answer = problem(503, "all connections are in use", code="overloaded", headers=(retry_after(seconds),))
-    headers = (*answer.headers, (b"content-length", b"%d" % len(answer.body)), (b"connection", b"close"))
-    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-    return b"HTTP/1.1 503 Service Unavailable\r\n%b\r\n%b" % (lines, answer.body)
-
-
 # Connections
 
 
-async def _serve_connection(connection: Connection, runtime: Runtime, route: Router) -> None:
+async def _serve_connection(runtime: Runtime, route: Router, connection: Connection) -> None:
     """One connection from its first byte to its end. The one guard: whatever it raises, it is the only one to end."""
     try:
         async with trio.open_nursery() as nursery:

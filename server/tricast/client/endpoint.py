@@ -60,7 +60,8 @@ class Endpoint(NamedTuple):
 
     def target(self, path: str, query: Iterable[tuple[str, str]]) -> str:
         """The request target of a path on this server."""
-        return f"{self.prefix}{path}?{urlencode(list(query))}"
+        written = urlencode(list(query))
+        return f"{self.prefix}{path}?{written}" if written else f"{self.prefix}{path}"
 
     def __str__(self) -> str:
         return f"{'https' if self.is_secure else 'http'}://{self.authority}{self.prefix}"

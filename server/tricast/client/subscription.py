@@ -12,12 +12,12 @@ from tricast.client.endpoint import Dial, Endpoint, dial
 from tricast.client.event_stream import follow_event_stream
 from tricast.client.failures import ClientError, Lost
 from tricast.client.inbox import Inbox, Wish
-from tricast.client.items import Item
+from tricast.client.items import Connected, Item
 from tricast.client.long_poll import follow_polls
 from tricast.client.settings import ClientSettings
 from tricast.client.websocket import follow_websocket
 from tricast.errors import RemoteProtocolError
-from tricast.event import EventId
+from tricast.event import Event, EventId, Gap
 
 Transport = Literal["auto", "ws", "sse", "poll"]
 
@@ -40,6 +40,7 @@ class Subscription:
         self._send, self._receive = trio.open_memory_channel[Item](0)
         self._wish = wish
         self._inbox = Inbox(self._send, last_id)
+        self._position = last_id
         self._choices = _PREFERENCE if transport == "auto" else (transport,)
         self._preferred = 0
         self._backoff = Backoff(wish.settings, chance)
@@ -47,17 +48,24 @@ class Subscription:
 
     @property
     def position(self) -> str | None:
-        """The id after which the next connection resumes, or None when nothing is known yet."""
-        return self._inbox.position
+        """Where to resume after what was handed out up to now, or None when the server did not say yet."""
+        return self._position
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Item:
         try:
-            return await self._receive.receive()
+            item = await self._receive.receive()
         except trio.EndOfChannel:
             raise self._refusal or StopAsyncIteration from None
+        if isinstance(item, Event):
+            self._position = str(item.id)
+        elif isinstance(item, Gap):
+            self._position = str(item.resumed_at)
+        elif isinstance(item, Connected):
+            self._position = item.position
+        return item
 
     async def run(self) -> None:
         """Connects again and again, until the server refuses. Cancelling it closes the connection."""

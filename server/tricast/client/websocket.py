@@ -4,10 +4,10 @@ import re
 from typing import NoReturn
 
 import trio
-from wsproto.connection import Connection, ConnectionType
+from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
-from wsproto.utilities import ProtocolError, generate_accept_token, generate_nonce
+from wsproto.utilities import generate_accept_token, generate_nonce
 
 from tricast.client.endpoint import deadline
 from tricast.client.exchange import Answer, Exchange
@@ -96,19 +96,11 @@ class _Session:
         self._complaint = ""
 
     async def run(self) -> NoReturn:
-        data = b""
         while True:
-            for event in self._read(data):
+            # One by one, because what may be answered depends on how far wsproto has read.
+            for event in self._ws.events():
                 await self._take(event)
-            data = await self._receive()
-
-    def _read(self, data: bytes) -> list[Event]:
-        try:
-            if data:
-                self._ws.receive_data(data)
-            return list(self._ws.events())
-        except ProtocolError as error:
-            raise Lost(f"the server broke the WebSocket protocol: {error}") from error
+            self._ws.receive_data(await self._receive())
 
     async def _receive(self) -> bytes:
         """Waits for bytes; asks for a sign of life half-way to giving up."""
@@ -158,8 +150,11 @@ class _Session:
 
     async def _close(self, event: CloseConnection) -> Lost | ClientError:
         """Answers the close frame, and says what it means."""
+        is_theirs = self._ws.state is ConnectionState.REMOTE_CLOSING
         with trio.move_on_after(_CLOSE_TIMEOUT):
             await self._exchange.send_bytes(self._ws.send(event.response()))
+        if not is_theirs:  # wsproto's own, on meeting what is no frame
+            return Lost(f"the server broke the WebSocket protocol: {event.reason}")
         words = ", ".join(filter(None, (self._complaint, event.reason)))
         said = f"the server closed the WebSocket ({int(event.code)}{': ' if words else ''}{words})"
         if event.code in _FINAL_CODES:

@@ -1,0 +1,156 @@
+"""Listening sockets, and the door: who is let in, and who is told that there is no room."""
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+
+import trio
+
+from tricast.connection import Connection
+from tricast.descriptors import Spare, room_for_connections
+from tricast.errors import ConnectionLost
+from tricast.runtime import Runtime
+from tricast.wire.http1 import problem, retry_after
+
+#: Connections taken per wake-up, so that a storm of them does not hold up those that are there.
+_ACCEPTS_PER_TURN = 64
+#: Connections that are being refused at a time; others wait in the kernel's queue meanwhile.
+_MAX_REFUSALS = 16
+_REFUSAL_SECONDS = 1.0
+#: An accept fails with these for want of something that others may give back.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+Serve = Callable[[Connection], Awaitable[None]]
+
+
+async def listen(sockets: ExitStack, host: str, port: int, backlog: int) -> list[socket.socket]:
+    """Listening sockets for every address that the host name has, all on the same port."""
+    found = await trio.socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners: list[socket.socket] = []
+    for family, kind, protocol, _, address in found:
+        listener = sockets.enter_context(socket.socket(family, kind, protocol))
+        listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit it on Linux, which saves a system call each.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # Port 0 is chosen with the first address, and then used for all.
+        chosen = listeners[0].getsockname()[1] if listeners else port
+        listener.bind((address[0], chosen, *address[2:]))
+        listener.listen(backlog)
+        listeners.append(listener)
+    return listeners
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where the listener can be reached, as a URL."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Acceptor:
+    """Takes connections off listeners, and turns those away for which there is no room.
+
+    Args:
+        runtime: what all connections share.
+        serve: serves one connection to its end.
+        connections: where it does that.
+    """
+
+    def __init__(self, runtime: Runtime, serve: Serve, connections: trio.Nursery) -> None:
+        limits = runtime.config.limits
+        room = room_for_connections(limits.reserved_descriptors)
+        self._capacity = min(room, limits.connections or room)
+        self._runtime = runtime
+        self._serve = serve
+        self._connections = connections
+        self._refusals = trio.Semaphore(_MAX_REFUSALS)
+        self._spare = Spare()
+
+    async def accept_forever(self, listener: socket.socket) -> None:
+        """Accepts until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            for _ in range(_ACCEPTS_PER_TURN):
+                try:
+                    sock, address = listener.accept()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    # Else it was the client that broke off before it was accepted (accept(2)).
+                    if error.errno in _EXHAUSTED:
+                        await self._exhausted(listener, error)
+                    break
+                await self._take(sock, str(address[0]))
+            await trio.lowlevel.checkpoint()
+
+    async def _take(self, sock: socket.socket, peer: str) -> None:
+        limits = self._runtime.config.limits
+        sock.setblocking(False)
+        if limits.send_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer)
+        connection = Connection(sock, peer, write_timeout=limits.write_timeout)
+        if len(self._runtime.open) >= self._capacity:
+            await self._refuse(connection)
+        else:
+            self._runtime.counters.accepted += 1
+            self._runtime.open[connection] = _Starting()
+            self._connections.start_soon(self._serve, connection)
+
+    async def _refuse(self, connection: Connection) -> None:
+        # Waiting here for a free place leaves the others in the kernel's queue, instead of spinning.
+        try:
+            await self._refusals.acquire()
+        except BaseException:
+            connection.close()
+            raise
+        self._runtime.counters.refused += 1
+        self._connections.start_soon(self._answer_503, connection)
+
+    async def _answer_503(self, connection: Connection) -> None:
+        try:
+            with trio.move_on_after(_REFUSAL_SECONDS):
+                await connection.receive()
+                await connection.send(_overloaded(self._runtime))
+                await connection.linger()
+        except ConnectionLost:
+            return
+        finally:
+            connection.close()
+            self._refusals.release()
+
+    async def _exhausted(self, listener: socket.socket, error: OSError) -> None:
+        """Tells one client, on the spare descriptor, that there are no more; then gives the others time to end."""
+        self._runtime.logger.warning("no descriptor for a connection", error=error.strerror)
+        self._spare.give_up()
+        try:
+            sock, address = listener.accept()
+        except OSError:
+            pass
+        else:
+            sock.setblocking(False)
+            connection = Connection(sock, str(address[0]), write_timeout=_REFUSAL_SECONDS)
+            await self._refusals.acquire()
+            self._runtime.counters.refused += 1
+            await self._answer_503(connection)
+        self._spare.keep()
+        await trio.sleep(0.05)
+
+
+class _Starting:
+    """A connection that was accepted and has not run yet: nothing to be told, it sees the draining itself."""
+
+    def drain(self, retry_after: float) -> None:
+        """See ``Drainable.drain``."""
+
+
+def _overloaded(runtime: Runtime) -> bytes:
+    """The answer for those for whom there is no room; written by hand, for nothing was parsed."""
+    seconds = runtime.jitter(runtime.config.limits.retry_after)
+    answer = problem(503, "all connections are in use", code="overloaded", headers=(retry_after(seconds),))
+    headers = (*answer.headers, (b"content-length", b"%d" % len(answer.body)), (b"connection", b"close"))
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    return b"HTTP/1.1 503 Service Unavailable\r\n%b\r\n%b" % (lines, answer.body)
