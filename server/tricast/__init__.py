@@ -13,9 +13,9 @@ from tricast.errors import (
     ConnectionLost,
     LimitExceeded,
     LogUnavailable,
-    Overloaded,
     RemoteProtocolError,
     TricastError,
+    Unavailable,
 )
 from tricast.event import Event, EventId
 from tricast.hub import Hub
@@ -33,11 +33,11 @@ __all__ = [
     "Hub",
     "LimitExceeded",
     "LogUnavailable",
-    "Overloaded",
     "RemoteProtocolError",
     "Server",
     "Session",
     "TricastError",
+    "Unavailable",
     "load_config",
     "run",
     "serve",

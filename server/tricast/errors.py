@@ -6,8 +6,8 @@ The tree::
     ├── ConfigError              the configuration is wrong: all problems, each with file and key
     ├── RemoteProtocolError      the client's mistake: carries the HTTP status and the close code to answer with
     │   └── LimitExceeded        … it asked for more than a configured limit allows
-    ├── LogUnavailable           the log cannot take or give events now; nothing acknowledged is lost
-    ├── Overloaded               the server cannot take this on now; says when to come back
+    ├── Unavailable              not now, for a reason that is not the client's; says when to come back
+    │   └── LogUnavailable       … the log cannot take or give events; nothing acknowledged is lost
     └── ConnectionLost           the peer is gone, or made no progress in time: nobody is left to be told
 
 This module knows nothing of sockets, HTTP parsing or Trio. Errors of libraries are mapped to these once, where they
@@ -113,21 +113,27 @@ class LimitExceeded(RemoteProtocolError):
         self.actual = actual
 
 
-class LogUnavailable(TricastError):
-    """The log cannot be written or read at the moment. What it acknowledged before stays acknowledged."""
-
-
-class Overloaded(TricastError):
-    """The server has no room for this now.
+class Unavailable(TricastError):
+    """The server cannot do this now, and that is not the client's fault.
 
     Attributes:
+        detail: why, in words for the person at the other end.
+        code: a short machine-readable name, such as ``draining``.
         retry_after: seconds after which the client may try again.
     """
 
-    def __init__(self, detail: str, *, retry_after: float) -> None:
+    def __init__(self, detail: str, *, code: str, retry_after: float = 5.0) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.code = code
         self.retry_after = retry_after
+
+
+class LogUnavailable(Unavailable):
+    """The log cannot be written or read at the moment. What it acknowledged before stays acknowledged."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"the log is not available: {detail}", code="log-unavailable")
 
 
 class ConnectionLost(TricastError):

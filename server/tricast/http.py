@@ -11,7 +11,7 @@ import h11
 import trio
 
 from tricast.connection import Connection
-from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError
+from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.runtime import Runtime
 from tricast.transports.stream import Stream
 from tricast.wire.http1 import Headers, Request, Response, problem_of
@@ -253,7 +253,7 @@ class HttpConnection:
             if self._has_no_body(exchange.request):
                 self._h11.next_event()
             return await self._route(exchange)
-        except RemoteProtocolError as error:
+        except (RemoteProtocolError, Unavailable) as error:
             return problem_of(error)
         except h11.RemoteProtocolError as error:
             return problem_of(_mistake_of(error))

@@ -14,7 +14,7 @@ from wsproto.handshake import H11Handshake
 from wsproto.utilities import RemoteProtocolError as HandshakeError
 
 from tricast import metrics
-from tricast.errors import LogUnavailable, RemoteProtocolError
+from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.event import DEFAULT_TYPE, Draft, TopicSet
 from tricast.http import Exchange, Handover, common_headers
 from tricast.publish import NDJSON, Idempotency, batch_drafts, single_draft
@@ -24,7 +24,7 @@ from tricast.transports.long_poll import LongPoll
 from tricast.transports.stream import check_topics, last_id_of, start_of
 from tricast.transports.websocket import Session, serve_topics
 from tricast.wire import sse
-from tricast.wire.http1 import Headers, Request, Response, allow, json_response, problem, retry_after
+from tricast.wire.http1 import Headers, Request, Response, allow, json_response, problem, problem_of
 from tricast.wire.websocket import SUBPROTOCOL
 
 Route = Callable[[Exchange], Awaitable[Response | Handover]]
@@ -37,6 +37,12 @@ _PAGE_FILES = {
 }
 #: The page loads nothing from elsewhere and runs nothing that is not in its files.
 _PAGE_POLICY = b"default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+_EVENT_STREAM_HEADERS = (
+    (b"content-type", sse.CONTENT_TYPE),
+    # no-transform keeps proxies from compressing, and by that from holding back, the stream.
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
 #: HTML 9.2 names Last-Event-ID; the rest of what subscribers send is safelisted (Fetch 2.2.2).
 _CORS_PREFLIGHT = (
     (b"access-control-allow-methods", b"GET, HEAD"),
@@ -108,41 +114,31 @@ async def subscribe(exchange: Exchange) -> Response | Handover:
         return await subscribe_websocket(exchange)
     cors = _cors_headers(request, runtime)
     try:
-        topics = check_topics(request.parameters("topic"), runtime)
-        start = start_of(last_id_of(request), runtime.hub.last_id)
-        _refuse_while_draining(runtime)
-    except RemoteProtocolError as error:
-        error.headers = (*error.headers, *cors)
-        raise
+        answer = await _subscribe_over_http(exchange, cors)
+    except (RemoteProtocolError, Unavailable) as error:
+        # A page of another origin can read what is wrong only with these headers on it.
+        answer = problem_of(error)
+    return answer._replace(headers=(*answer.headers, *cors)) if isinstance(answer, Response) else answer
+
+
+async def _subscribe_over_http(exchange: Exchange, cors: Headers) -> Response | Handover:
+    request, runtime = exchange.request, exchange.runtime
+    topics = TopicSet(check_topics(request.parameters("topic"), runtime))
+    start = start_of(last_id_of(request), runtime.hub.last_id)
+    envelope = _wants_envelope(request)
+    _refuse_while_draining(runtime)
     if request.wants_event_stream:
-        return _event_stream(exchange, EventStream(
-            exchange.connection, runtime, TopicSet(topics), start,
-            envelope=_wants_envelope(request), is_chunked=request.is_http_11,
-        ), cors)  # fmt: skip
+        if request.method == "HEAD":
+            return Response(200, _EVENT_STREAM_HEADERS)
+        stream = EventStream(
+            exchange.connection, runtime, topics, start, envelope=envelope, is_chunked=request.is_http_11
+        )
+        return Handover(exchange.stream_head((*_EVENT_STREAM_HEADERS, *cors)) + stream.opening(), stream)
     if request.method == "HEAD":
-        return Response(200, ((b"content-type", b"application/json"), (b"cache-control", b"no-store"), *cors))
-    poll = LongPoll(runtime, TopicSet(topics), start)
-    runtime.open[exchange.connection], busy_with = poll, runtime.open[exchange.connection]
-    try:
-        answer = await poll.answer(exchange.until_peer_leaves)
-    except LogUnavailable as error:
-        return _log_unavailable(error, runtime)
-    finally:
-        runtime.open[exchange.connection] = busy_with
-    return answer._replace(headers=(*answer.headers, *cors))
-
-
-def _event_stream(exchange: Exchange, stream: EventStream, cors: Headers) -> Response | Handover:
-    headers = (
-        (b"content-type", sse.CONTENT_TYPE),
-        # no-transform keeps proxies from compressing, and by that from holding back, the stream.
-        (b"cache-control", b"no-cache, no-transform"),
-        (b"x-accel-buffering", b"no"),
-        *cors,
-    )
-    if exchange.request.method == "HEAD":
-        return Response(200, headers)
-    return Handover(exchange.stream_head(headers) + stream.opening(), stream)
+        return Response(200, ((b"content-type", b"application/json"), (b"cache-control", b"no-store")))
+    poll = LongPoll(runtime, topics, start)
+    with runtime.busy_with(exchange.connection, poll):
+        return await poll.answer(exchange.until_peer_leaves)
 
 
 def _wants_envelope(request: Request) -> bool:
@@ -290,26 +286,14 @@ class Publisher:
             # The names first: they are wrong more often than the data, and cheaper to look at.
             hub.check(Draft(topic or "", DEFAULT_TYPE if event_type is None else event_type, b""))
             drafts = [single_draft(topic or "", event_type or DEFAULT_TYPE, body, max_event=max_event)]
-        try:
-            ids = [str(event_id) for event_id in await hub.append(drafts)]
-        except LogUnavailable as error:
-            return _log_unavailable(error, exchange.runtime)
+        ids = [str(event_id) for event_id in await hub.append(drafts)]
         return json_response(200, {"ids": ids} if is_batch else {"id": ids[0]})
-
-
-def _log_unavailable(error: LogUnavailable, runtime: Runtime) -> Response:
-    headers = (retry_after(runtime.config.limits.retry_after),)
-    return problem(503, f"the log is not available: {error}", code="log-unavailable", headers=headers)
 
 
 def _refuse_while_draining(runtime: Runtime) -> None:
     if runtime.is_draining:
-        raise RemoteProtocolError(
-            "the server is going down",
-            code="draining",
-            status=503,
-            headers=(retry_after(runtime.config.drain.retry_after),),
-        )
+        seconds = runtime.jitter(runtime.config.drain.retry_after)
+        raise Unavailable("the server is going down", code="draining", retry_after=seconds)
 
 
 # Operations

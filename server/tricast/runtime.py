@@ -2,7 +2,8 @@
 
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from email.utils import formatdate
 from typing import Any, Protocol
 
@@ -76,6 +77,16 @@ class Runtime:
         self.is_draining = False
         self._clock = clock
         self._date = (0, b"")
+
+    @contextmanager
+    def busy_with(self, connection: Connection, what: Drainable) -> Iterator[None]:
+        """For the length of the block, the connection is busy with something that a drain has to be told to."""
+        before = self.open[connection]
+        self.open[connection] = what
+        try:
+            yield
+        finally:
+            self.open[connection] = before
 
     def date(self) -> bytes:
         """The time now as a ``Date`` header has it (RFC 9110 5.6.7), made once a second."""

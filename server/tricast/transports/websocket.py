@@ -16,7 +16,7 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessa
 from wsproto.utilities import LocalProtocolError
 
 from tricast.connection import Connection
-from tricast.errors import ConnectionLost, LimitExceeded, LogUnavailable, RemoteProtocolError
+from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.event import DEFAULT_TYPE, Draft, EventId, TopicSet
 from tricast.runtime import Handler, Runtime
 from tricast.transports.stream import Start, Stream, check_topics, last_id_of, start_of
@@ -95,11 +95,8 @@ class Session(Stream):
             message = await self._parse()
             if message is not None:
                 return message
-            data = await self.connection.receive()
-            if data:
-                self._protocol.receive_data(data)
-            else:
-                self.close_code = 1006
+            if self.close_code is None:
+                await self._receive()
         raise StopAsyncIteration
 
     async def send(self, message: str | bytes) -> None:
@@ -183,12 +180,23 @@ class Session(Stream):
 
     # What comes in
 
+    async def _receive(self) -> None:
+        data = await self.connection.receive()
+        if data:
+            self._protocol.receive_data(data)
+        else:
+            self.close_code = 1006
+
     async def _parse(self) -> str | bytes | None:
         """The next message out of what was received so far, or None when more is needed or it is over."""
-        for event in self._protocol.events():
-            self._frames += 1
-            if self._frames % _FRAMES_PER_TURN == 0:
+        events = self._protocol.events()
+        while True:
+            if self._frames % _FRAMES_PER_TURN == 0:  # before the next one is taken, which cancelling would lose
                 await trio.lowlevel.checkpoint()
+            event = next(events, None)
+            if event is None:
+                return None
+            self._frames += 1
             match event:
                 case TextMessage() | BytesMessage():
                     if self._take_part(event):
@@ -201,7 +209,6 @@ class Session(Stream):
                 case CloseConnection():
                     await self._closed_by_peer(event)
                     return None
-        return None
 
     def _take_part(self, event: TextMessage | BytesMessage) -> bool:
         """Keeps a part of a message; returns whether the message is whole and not too long."""
@@ -254,16 +261,23 @@ class Session(Stream):
         with trio.move_on_after(self.runtime.config.websocket.close_timeout):
             try:
                 await self.close(code)
-                while self._protocol.state is ConnectionState.LOCAL_CLOSING and not self._is_broken:
-                    data = await self.connection.receive()
-                    if not data:
-                        break
-                    self._protocol.receive_data(data)
-                    for _ in self._protocol.events():
-                        await trio.lowlevel.checkpoint()
+                if self._protocol.state is ConnectionState.LOCAL_CLOSING and not self._is_broken:
+                    await self._wait_closed_by_peer()
                 await self.connection.linger()
             except (ConnectionLost, LocalProtocolError):
                 return
+
+    async def _wait_closed_by_peer(self) -> None:
+        while True:
+            for event in self._protocol.events():
+                await trio.lowlevel.checkpoint()
+                # Either the answer, or wsproto's word for what breaks the protocol; behind both nothing can be read.
+                if isinstance(event, CloseConnection):
+                    return
+            data = await self.connection.receive()
+            if not data:
+                return
+            self._protocol.receive_data(data)
 
     async def _send_event(self, event: Event) -> None:
         try:
@@ -325,8 +339,8 @@ async def _operate(session: Session, message: str | bytes) -> None:
         await session.send(_error(error, error.ref))
     except RemoteProtocolError as error:
         await session.send(_error(error, ref))
-    except LogUnavailable as error:
-        await session.send(wire.encode_reply("error", {"code": "log-unavailable", "message": str(error)}, ref))
+    except Unavailable as error:
+        await session.send(_error(error, ref))
 
 
 async def _perform(session: Session, operation: wire.Operation) -> None:
@@ -358,5 +372,5 @@ async def _subscribe(session: Session, operation: wire.Subscribe) -> None:
     session.resubscribe(topics, start)
 
 
-def _error(error: RemoteProtocolError, ref: wire.Reference | msgspec.UnsetType) -> str:
+def _error(error: RemoteProtocolError | Unavailable, ref: wire.Reference | msgspec.UnsetType) -> str:
     return wire.encode_reply("error", {"code": error.code, "message": error.detail}, ref)

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 
-from tricast.errors import RemoteProtocolError
+from tricast.errors import RemoteProtocolError, Unavailable
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -151,8 +151,10 @@ def problem(status: int, detail: str, *, code: str, headers: Headers = (), close
     )
 
 
-def problem_of(error: RemoteProtocolError) -> Response:
-    """The answer to a client's mistake."""
+def problem_of(error: RemoteProtocolError | Unavailable) -> Response:
+    """The answer to a client's mistake, or to a request that cannot be served now."""
+    if isinstance(error, Unavailable):
+        return problem(503, error.detail, code=error.code, headers=(retry_after(error.retry_after),))
     return problem(error.status, error.detail, code=error.code, headers=error.headers, closes=error.closes)
 
 
