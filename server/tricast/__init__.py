@@ -7,20 +7,24 @@ To embed a server into a Trio program::
         await server.hub.publish("news", {"n": 1})
 """
 
-from tricast.config import Config, load_config
-from tricast.errors import (
-    ConfigError,
-    ConnectionLost,
-    LimitExceeded,
-    LogUnavailable,
-    RemoteProtocolError,
-    TricastError,
-    Unavailable,
-)
-from tricast.event import Event, EventId
-from tricast.hub import Hub
-from tricast.server import Server, run, serve
-from tricast.transports.websocket import Session
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tricast.config import Config, load_config
+    from tricast.errors import (
+        ConfigError,
+        ConnectionLost,
+        LimitExceeded,
+        LogUnavailable,
+        RemoteProtocolError,
+        TricastError,
+        Unavailable,
+    )
+    from tricast.event import Event, EventId
+    from tricast.hub import Hub
+    from tricast.server import Server, run, serve
+    from tricast.transports.websocket import Session
 
 __version__ = "0.1.0"
 
@@ -42,3 +46,23 @@ __all__ = [
     "run",
     "serve",
 ]
+
+#: Where the names above are. They are imported when they are first used: importing the package for its version, or
+#: for ``tricast --help``, must not load a server.
+_MODULES = {
+    "Config": "config",
+    "load_config": "config",
+    "Event": "event",
+    "EventId": "event",
+    "Hub": "hub",
+    "Server": "server",
+    "run": "server",
+    "serve": "server",
+    "Session": "transports.websocket",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)

@@ -5,12 +5,13 @@ changing them are told in ``config/server.toml``, which a test compares with the
 """
 
 import difflib
+import json
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_origin
 
 from pydantic import (
     BaseModel,
@@ -60,6 +61,7 @@ def _format_quantity(value: float, units: Mapping[str, float]) -> str:
 Duration = Annotated[
     float,
     BeforeValidator(_parse_duration),
+    Field(ge=0, allow_inf_nan=False),
     PlainSerializer(lambda value: _format_quantity(value, _DURATION_UNITS), when_used="json"),
 ]
 #: Bytes as an int; a string with a unit in TOML, an int or a string when set from Python.
@@ -207,6 +209,9 @@ class Config(Section):
     logging: LoggingSection = LoggingSection()
 
 
+_SECTIONS = {field.annotation for field in Config.model_fields.values()}
+
+
 def load_config(
     path: Path | str | None = None, *, overrides: Mapping[str, Mapping[str, object]] | None = None
 ) -> Config:
@@ -259,10 +264,29 @@ def _read_environment() -> tuple[dict[str, Any], list[ConfigProblem]]:
         section, delimiter, _ = variable.removeprefix(ENV_PREFIX).lower().partition(ENV_DELIMITER)
         if variable.startswith(ENV_PREFIX) and delimiter and section not in Config.model_fields:
             problems.append(ConfigProblem("environment", variable, _unknown(section, Config)))
+    # What is not JSON where it must be is left out, or reading would stop there and tell nothing of the others.
+    texts = {name: value for name, value in source.env_vars.items() if _should_be_json(name) and not _is_json(value)}
+    source.env_vars = {name: value for name, value in source.env_vars.items() if name not in texts}
+    problems += [
+        ConfigProblem("environment", name.upper(), f"expected JSON, found {texts[name]!r}") for name in sorted(texts)
+    ]
+    return source(), problems
+
+
+def _should_be_json(variable: str) -> bool:
+    """Whether this variable, in lower case, is a section or a list."""
+    prefix = ENV_PREFIX.lower()
+    *path, key = variable.removeprefix(prefix).split(ENV_DELIMITER)
+    field = _model_at(tuple(path)).model_fields.get(key) if variable.startswith(prefix) else None
+    return field is not None and (get_origin(field.annotation) is tuple or field.annotation in _SECTIONS)
+
+
+def _is_json(text: str | None) -> bool:
     try:
-        return source(), problems
-    except ValueError as error:  # a list or section that is not JSON
-        return {}, [*problems, ConfigProblem("environment", "", str(error))]
+        json.loads(text or "")
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,7 +309,7 @@ def _describe(
         source, key = "environment", ENV_PREFIX + ENV_DELIMITER.join(str(part) for part in loc).upper()
     if details["type"] == "extra_forbidden":
         return ConfigProblem(source, key, _unknown(str(loc[-1]), _model_at(loc[:-1])))
-    message = details["msg"].replace("Input should be", "expected")
+    message = details["msg"].replace("Input should be", "expected").replace("String should match", "expected to match")
     if details["type"] in ("order", "missing"):
         return ConfigProblem(source, key, message)
     return ConfigProblem(source, key, f"{message}, found {details['input']!r}")
@@ -293,7 +317,9 @@ def _describe(
 
 def _holds(tree: object, loc: tuple[int | str, ...]) -> bool:
     for part in loc:
-        if not isinstance(tree, Mapping) or part not in tree:
+        if not isinstance(tree, Mapping):
+            return True  # a list, which is replaced as a whole
+        if part not in tree:
             return False
         tree = tree[part]
     return True

@@ -60,26 +60,19 @@ class Connection:
             ConnectionLost: reset, or closed on this side.
         """
         while True:
-            await self.wait_readable()
+            self._check_open()
             try:
+                # Not in a method of its own: each frame of a coroutine that waits here is memory for every connection.
+                await trio.lowlevel.wait_readable(self._sock)
                 data = self._sock.recv(RECEIVE_BYTES)
             except BlockingIOError:
                 continue
+            except trio.ClosedResourceError:
+                raise ConnectionLost("closed") from None
             except OSError as error:
                 raise ConnectionLost(error.strerror or str(error)) from None
             self.last_received = trio.current_time()
             return data
-
-    async def wait_readable(self) -> None:
-        """Returns when the peer has sent something or has closed.
-
-        Raises:
-            ConnectionLost: closed on this side.
-        """
-        try:
-            await trio.lowlevel.wait_readable(self._sock)
-        except (trio.ClosedResourceError, ValueError):  # ValueError: a closed socket has no descriptor
-            raise ConnectionLost("closed") from None
 
     @property
     def has_tail(self) -> bool:
@@ -149,13 +142,19 @@ class Connection:
                 self._drained = None
 
     async def _wait_writable(self) -> None:
+        self._check_open()
         with trio.move_on_after(self._write_timeout) as scope:
             try:
                 await trio.lowlevel.wait_writable(self._sock)
-            except (trio.ClosedResourceError, ValueError):
+            except trio.ClosedResourceError:
                 raise ConnectionLost("closed") from None
         if scope.cancelled_caught:
             raise ConnectionLost(f"took no data for {self._write_timeout:g} s")
+
+    def _check_open(self) -> None:
+        # A closed socket's descriptor is -1, which Trio would go on to wait for.
+        if self.is_closed:
+            raise ConnectionLost("closed")
 
     def shutdown_write(self) -> None:
         """Tells the peer that nothing more will come. Does nothing when it is gone already."""

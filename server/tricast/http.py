@@ -4,6 +4,7 @@ Owns h11's state and everything that HTTP/1.1 asks of a connection: deadlines, l
 keep-alive and pipelining, ``Date``, and how a connection ends after a mistake. What a path means is in ``routes.py``.
 """
 
+from contextlib import suppress
 from http import HTTPStatus
 from typing import NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ from tricast.connection import Connection
 from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.runtime import Runtime
 from tricast.transports.stream import Stream
-from tricast.wire.http1 import Headers, Request, Response, problem_of
+from tricast.wire.http1 import Headers, Request, Response, problem, problem_of
 
 #: Pipelined bytes that are read while an answer is waited for; behind them, a client that leaves is seen late.
 _MAX_READ_AHEAD = 64 * 2**10
@@ -257,6 +258,22 @@ class HttpConnection:
             return problem_of(error)
         except h11.RemoteProtocolError as error:
             return problem_of(_mistake_of(error))
+        except ConnectionLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - raised again, once the client was told
+            failure = error
+        try:
+            await self._tell_of_failure(exchange)
+        finally:
+            raise failure
+
+    async def _tell_of_failure(self, exchange: Exchange) -> None:
+        """Answers with 500, unless an answer has begun already. What failed is for the guard around the connection."""
+        if self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._log(exchange, 500)
+            with suppress(ConnectionLost):
+                failure = problem(500, "the server failed at this", code="internal-error", closes=True)
+                await self._respond(failure, exchange.request.method)
 
     @staticmethod
     def _has_no_body(request: Request) -> bool:

@@ -58,9 +58,10 @@ class Acceptor:
         runtime: what all connections share.
         serve: serves one connection to its end.
         connections: where it does that.
+        spare: the descriptor for the moment when there are no others.
     """
 
-    def __init__(self, runtime: Runtime, serve: Serve, connections: trio.Nursery) -> None:
+    def __init__(self, runtime: Runtime, serve: Serve, connections: trio.Nursery, spare: Spare) -> None:
         limits = runtime.config.limits
         room = room_for_connections(limits.reserved_descriptors)
         self._capacity = min(room, limits.connections or room)
@@ -68,7 +69,7 @@ class Acceptor:
         self._serve = serve
         self._connections = connections
         self._refusals = trio.Semaphore(_MAX_REFUSALS)
-        self._spare = Spare()
+        self._spare = spare
 
     async def accept_forever(self, listener: socket.socket) -> None:
         """Accepts until cancelled."""

@@ -135,7 +135,8 @@ async def _subscribe_over_http(exchange: Exchange, cors: Headers) -> Response | 
         )
         return Handover(exchange.stream_head((*_EVENT_STREAM_HEADERS, *cors)) + stream.opening(), stream)
     if request.method == "HEAD":
-        return Response(200, ((b"content-type", b"application/json"), (b"cache-control", b"no-store")))
+        # The position, so that a client can learn it before its first poll, and miss nothing if that one breaks.
+        return Response(200, ((b"content-type", b"application/json"), *LongPoll.position_headers(start.position)))
     poll = LongPoll(runtime, topics, start)
     with runtime.busy_with(exchange.connection, poll):
         return await poll.answer(exchange.until_peer_leaves)

@@ -18,7 +18,7 @@ import trio
 
 from tricast.config import Config
 from tricast.connection import Connection
-from tricast.descriptors import raise_soft_limit
+from tricast.descriptors import Spare, raise_soft_limit
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost
 from tricast.http import HttpConnection, Router
 from tricast.hub import Hub
@@ -128,6 +128,8 @@ async def serve(
         clock=trio.current_time,
     )
     with ExitStack() as sockets:
+        spare = Spare()
+        sockets.callback(spare.give_up)
         routes = public_routes(runtime, idempotency)
         listeners = await listen(sockets, config.server.host, config.server.port, config.server.backlog)
         admin_listeners: list[socket.socket] = []
@@ -139,12 +141,12 @@ async def serve(
             background.start_soon(runtime.wheel.run)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as listening:
-                    front = Acceptor(runtime, partial(_serve_connection, runtime, routes), connections)
+                    front = Acceptor(runtime, partial(_serve_connection, runtime, routes), connections, spare)
                     for listener in listeners:
                         listening.start_soon(front.accept_forever, listener)
                     if admin_listeners:
                         serve_admin = partial(_serve_connection, runtime, admin_routes(runtime))
-                        back = Acceptor(runtime, serve_admin, connections)
+                        back = Acceptor(runtime, serve_admin, connections, spare)
                         for listener in admin_listeners:
                             listening.start_soon(back.accept_forever, listener)
                     _announce(server, logger)

@@ -63,7 +63,8 @@ async def _pass_on(parser: EventStreamParser, chunk: bytes, inbox: Inbox) -> Non
         await inbox.connected("sse", parser.opening_id)
     for event in events:
         await _deliver(event, inbox)
-    inbox.position = parser.last_event_id or inbox.position
+    if parser.last_event_id:
+        inbox.move_to(parser.last_event_id)
 
 
 async def _deliver(event: StreamEvent, inbox: Inbox) -> None:

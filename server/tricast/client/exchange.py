@@ -94,6 +94,8 @@ class Exchange:
         """Whether another request may follow on this connection; readies it for that (RFC 9112 9.3)."""
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
             return False
+        if self._http.trailing_data[0]:  # an answer to nothing, so where the next one begins is unknown (RFC 9112 9.2)
+            return False
         self._http.start_next_cycle()
         return True
 

@@ -7,7 +7,7 @@ import trio
 
 from tricast.client.endpoint import Dial, Endpoint
 from tricast.client.exchange import Exchange, open_exchange
-from tricast.client.items import Connected, Disconnected, Item
+from tricast.client.items import Connected, Disconnected, Item, id_from
 from tricast.client.settings import ClientSettings
 from tricast.event import Event, Gap
 
@@ -60,8 +60,13 @@ class Inbox:
         self.has_delivered = False
 
     async def connected(self, transport: str, position: str | None) -> None:
-        """A connection stands, and events come from this position, when it is known."""
-        self.position = position or self.position
+        """A connection stands, and events come from this position, when it is known.
+
+        Raises:
+            ClientError: the position is no id.
+        """
+        if position:
+            self.move_to(position)
         self.connected_at = trio.current_time()
         await self._channel.send(Connected(transport, self.position))
 
@@ -76,6 +81,14 @@ class Inbox:
         self.has_delivered = True
         await self._channel.send(gap)
         self.position = str(gap.resumed_at)
+
+    def move_to(self, position: str) -> None:
+        """The server says from where to go on. What is no id could not be sent back to it.
+
+        Raises:
+            ClientError: the position is no id.
+        """
+        self.position = str(id_from(position))
 
     async def disconnected(self, why: str, delay: float) -> None:
         """The connection is gone, or was not made."""

@@ -108,7 +108,7 @@ def event_from(wire: WireEvent | Frame) -> Event:
     Raises:
         ClientError: its id is none.
     """
-    return Event(_id_from(wire.id), wire.topic, wire.type, bytes(wire.data))
+    return Event(id_from(wire.id), wire.topic, wire.type, bytes(wire.data))
 
 
 def gap_from(wire: WireGap) -> Gap:
@@ -117,7 +117,7 @@ def gap_from(wire: WireGap) -> Gap:
     Raises:
         ClientError: an id in it is none.
     """
-    return Gap(wire.reason, _id_from(wire.after), _id_from(wire.resumed_at))
+    return Gap(wire.reason, id_from(wire.after), id_from(wire.resumed_at))
 
 
 def event_as_line(event: Event) -> bytes:
@@ -131,7 +131,12 @@ def data_as_line(event: Event) -> bytes:
     return msgspec.json.format(data, indent=-1) if b"\n" in data or b"\r" in data else data
 
 
-def _id_from(text: str) -> EventId:
+def id_from(text: str) -> EventId:
+    """The id that the server wrote.
+
+    Raises:
+        ClientError: it is none.
+    """
     try:
         return EventId.parse(text)
     except RemoteProtocolError:

@@ -96,11 +96,13 @@ class LongPoll(Subscriber):
 
     def _ok(self) -> Response:
         assert self._body is not None
-        return Response(200, ((b"content-type", wire.CONTENT_TYPE), *self._headers(self.position)), self._body)
+        return Response(200, ((b"content-type", wire.CONTENT_TYPE), *self.position_headers(self.position)), self._body)
 
     def _nothing(self) -> Response:
         come_back = () if self._retry_after is None else (retry_after(self._retry_after),)
-        return Response(204, (*self._headers(self.position), *come_back))
+        return Response(204, (*self.position_headers(self.position), *come_back))
 
-    def _headers(self, position: EventId) -> tuple[tuple[bytes, bytes], ...]:
+    @staticmethod
+    def position_headers(position: EventId) -> tuple[tuple[bytes, bytes], ...]:
+        """What tells the client from where its next request has to go on."""
         return ((b"last-event-id", str(position).encode()), (b"cache-control", b"no-store"))

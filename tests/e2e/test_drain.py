@@ -1,0 +1,240 @@
+"""Going down: everybody is told when to come back, and nobody is cut off in the middle."""
+
+import signal
+from functools import partial
+
+import pytest
+import trio
+from clients import (
+    Closed,
+    Ended,
+    EventStream,
+    WebSocket,
+    Wire,
+    ask,
+    head,
+    open_websocket,
+    publish,
+    read_answer,
+    subscribe,
+)
+from serving import capturing_logger, serving, serving_process, until
+from structlog.testing import LogCapture
+
+import tricast
+from tricast.http import HttpConnection
+
+QUICK = {"period": "0s", "grace": "10s"}
+
+
+async def test_an_event_stream_is_told_when_to_come_back_and_ends_as_bodies_end() -> None:
+    async with serving(drain={"retry_after": "7s"} | QUICK) as server:
+        with await subscribe("sse", server.url, "news") as stream:
+            await server.hub.publish("news", 1)
+            await stream.event()
+            server.drain()
+            with pytest.raises(Ended):
+                await stream.event()
+            assert isinstance(stream, EventStream)
+            assert stream.retry is not None
+            assert 7000 <= stream.retry <= 10_500
+            assert await stream.wire.rest() == b""
+
+
+async def test_a_websocket_closes_with_1012_and_says_when_to_come_back() -> None:
+    async with serving(drain={"retry_after": "7s"} | QUICK) as server:
+        with await subscribe("ws", server.url, "news") as websocket:
+            server.drain()
+            assert isinstance(websocket, WebSocket)
+            closed = await websocket.closed()
+            assert closed.code == 1012
+            assert closed.reason.startswith("restarting, come back in ")
+
+
+async def test_a_long_poll_is_answered_with_its_position_and_when_to_come_back() -> None:
+    async with serving(drain={"retry_after": "7s"} | QUICK) as server:
+        last_id = str(await server.hub.publish("news", 1))
+        with await Wire.open(server.url) as wire:
+            await wire.send(head("GET", "/events?topic=news"))
+            await until(lambda: server.hub.statistics().subscribers == 1)
+            server.drain()
+            answer = await read_answer(wire)
+            assert (answer.status, answer.headers["last-event-id"]) == (204, last_id)
+            assert 7 <= int(answer.headers["retry-after"]) <= 11
+            assert answer.headers["connection"] == "close"
+            assert await wire.rest() == b""
+
+
+async def test_idle_connections_are_closed() -> None:
+    async with serving(drain=QUICK) as server:
+        with await Wire.open(server.url) as used, await Wire.open(server.url) as unused:
+            await used.send(head("GET", "/healthz"))
+            await read_answer(used)
+            await until(lambda: server.connections == 2)
+            server.drain()
+            assert await used.rest() == b""
+            assert await unused.rest() == b""
+
+
+async def test_a_publish_under_way_is_answered() -> None:
+    async with serving(drain=QUICK) as server:
+        with await Wire.open(server.url) as wire:
+            await wire.send(head("POST", "/publish?topic=news", "Content-Length: 2") + b"4")
+            await until(lambda: server.connections == 1)
+            server.drain()
+            await until(lambda: server._runtime.is_draining)
+            await wire.send(b"2")
+            answer = await read_answer(wire)
+            assert answer.json()["id"] == str(server.hub.last_id)
+            assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("target", ["/readyz", "/events?topic=news", "/ws"])
+async def test_a_request_under_way_is_told_that_it_is_too_late(target: str) -> None:
+    async with serving(drain=QUICK) as server:
+        with await Wire.open(server.url) as wire:
+            data = head("GET", target, "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+                        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")  # fmt: skip
+            await wire.send(data[:20])
+            await has_read(server)
+            server.drain()
+            await wire.send(data[20:])
+            answer = await read_answer(wire)
+            assert (answer.status, answer.code) == (503, "draining")
+            assert int(answer.headers["retry-after"]) >= 2
+
+
+async def test_health_is_still_told_and_readiness_is_not() -> None:
+    async with serving(drain=QUICK) as server:
+        assert (await ask(server.url, "GET", "/readyz")).json() == {"status": "ready"}
+        with await Wire.open(server.url) as wire:
+            await wire.send(b"GET /healthz HTTP/1.1\r\n")
+            await has_read(server)
+            server.drain()
+            await wire.send(b"Host: test\r\n\r\n")
+            assert (await read_answer(wire)).json() == {"status": "ok"}
+
+
+async def has_read(server: tricast.Server) -> None:
+    """Returns when the only connection has taken what was sent so far."""
+    await until(lambda: any(isinstance(it, HttpConnection) and it._h11.trailing_data[0] for it in busy_with(server)))
+
+
+def busy_with(server: tricast.Server) -> list[object]:
+    """What the connections are busy with."""
+    return list(server._runtime.open.values())
+
+
+async def test_nobody_new_is_let_in() -> None:
+    async with serving(drain={"period": "0s", "grace": "10s"}) as server:
+        with await Wire.open(server.url) as wire:
+            await wire.send(b"GET /healthz HTTP/1.1\r\n")
+            await has_read(server)
+            server.drain()
+            assert server.is_draining
+            with pytest.raises((OSError, Closed)):
+                await knock_until_refused(server.url)
+
+
+async def knock_until_refused(url: str) -> None:
+    while True:
+        with await Wire.open(url) as late:
+            await late.more()
+
+
+async def test_grace_ends_what_does_not_end_itself() -> None:
+    async with serving(drain={"period": "0s", "grace": "100ms"}) as server:
+        with await Wire.open(server.url) as wire:
+            await wire.send(b"GET /healthz HTTP/1.1\r\n")
+            await has_read(server)
+            server.drain()
+            assert await wire.rest() == b""
+            await until(lambda: server.connections == 0)
+
+
+async def test_all_are_told_within_the_period_and_the_server_is_done() -> None:
+    records = LogCapture()
+    config = tricast.Config.model_validate({"server": {"port": 0}, "drain": {"period": "200ms", "grace": "10s"}})
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            server: tricast.Server = await nursery.start(
+                partial(tricast.serve, config, logger=capturing_logger(records))
+            )
+            streams = [await subscribe("sse", server.url, "news") for _ in range(50)]
+            last_id = await publish(server.url, "news", 1)
+            server.drain()
+            retries = set()
+            for stream in streams:
+                with stream:
+                    assert isinstance(stream, EventStream)
+                    assert (await stream.event()).id == last_id
+                    with pytest.raises(Ended):
+                        await stream.event()
+                    retries.add(stream.retry)
+            assert len(retries) > 10  # spread, so that they do not all come back at once
+        # The nursery has ended by itself.
+        assert server.connections == 0
+
+
+async def test_cancelling_ends_all_at_once() -> None:
+    config = tricast.Config.model_validate({"server": {"port": 0}})
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            server: tricast.Server = await nursery.start(
+                partial(tricast.serve, config, logger=capturing_logger(LogCapture()))
+            )
+            with await subscribe("sse", server.url, "news") as stream, await subscribe("ws", server.url, "news") as ws:
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    for subscriber in (stream, ws):
+                        with pytest.raises(Closed):
+                            await subscriber.event()
+
+
+async def test_an_application_is_closed_with_1012_and_may_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = trio.Event()
+
+    async def handler(session: tricast.Session) -> None:
+        async for message in session:
+            await session.send(message)
+        await session.publish("ended", session.close_code)
+        ended.set()
+
+    monkeypatch.setattr("tricast.handlers.waiting", handler, raising=False)
+    entry = {"path": "/waiting", "handler": "tricast.handlers:waiting"}
+    async with serving(drain=QUICK, websocket={"handler": [entry]}) as server:
+        with await open_websocket(server.url, "/waiting") as websocket:
+            await websocket.wire.send(b"\x81\x82\0\0\0\0hi")
+            assert await websocket.message() == "hi"
+            server.drain()
+            assert (await websocket.closed()).code == 1012
+            await ended.wait()
+
+
+# As a program
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains(number: signal.Signals) -> None:
+    async with serving_process(drain={"period": "100ms"}) as server:
+        with await subscribe("sse", server.url, "news") as stream:
+            await publish(server.url, "news", 1)
+            await stream.event()
+            server.process.send_signal(number)
+            with pytest.raises(Ended):
+                await stream.event()
+        assert await server.process.wait() == 0
+        assert any("draining" in line and number.name in line for line in server.lines)
+
+
+async def test_a_second_signal_ends_it_at_once() -> None:
+    async with serving_process(drain={"period": "1h", "grace": "1h"}) as server:
+        with await subscribe("sse", server.url, "news") as first, await subscribe("sse", server.url, "news") as second:
+            server.process.terminate()
+            await until(lambda: any("draining" in line for line in server.lines))
+            server.process.terminate()
+            for stream in (first, second):
+                with pytest.raises((Ended, Closed)):
+                    await stream.event()
+        assert await server.process.wait() == 0
+        assert any("at once" in line for line in server.lines)

@@ -1,0 +1,307 @@
+"""What HTTP clients should not send: each gets a clear answer, and nobody else notices."""
+
+import random
+
+import pytest
+import trio
+from clients import Closed, Wire, ask, head, publish, read_answer, say, subscribe
+from serving import harmless, serving, until
+
+OK = head("GET", "/healthz")
+
+
+# Heads
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GARBAGE\r\n\r\n", 400),
+        (b"\x00\x01\x02\xff\xfe\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),  # TLS, to a port without
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"GET /healthz\r\n\r\n", 400),
+        (b"GET  /healthz HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /health z HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1 \r\nHost: a\r\n\r\n", 400),
+        (b"GET /healthz http/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /healthz HTTP/11\r\nHost: a\r\n\r\n", 400),
+        (b"GET /healthz HTTP/9.9\r\nHost: a\r\n\r\n", 505),
+        (b"GET /healthz HTTP/0.9\r\nHost: a\r\n\r\n", 505),
+        (b"GET /healthz HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+        (b"G\xc3\xa9T /healthz HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"G(T /healthz HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /h\x00ealthz HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /h\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET healthz HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET ftp://a/healthz HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET ** HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /%ff HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /healthz?%ff=1 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /events?topic=%c3%28 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /events?topic=%ed%a0%80 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost : a\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n Host: a\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\nX\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\n: x\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\nX Y: x\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\nX\x00: x\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\n\xff: x\r\n\r\n", 400),
+        (b"POST /publish HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /publish HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /publish HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+        (b"POST /publish HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n", 501),
+        (b"POST /publish HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 501),
+        (b"POST /publish HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n", 400),
+    ],
+)
+async def test_a_malformed_head_is_refused(data: bytes, status: int) -> None:
+    async with harmless() as server:
+        answer = await say(server.url, data)
+        assert answer.status == status
+        assert answer.code
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (head("HEAD", "/%ff"), 400),
+        (head("HEAD", "/healthz", version="9.9"), 505),
+        (head("HEAD", "/healthz", "Expect: foo"), 417),
+        (head("HEAD", "/healthz?" + "x" * 10_000), 414),
+    ],
+)
+async def test_a_malformed_head_request_gets_no_body(data: bytes, status: int) -> None:
+    async with harmless() as server:
+        with await Wire.open(server.url) as wire:
+            await wire.send(data)
+            assert (await read_answer(wire, "HEAD")).status == status
+            assert await wire.rest() == b""
+
+
+@pytest.mark.parametrize(
+    "length",
+    ["5, 6", "+5", "-5", "5.0", "0x5", "five", "", " ", "5 5", "1e3", "9" * 30, "９", "5\r\nContent-Length: 6"],
+)
+async def test_a_content_length_that_is_none_is_refused(length: str) -> None:
+    async with harmless() as server:
+        data = f"POST /publish?topic=news HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\nhello".encode()
+        assert (await say(server.url, data)).status == 400
+
+
+async def test_a_huge_content_length_is_too_much() -> None:
+    async with harmless() as server:
+        data = head("POST", "/publish?topic=news", "Content-Length: " + "9" * 20)
+        answer = await say(server.url, data)
+        assert (answer.status, answer.code) == (413, "limit-exceeded")
+
+
+async def test_a_malformed_request_behind_good_ones_is_answered_in_its_turn() -> None:
+    async with harmless() as server:
+        with await Wire.open(server.url) as wire:
+            await wire.send(OK + OK + b"nonsense\r\n\r\n" + OK)
+            statuses = [(await read_answer(wire)).status for _ in range(3)]
+            assert statuses == [200, 200, 400]
+            assert await wire.rest() == b""
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (head("GET", "/healthz", "X: " + "x" * 20_000), 431),
+        (head("GET", "/healthz", *(f"X{n}: {'x' * 300}" for n in range(60))), 431),
+        (head("GET", "/healthz", *(f"X{n}: x" for n in range(150))), 431),
+        (head("GET", "/healthz?" + "x" * 10_000), 414),
+        (head("GET", "/" + "x" * 200_000), 414),
+        (b"x" * 200_000, 414),
+        (head("GET", "/healthz", "X: " + "x" * 200_000)[:-4], 431),
+    ],
+)
+async def test_an_oversized_head_is_refused(data: bytes, status: int, in_pieces: bool) -> None:
+    async with harmless() as server:
+        with await Wire.open(server.url) as wire:
+            try:
+                for start in range(0, len(data), 1000 if in_pieces else len(data)):
+                    await wire.send(data[start : start + (1000 if in_pieces else len(data))])
+            except Closed:
+                pass  # it was answered before the end
+            answer = await read_answer(wire)
+            assert answer.status == status
+            assert answer.headers["connection"] == "close"
+
+
+async def test_as_large_a_head_as_allowed() -> None:
+    async with serving() as server:
+        for headers in ([f"X{n}: x" for n in range(99)], ["X: " + "x" * 16_000]):
+            assert (await ask(server.url, "GET", "/healthz", *headers)).status == 200
+        assert (await ask(server.url, "GET", "/healthz?" + "x" * 8180)).status == 200
+
+
+async def test_a_slow_head_is_not_waited_for() -> None:
+    async with harmless(limits={"head_timeout": "50ms"}) as server:
+        answer = await say(server.url, b"GET /healthz HTTP/1.1\r\nHo")
+        assert answer.status == 408
+        with await Wire.open(server.url) as silent:
+            assert await silent.rest() == b""
+        with await Wire.open(server.url) as second:
+            # The second request of a connection as well, from its first byte on.
+            await second.send(OK + b"GET")
+            assert (await read_answer(second)).status == 200
+            assert (await read_answer(second)).status == 408
+            assert await second.rest() == b""
+
+
+async def test_bytes_now_and_then_do_not_prolong_a_head() -> None:
+    async with harmless(limits={"head_timeout": "100ms", "head_size": "1MiB"}) as server:
+        with await Wire.open(server.url) as wire:
+            await wire.send(b"GET /healthz HTTP/1.1\r\nX: ")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(drip, wire)
+                assert (await read_answer(wire)).status == 408
+                nursery.cancel_scope.cancel()
+
+
+async def drip(wire: Wire) -> None:
+    """Sends a byte now and then, for ever."""
+    while True:
+        await wire.send(b"x")
+        await trio.sleep(0.01)
+
+
+# Bodies
+
+
+async def test_a_slow_body_is_not_waited_for() -> None:
+    async with harmless(limits={"body_timeout": "50ms"}) as server:
+        for framing in ("Content-Length: 10", "Transfer-Encoding: chunked"):
+            answer = await say(server.url, head("POST", "/publish?topic=news", framing) + b"3\r\n")
+            assert answer.status == 408
+        assert server.hub.statistics().published == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"zz\r\n",
+        b"-1\r\nx\r\n",
+        b"5\r\nhelloX\r\n",
+        b"1\r\nab\r\n0\r\n\r\n",
+        b"f" * 21 + b"\r\n",
+        b"1;" + b"x" * 100_000,
+        b"0\r\nX" + b"x" * 100_000,
+        b"0\r\nbad trailer\r\n\r\n",
+        b"\r\n\r\n",
+    ],
+)
+async def test_malformed_chunks_are_refused(body: bytes) -> None:
+    async with harmless() as server:
+        answer = await say(server.url, head("POST", "/publish?topic=news", "Transfer-Encoding: chunked") + body)
+        assert answer.status in (400, 431)
+        assert server.hub.statistics().published == 0
+
+
+async def test_a_body_that_breaks_off_publishes_nothing() -> None:
+    async with harmless() as server:
+        for framing, body in [("Content-Length: 10", b"hello"), ("Transfer-Encoding: chunked", b"5\r\nhel")]:
+            for leave in ("finish_sending", "close", "reset"):
+                with await Wire.open(server.url) as wire:
+                    await wire.send(head("POST", "/publish?topic=news", framing) + body)
+                    getattr(wire, leave)()
+                    if leave == "finish_sending":
+                        assert (await read_answer(wire)).status == 400
+                        assert await wire.rest() == b""
+        await until(lambda: server.connections == 2)
+        assert server.hub.statistics().published == 0
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "status", "code"),
+    [
+        ("topic=news&type=a%00b", b"1", 400, "bad-type"),
+        ("topic=news&type=a%0Ab", b"1", 400, "bad-type"),
+        ("topic=news&type=a%0Db", b"1", 400, "bad-type"),
+        ("topic=news&type=a%C2%85b", b"1", 400, "bad-type"),
+        ("topic=news&type=a%E2%80%A8b", b"1", 400, "bad-type"),
+        ("topic=news&type=", b"1", 400, "bad-type"),
+        ("topic=news&type=tricast.gap", b"1", 400, "bad-type"),
+        ("topic=news&type=" + "x" * 256, b"1", 400, "limit-exceeded"),
+        ("topic=news&type=a&type=b", b"1", 400, "bad-query"),
+        ("topic=a&topic=b", b"1", 400, "bad-query"),
+        ("", b"1", 400, "bad-topic"),
+        ("topic=", b"1", 400, "bad-topic"),
+        ("topic=a.*", b"1", 400, "bad-topic"),
+        ("topic=%3E", b"1", 400, "bad-topic"),
+        ("topic=a%0Ab", b"1", 400, "bad-topic"),
+        ("topic=" + "x" * 256, b"1", 400, "limit-exceeded"),
+        ("topic=news", b"\xff\xfe", 400, "bad-data"),
+        ("topic=news", b'"\xed\xa0\x80"', 400, "bad-data"),
+        ("topic=news", b"x" * (64 * 1024 + 1), 413, "limit-exceeded"),
+    ],
+)
+async def test_a_wrong_publish_is_told_why_and_publishes_nothing(
+    query: str, body: bytes, status: int, code: str
+) -> None:
+    async with harmless() as server:
+        answer = await ask(server.url, "POST", f"/publish?{query}", body=body)
+        assert (answer.status, answer.code) == (status, code)
+        assert server.hub.statistics().published == 0
+
+
+async def test_deeply_nested_data_is_data() -> None:
+    async with harmless() as server:
+        with await subscribe("sse", server.url, "news") as subscriber:
+            await publish(server.url, "news", b"[" * 60_000)
+            assert (await subscriber.event()).data == "[" * 60_000
+
+
+# Those who come and go
+
+
+@pytest.mark.parametrize("leave", ["close", "reset", "finish_sending"])
+async def test_clients_may_leave_at_any_byte(leave: str) -> None:
+    requests = [
+        head("GET", "/events?topic=news", "Accept: text/event-stream"),
+        head("GET", "/events?topic=news"),
+        head("POST", "/publish?topic=left", "Content-Length: 5") + b"hello",
+        head("GET", "/ws", "Connection: upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==") + b"\x81\x85\0\0\0\0hello\x88\x82\0\0\0\0\x03\xe8",
+    ]  # fmt: skip
+    async with harmless() as server:
+        for data in requests:
+            for end in range(0, len(data) + 1, 3):
+                with await Wire.open(server.url) as wire:
+                    await wire.send(data[:end])
+                    getattr(wire, leave)()
+                    if leave == "finish_sending":
+                        await wire.rest()
+        await until(lambda: server.connections == 2)
+
+
+async def test_noise() -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    source = random.Random(seed)
+    samples = [
+        head("POST", "/publish?topic=noise", "Content-Length: 5") + b"hello",
+        head("POST", "/publish?topic=noise", "Transfer-Encoding: chunked") + b"5\r\nhello\r\n0\r\n\r\n",
+        head("GET", "/events?topic=noise&last_id=0-0", "Accept: text/event-stream"),
+        head("GET", "/nothing", "Expect: 100-continue"),
+    ]
+    async with harmless(limits={"head_timeout": "200ms", "body_timeout": "200ms"}) as server:
+        for _ in range(200):
+            data = bytearray(source.choice(samples))
+            for _ in range(source.randint(1, 4)):
+                data[source.randrange(len(data))] = source.randrange(256)
+            with await Wire.open(server.url) as wire:
+                await wire.send(bytes(data))
+                wire.finish_sending()
+                answered = await wire.rest()
+                assert answered.startswith(b"HTTP/1.1 ") or not answered
+                assert b"HTTP/1.1 500" not in answered
+        await until(lambda: server.connections == 2)

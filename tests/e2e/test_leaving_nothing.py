@@ -1,0 +1,140 @@
+"""Each await on a peer is cut off there, in every way, and then the registries and the descriptors are looked at."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+
+import pytest
+import trio
+from clients import TEXT, WEBSOCKET_HEADERS, Wire, frame, head, read_answer, read_head
+from serving import open_descriptors, serving, until
+
+import tricast
+
+SMALL = {"send_buffer": 4096}
+TIMEOUTS = {"head_timeout": "1h", "body_timeout": "1h", "idle_timeout": "1h", "write_timeout": "1h"}
+
+
+async def head_is_read(server: tricast.Server, wire: Wire) -> None:
+    await wire.send(b"GET /events?topic=news HTTP/1.1\r\n")
+
+
+async def next_request_is_waited_for(server: tricast.Server, wire: Wire) -> None:
+    await wire.send(head("GET", "/healthz"))
+    await read_answer(wire)
+
+
+async def body_is_read(server: tricast.Server, wire: Wire) -> None:
+    await wire.send(head("POST", "/publish?topic=news", "Transfer-Encoding: chunked", "Expect: 100-continue"))
+    assert (await read_head(wire)).status == 100
+    await wire.send(b"5\r\nhe")
+
+
+async def long_poll_waits(server: tricast.Server, wire: Wire) -> None:
+    await wire.send(head("GET", "/events?topic=news&topic=a.*"))
+    await until(lambda: server.hub.statistics().subscribers == 1)
+
+
+async def long_poll_waits_with_requests_behind_it(server: tricast.Server, wire: Wire) -> None:
+    await wire.send(head("GET", "/events?topic=news") + head("GET", "/healthz") * 4000)
+    await until(lambda: server.hub.statistics().subscribers == 1)
+
+
+async def answers_are_not_read(server: tricast.Server, wire: Wire) -> None:
+    with trio.move_on_after(0.1):
+        await wire.send(head("GET", "/metrics") * 10_000)
+
+
+async def stream_is_silent(server: tricast.Server, wire: Wire) -> None:
+    await wire.send(head("GET", "/events?topic=news", "Accept: text/event-stream"))
+    await until(lambda: server.hub.statistics().subscribers == 1)
+
+
+async def stream_is_not_read(server: tricast.Server, wire: Wire) -> None:
+    await stream_is_silent(server, wire)
+    await fall_behind(server)
+
+
+async def websocket_is_silent(server: tricast.Server, wire: Wire) -> None:
+    await wire.send(head("GET", "/events?topic=news", *WEBSOCKET_HEADERS))
+    await until(lambda: server.hub.statistics().subscribers == 1)
+
+
+async def websocket_is_not_read(server: tricast.Server, wire: Wire) -> None:
+    await websocket_is_silent(server, wire)
+    await fall_behind(server)
+
+
+async def replies_are_not_read(server: tricast.Server, wire: Wire) -> None:
+    await wire.send(head("GET", "/echo", *WEBSOCKET_HEADERS))
+    await read_head(wire)
+    with trio.move_on_after(0.1):
+        while True:
+            await wire.send(frame(TEXT, b"x" * 60_000))
+
+
+async def close_is_not_answered(server: tricast.Server, wire: Wire) -> None:
+    await wire.send(head("GET", "/echo", *WEBSOCKET_HEADERS) + frame(TEXT, b"x" * 70_000))
+    await wire.until(b"\x88")
+
+
+async def last_answer_is_lingered_for(server: tricast.Server, wire: Wire) -> None:
+    await wire.send(head("POST", "/publish?topic=news", "Content-Length: 99999999"))
+    assert (await read_answer(wire)).status == 413
+
+
+async def fall_behind(server: tricast.Server) -> None:
+    for _ in range(50):
+        await server.hub.publish("news", "x" * 60_000)
+        await trio.lowlevel.checkpoint()
+    await until(lambda: server.hub.statistics().behind == 1)
+
+
+STAGES = [
+    head_is_read,
+    next_request_is_waited_for,
+    body_is_read,
+    long_poll_waits,
+    long_poll_waits_with_requests_behind_it,
+    answers_are_not_read,
+    stream_is_silent,
+    stream_is_not_read,
+    websocket_is_silent,
+    websocket_is_not_read,
+    replies_are_not_read,
+    close_is_not_answered,
+    last_answer_is_lingered_for,
+]
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "cancel", "drain"])
+@pytest.mark.parametrize("stage", STAGES)
+async def test_nothing_is_left(stage: Callable[[tricast.Server, Wire], Awaitable[None]], how: str) -> None:
+    before = open_descriptors()
+    with ExitStack() as wires:
+        async with serving(
+            limits=SMALL | TIMEOUTS,
+            # Behind a flood of requests the end of a client is seen when its poll is answered.
+            poll={"timeout": "300ms"},
+            websocket={"close_timeout": "1h", "handler": [{"path": "/echo", "handler": "tricast.handlers:echo"}]},
+            drain={"period": "0s", "grace": "100ms"},
+        ) as server:
+            during = open_descriptors()
+            wire = wires.enter_context(await Wire.open(server.url, receive_buffer=4096))
+            await stage(server, wire)
+            assert server.connections == 1
+            if how == "drain":
+                server.drain()
+                await until(lambda: server.connections == 0)
+            elif how != "cancel":  # that is what the end of the block does, with the client still there
+                getattr(wire, how)()
+                await until(lambda: server.connections == 0)
+                assert open_descriptors() == during
+        assert server.connections == 0
+        assert_empty(server)
+    assert open_descriptors() == before
+
+
+def assert_empty(server: tricast.Server) -> None:
+    statistics = server.hub.statistics()
+    assert (statistics.subscribers, statistics.feeds, statistics.behind) == (0, 0, 0)
+    assert len(server._runtime.wheel) == 0

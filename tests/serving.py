@@ -1,0 +1,161 @@
+"""A server for a test, in the test's own Trio run, with a look at what it logged when it is over."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import structlog
+import trio
+from clients import subscribe
+from structlog.testing import LogCapture
+
+import tricast
+from tricast.log.base import Log
+from tricast.runtime import Logger
+
+
+def capturing_logger(records: LogCapture) -> Logger:
+    """A logger that writes to nothing but the list of its records."""
+    logger: Logger = structlog.wrap_logger(
+        None, processors=[records], wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
+    return logger
+
+
+def failures(records: LogCapture) -> list[str]:
+    """What was logged of connections that ended by a bug of the server's."""
+    return [str(entry) for entry in records.entries if entry["log_level"] == "error"]
+
+
+@asynccontextmanager
+async def serving(
+    *, records: LogCapture | None = None, log: Log | None = None, within: float = 20.0, **sections: Any
+) -> AsyncIterator[tricast.Server]:
+    """A server on a free port, gone at the end of the block.
+
+    Args:
+        records: takes what is logged, and then it is the test's to judge; otherwise any failure fails the test.
+        log: keeps the events, instead of the one that the configuration names.
+        within: seconds the whole block may take.
+        sections: of the configuration, as dicts.
+    """
+    captured = records if records is not None else LogCapture()
+    server = {"port": 0} | sections.pop("server", {})
+    config = tricast.Config.model_validate({"server": server} | sections)
+    with trio.fail_after(within):
+        async with trio.open_nursery() as nursery:
+            yield await nursery.start(partial(tricast.serve, config, log=log, logger=capturing_logger(captured)))
+            nursery.cancel_scope.cancel()
+    if records is None:
+        assert not failures(captured)
+
+
+@asynccontextmanager
+async def serving_at(**sections: Any) -> AsyncIterator[tuple[tricast.Server, str]]:
+    """A server with the URL by which clients reach it: its own. What stands in between yields another URL."""
+    async with serving(**sections) as server:
+        yield server, server.url
+
+
+@asynccontextmanager
+async def harmless(**sections: Any) -> AsyncIterator[tricast.Server]:
+    """A server to which anything may be done in the block: another client must not notice, nor may a bug be logged."""
+    async with serving(**sections) as server:
+        with (
+            await subscribe("sse", server.url, "witness") as stream,
+            await subscribe("ws", server.url, "witness") as ws,
+        ):
+            yield server
+            await server.hub.publish("witness", "all is well")
+            assert (await stream.event()).data == "all is well"
+            assert (await ws.event()).data == "all is well"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns when the condition holds; the test's deadline ends a vain wait."""
+    while not condition():
+        await trio.lowlevel.checkpoint()
+
+
+def open_descriptors() -> int:
+    """How many descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - iterdir holds one open while it counts
+
+
+# A server in a process of its own
+
+_PROGRAM = """
+import json, sys, trio, tricast
+trio.run(tricast.run, tricast.Config.model_validate(json.loads(sys.argv[1])))
+"""
+
+
+class ServerProcess:
+    """A server as a program.
+
+    Attributes:
+        process: the process.
+        url: where it listens.
+        lines: what it has logged so far.
+    """
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.url = ""
+        self.lines: list[str] = []
+        self._begun = trio.Event()
+
+    async def read_log(self) -> None:
+        """Reads what it logs, to the end."""
+        rest = b""
+        assert self.process.stdout is not None
+        async for data in self.process.stdout:
+            *lines, rest = (rest + data).split(b"\n")
+            self.lines += [line.decode() for line in lines]
+            for line in self.lines:
+                if not self.url and (match := re.search(r"http://[\d.]+:\d+", line)):
+                    self.url = match[0]
+                    self._begun.set()
+
+    async def wait_begun(self) -> None:
+        """Returns when it listens."""
+        await self._begun.wait()
+
+
+@asynccontextmanager
+async def serving_process(*, within: float = 20.0, **sections: Any) -> AsyncIterator[ServerProcess]:
+    """A server as a program, which is ended at the end of the block if it has not ended by then."""
+    config = json.dumps({"server": {"port": 0}} | sections)
+    with trio.fail_after(within):
+        async with trio.open_nursery() as nursery:
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-c", _PROGRAM, config], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            async with ended(process):
+                server = ServerProcess(process)
+                nursery.start_soon(server.read_log)
+                await server.wait_begun()
+                yield server
+                if process.returncode is None:
+                    process.terminate()
+                await process.wait()
+
+
+@asynccontextmanager
+async def ended(process: trio.Process) -> AsyncIterator[trio.Process]:
+    """Sees to it that the process has ended at the end of the block, however that ends."""
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        with trio.CancelScope(shield=True):  # a killed process ends
+            await process.wait()
+            if process.stdout is not None:
+                await process.stdout.aclose()
