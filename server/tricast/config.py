@@ -164,7 +164,7 @@ class LimitsSection(Section):
     body_timeout: PositiveDuration = 30.0
     idle_timeout: PositiveDuration = 75.0
     write_timeout: PositiveDuration = 30.0
-    send_buffer: Size = 0
+    send_buffer: Annotated[Size, Field(le=2**30)] = 0
     topics: Annotated[int, Field(ge=1)] = 100
     topic_size: PositiveSize = 255
 

@@ -68,7 +68,7 @@ class Connection:
             except BlockingIOError:
                 continue
             except trio.ClosedResourceError:
-                raise ConnectionLost("closed") from None
+                raise ConnectionLost("closed", reason="closed") from None
             except OSError as error:
                 raise ConnectionLost(error.strerror or str(error)) from None
             self.last_received = trio.current_time()
@@ -147,14 +147,14 @@ class Connection:
             try:
                 await trio.lowlevel.wait_writable(self._sock)
             except trio.ClosedResourceError:
-                raise ConnectionLost("closed") from None
+                raise ConnectionLost("closed", reason="closed") from None
         if scope.cancelled_caught:
-            raise ConnectionLost(f"took no data for {self._write_timeout:g} s")
+            raise ConnectionLost(f"took no data for {self._write_timeout:g} s", reason="write-timeout")
 
     def _check_open(self) -> None:
         # A closed socket's descriptor is -1, which Trio would go on to wait for.
         if self.is_closed:
-            raise ConnectionLost("closed")
+            raise ConnectionLost("closed", reason="closed")
 
     def shutdown_write(self) -> None:
         """Tells the peer that nothing more will come. Does nothing when it is gone already."""

@@ -15,7 +15,9 @@ enter: ``connection.py`` for OSError, ``http.py`` for h11, ``transports/websocke
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+Error = TypeVar("Error", bound=Exception)
 
 
 class TricastError(Exception):
@@ -137,4 +139,18 @@ class LogUnavailable(Unavailable):
 
 
 class ConnectionLost(TricastError):
-    """The peer closed or reset the connection, or did not move in time."""
+    """The peer closed or reset the connection, or did not move in time: nobody is left to be told.
+
+    Attributes:
+        reason: one of a few words, to count by: ``reset``, ``left``, ``closed``, ``write-timeout``, ``ping-timeout``.
+    """
+
+    def __init__(self, detail: str, *, reason: str = "reset") -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def leaf(group: ExceptionGroup[Error]) -> Error:
+    """One of the errors in a group, however deep, for where one stands for all."""
+    first = group.exceptions[0]
+    return leaf(first) if isinstance(first, ExceptionGroup) else first

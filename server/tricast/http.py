@@ -19,6 +19,8 @@ from tricast.wire.http1 import Headers, Request, Response, problem, problem_of
 
 #: Pipelined bytes that are read while an answer is waited for; behind them, a client that leaves is seen late.
 _MAX_READ_AHEAD = 64 * 2**10
+#: How long a client may take for the answer that its request made the server fail.
+_LAST_WORD_SECONDS = 2.0
 
 
 class Handover(NamedTuple):
@@ -118,11 +120,11 @@ class Exchange:
             ConnectionLost: it did. A client that only closed its sending side cannot be told apart from one that is
                 gone, and waiting on for that one would keep its descriptor.
         """
-        ahead = 0
+        ahead = len(self._h11.trailing_data[0])
         while ahead < _MAX_READ_AHEAD:
             data = await self.connection.receive()
             if not data:
-                raise ConnectionLost("left while waiting")
+                raise ConnectionLost("left while waiting", reason="left")
             self._h11.receive_data(data)
             ahead += len(data)
         await trio.sleep_forever()
@@ -260,12 +262,10 @@ class HttpConnection:
             return problem_of(_mistake_of(error))
         except ConnectionLost:
             raise
-        except Exception as error:  # noqa: BLE001 - raised again, once the client was told
-            failure = error
-        try:
-            await self._tell_of_failure(exchange)
-        finally:
-            raise failure
+        except Exception:
+            with trio.move_on_after(_LAST_WORD_SECONDS, shield=True):
+                await self._tell_of_failure(exchange)
+            raise
 
     async def _tell_of_failure(self, exchange: Exchange) -> None:
         """Answers with 500, unless an answer has begun already. What failed is for the guard around the connection."""
@@ -281,9 +281,12 @@ class HttpConnection:
 
     async def _respond(self, response: Response, method: str = "GET") -> bool:
         """Sends a whole answer in one piece; returns whether another request may follow."""
-        closes = response.closes or self._runtime.is_draining or self._h11.their_state is not h11.DONE
+        # Where a request was not read to its end, the next one's beginning cannot be found.
+        is_unread = self._h11.their_state in (h11.SEND_BODY, h11.ERROR)
+        closes = response.closes or self._runtime.is_draining or is_unread
         headers = [*response.headers, *common_headers(self._runtime)]
-        if response.status not in (204, 304):
+        # What GET would answer is not always known here, and must not be told wrong then (RFC 9110 8.6).
+        if response.status not in (204, 304) and (response.body or method != "HEAD"):
             headers.append((b"content-length", b"%d" % len(response.body)))
         if closes:
             headers.append((b"connection", b"close"))

@@ -7,10 +7,11 @@ from contextlib import ExitStack
 
 import trio
 
+from tricast.config import Config
 from tricast.connection import Connection
-from tricast.descriptors import Spare, room_for_connections
+from tricast.descriptors import Spare
 from tricast.errors import ConnectionLost
-from tricast.runtime import Runtime
+from tricast.runtime import NothingToEnd, Runtime
 from tricast.wire.http1 import problem, retry_after
 
 #: Connections taken per wake-up, so that a storm of them does not hold up those that are there.
@@ -22,27 +23,41 @@ _REFUSAL_SECONDS = 1.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-Serve = Callable[[Connection], Awaitable[None]]
+#: Serves one connection to its end, and says when it is over.
+Serve = Callable[[Connection, Callable[[], None]], Awaitable[None]]
 
 
-async def listen(sockets: ExitStack, host: str, port: int, backlog: int) -> list[socket.socket]:
-    """Listening sockets for every address that the host name has, all on the same port."""
+async def listen(sockets: ExitStack, host: str, port: int, config: Config) -> list[socket.socket]:
+    """Listening sockets for every address that the host name has, all on the same port.
+
+    Raises:
+        OSError: the name cannot be looked up, or the address cannot be had.
+    """
     found = await trio.socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     listeners: list[socket.socket] = []
     for family, kind, protocol, _, address in found:
         listener = sockets.enter_context(socket.socket(family, kind, protocol))
         listener.setblocking(False)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit it on Linux, which saves a system call each.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _set_for_accepted(listener, config)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         # Port 0 is chosen with the first address, and then used for all.
         chosen = listeners[0].getsockname()[1] if listeners else port
         listener.bind((address[0], chosen, *address[2:]))
-        listener.listen(backlog)
+        listener.listen(config.server.backlog)
         listeners.append(listener)
     return listeners
+
+
+def _set_for_accepted(listener: socket.socket, config: Config) -> None:
+    """Sets what accepted sockets inherit (on Linux), which saves as many system calls for each of them."""
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A peer that vanished acknowledges nothing: without this the kernel goes on trying for a quarter of an hour.
+    user_timeout_ms = int(config.limits.write_timeout * 1000)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
+    if config.limits.send_buffer:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.limits.send_buffer)
 
 
 def url_of(listener: socket.socket) -> str:
@@ -59,12 +74,14 @@ class Acceptor:
         serve: serves one connection to its end.
         connections: where it does that.
         spare: the descriptor for the moment when there are no others.
+        capacity: how many connections there may be at a time.
     """
 
-    def __init__(self, runtime: Runtime, serve: Serve, connections: trio.Nursery, spare: Spare) -> None:
-        limits = runtime.config.limits
-        room = room_for_connections(limits.reserved_descriptors)
-        self._capacity = min(room, limits.connections or room)
+    def __init__(
+        self, runtime: Runtime, serve: Serve, connections: trio.Nursery, spare: Spare, *, capacity: int
+    ) -> None:
+        self._capacity = capacity
+        self._inside = 0
         self._runtime = runtime
         self._serve = serve
         self._connections = connections
@@ -91,25 +108,30 @@ class Acceptor:
     async def _take(self, sock: socket.socket, peer: str) -> None:
         limits = self._runtime.config.limits
         sock.setblocking(False)
-        if limits.send_buffer:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer)
         connection = Connection(sock, peer, write_timeout=limits.write_timeout)
-        if len(self._runtime.open) >= self._capacity:
+        if self._inside >= self._capacity:
             await self._refuse(connection)
         else:
+            self._inside += 1
             self._runtime.counters.accepted += 1
-            self._runtime.open[connection] = _Starting()
-            self._connections.start_soon(self._serve, connection)
+            self._runtime.open[connection] = NothingToEnd()
+            self._connections.start_soon(self._serve, connection, self._left)
+
+    def _left(self) -> None:
+        self._inside -= 1
 
     async def _refuse(self, connection: Connection) -> None:
         # Waiting here for a free place leaves the others in the kernel's queue, instead of spinning.
+        await self._begin_refusal(connection)
+        self._connections.start_soon(self._answer_503, connection)
+
+    async def _begin_refusal(self, connection: Connection) -> None:
         try:
             await self._refusals.acquire()
         except BaseException:
             connection.close()
             raise
         self._runtime.counters.refused += 1
-        self._connections.start_soon(self._answer_503, connection)
 
     async def _answer_503(self, connection: Connection) -> None:
         try:
@@ -134,18 +156,10 @@ class Acceptor:
         else:
             sock.setblocking(False)
             connection = Connection(sock, str(address[0]), write_timeout=_REFUSAL_SECONDS)
-            await self._refusals.acquire()
-            self._runtime.counters.refused += 1
+            await self._begin_refusal(connection)
             await self._answer_503(connection)
         self._spare.keep()
         await trio.sleep(0.05)
-
-
-class _Starting:
-    """A connection that was accepted and has not run yet: nothing to be told, it sees the draining itself."""
-
-    def drain(self, retry_after: float) -> None:
-        """See ``Drainable.drain``."""
 
 
 def _overloaded(runtime: Runtime) -> bytes:

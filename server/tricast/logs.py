@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 import structlog
@@ -25,7 +26,7 @@ def program_logger(config: LoggingSection, stream: TextIO = sys.stderr) -> Logge
     else:
         render = [structlog.dev.ConsoleRenderer(colors=config.format == "auto" and stream.isatty(), pad_event_to=0)]
     logger: Logger = structlog.wrap_logger(
-        structlog.PrintLogger(stream),
+        _Lines(stream),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
@@ -34,6 +35,24 @@ def program_logger(config: LoggingSection, stream: TextIO = sys.stderr) -> Logge
         wrapper_class=structlog.make_filtering_bound_logger(config.level),
     )
     return logger
+
+
+class _Lines:
+    """Writes lines; that nobody reads the log any more must not end a server.
+
+    Args:
+        stream: where to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def msg(self, message: str) -> None:
+        """Writes one line at once."""
+        with suppress(OSError, ValueError):
+            print(message, file=self._stream, flush=True)
+
+    debug = info = warning = error = critical = msg
 
 
 def library_logger() -> Logger:

@@ -1,28 +1,22 @@
 """What each path does: the events, publishing, health and metrics, and the page."""
 
-import binascii
 import hashlib
-from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 
 from prometheus_client import CollectorRegistry
-from wsproto import ConnectionType
-from wsproto.events import AcceptConnection
-from wsproto.events import Request as Opening
-from wsproto.handshake import H11Handshake
-from wsproto.utilities import RemoteProtocolError as HandshakeError
 
 from tricast import metrics
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.event import DEFAULT_TYPE, Draft, TopicSet
-from tricast.http import Exchange, Handover, common_headers
+from tricast.http import Exchange, Handover
 from tricast.publish import NDJSON, Idempotency, batch_drafts, single_draft
 from tricast.runtime import Handler, Runtime
 from tricast.transports.event_stream import EventStream
 from tricast.transports.long_poll import LongPoll
 from tricast.transports.stream import check_topics, last_id_of, start_of
-from tricast.transports.websocket import Session, serve_topics
+from tricast.transports.websocket import serve_topics
+from tricast.upgrade import refuse_foreign_origin, refuse_while_draining, upgrade
 from tricast.wire import sse
 from tricast.wire.http1 import Headers, Request, Response, allow, json_response, problem, problem_of
 from tricast.wire.websocket import SUBPROTOCOL
@@ -43,6 +37,9 @@ _EVENT_STREAM_HEADERS = (
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 )
+_OPERATIONS = ("/healthz", "/readyz", "/metrics")
+#: Where no application handler can be.
+RESERVED_PATHS = frozenset({"/events", "/ws", "/publish", *_OPERATIONS, *_PAGE_FILES})
 #: HTML 9.2 names Last-Event-ID; the rest of what subscribers send is safelisted (Fetch 2.2.2).
 _CORS_PREFLIGHT = (
     (b"access-control-allow-methods", b"GET, HEAD"),
@@ -110,7 +107,7 @@ def admin_routes(runtime: Runtime) -> Routes:
 async def subscribe(exchange: Exchange) -> Response | Handover:
     """``GET /events``: a WebSocket, an event stream or a long poll, whatever the request's headers ask for."""
     request, runtime = exchange.request, exchange.runtime
-    if _opens_websocket(request):
+    if request.wants_websocket:
         return await subscribe_websocket(exchange)
     cors = _cors_headers(request, runtime)
     try:
@@ -126,7 +123,7 @@ async def _subscribe_over_http(exchange: Exchange, cors: Headers) -> Response | 
     topics = TopicSet(check_topics(request.parameters("topic"), runtime))
     start = start_of(last_id_of(request), runtime.hub.last_id)
     envelope = _wants_envelope(request)
-    _refuse_while_draining(runtime)
+    refuse_while_draining(runtime)
     if request.wants_event_stream:
         if request.method == "HEAD":
             return Response(200, _EVENT_STREAM_HEADERS)
@@ -175,72 +172,17 @@ def _cors_headers(request: Request, runtime: Runtime) -> Headers:
 async def subscribe_websocket(exchange: Exchange) -> Response | Handover:
     """``GET /ws``, and ``/events`` with Upgrade: the subprotocol ``tricast.v1``."""
     request, runtime = exchange.request, exchange.runtime
-    if _opens_websocket(request) and request.parameters("topic"):
+    if request.wants_websocket and request.parameters("topic"):
         check_topics(request.parameters("topic"), runtime)
         start_of(last_id_of(request), runtime.hub.last_id)
-    return _upgrade(exchange, serve_topics, SUBPROTOCOL)
-
-
-def _opens_websocket(request: Request) -> bool:
-    return (
-        request.method == "GET" and request.wants_websocket
-    )  # RFC 6455 4.1: so HEAD, which is routed as GET, does not
+    return upgrade(exchange, serve_topics, SUBPROTOCOL)
 
 
 def _websocket_route(handler: Handler) -> Route:
     async def route(exchange: Exchange) -> Response | Handover:
-        return _upgrade(exchange, handler, None)
+        return upgrade(exchange, handler, None)
 
     return route
-
-
-def _upgrade(exchange: Exchange, handler: Handler, subprotocol: str | None) -> Response | Handover:
-    request, runtime = exchange.request, exchange.runtime
-    if not _opens_websocket(request):
-        return problem(
-            426,
-            "this path speaks WebSocket only",
-            code="upgrade-required",
-            headers=((b"upgrade", b"websocket"), (b"connection", b"upgrade")),
-        )
-    if request.header(b"transfer-encoding") is not None or request.header(b"content-length") not in (
-        None,
-        b"0",
-    ):
-        raise RemoteProtocolError("a WebSocket handshake has no body", code="bad-handshake", closes=True)
-    _refuse_while_draining(runtime)
-    handshake = H11Handshake(ConnectionType.SERVER)
-    try:
-        handshake.initiate_upgrade_connection(list(request.headers), request.target)
-        offered = [name for event in handshake.events() if isinstance(event, Opening) for name in event.subprotocols]
-    except (HandshakeError, UnicodeError) as error:
-        hint = getattr(error, "event_hint", None)
-        status = getattr(hint, "status_code", 400)
-        headers = ((b"sec-websocket-version", b"13"),) if status == 426 else ()
-        return problem(
-            400 if status == 403 else status,
-            f"WebSocket handshake: {error}",
-            code="bad-handshake",
-            headers=headers,
-        )
-    _check_key(request)
-    accept = AcceptConnection(
-        subprotocol=subprotocol if subprotocol in offered else None,
-        extra_headers=list(common_headers(runtime)),
-    )
-    head = handshake.send(accept)
-    return Handover(head, Session(exchange.connection, runtime, request, handler, exchange.unread()))
-
-
-def _check_key(request: Request) -> None:
-    """What wsproto leaves open of RFC 6455 4.1: the key is there once, and 16 bytes in Base64."""
-    keys = [value for name, value in request.headers if name == b"sec-websocket-key"]
-    try:
-        sizes = [len(b64decode(key, validate=True)) for key in keys]
-    except binascii.Error:
-        sizes = []
-    if sizes != [16]:
-        raise RemoteProtocolError("Sec-WebSocket-Key must be 16 bytes in Base64, once", code="bad-handshake")
 
 
 # Publishing
@@ -259,6 +201,7 @@ class Publisher:
     async def __call__(self, exchange: Exchange) -> Response:
         """Answers one request, or repeats the answer to its first copy."""
         request, config = exchange.request, exchange.runtime.config.publish
+        refuse_foreign_origin(request, exchange.runtime)
         body = await exchange.read_body("publish.max_body", config.max_body)
         key = request.header(b"idempotency-key")
         if key is None:
@@ -291,18 +234,13 @@ class Publisher:
         return json_response(200, {"ids": ids} if is_batch else {"id": ids[0]})
 
 
-def _refuse_while_draining(runtime: Runtime) -> None:
-    if runtime.is_draining:
-        seconds = runtime.jitter(runtime.config.drain.retry_after)
-        raise Unavailable("the server is going down", code="draining", retry_after=seconds)
-
-
 # Operations
 
 
 def _operations(runtime: Runtime) -> Mapping[str, Mapping[str, Route]]:
     registry = metrics.registry_of(runtime)
-    return {"/healthz": {"GET": health}, "/readyz": {"GET": ready}, "/metrics": {"GET": _Metrics(registry)}}
+    routes: tuple[Route, ...] = (health, ready, _Metrics(registry))
+    return {path: {"GET": route} for path, route in zip(_OPERATIONS, routes, strict=True)}
 
 
 async def health(_: Exchange) -> Response:
@@ -312,7 +250,7 @@ async def health(_: Exchange) -> Response:
 
 async def ready(exchange: Exchange) -> Response:
     """``GET /readyz``: 200 while new work is welcome, 503 when the server goes down."""
-    _refuse_while_draining(exchange.runtime)
+    refuse_while_draining(exchange.runtime)
     return json_response(200, {"status": "ready"}, ((b"cache-control", b"no-store"),))
 
 

@@ -28,6 +28,13 @@ class Drainable(Protocol):
         ...
 
 
+class NothingToEnd:
+    """A connection that has not begun, or is over already: it sees the draining itself, or need not."""
+
+    def drain(self, retry_after: float) -> None:
+        """See ``Drainable.drain``."""
+
+
 class Counters:
     """What happened, counted. Plain numbers: they are read when somebody asks for the metrics."""
 

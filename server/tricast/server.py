@@ -6,11 +6,12 @@ end first, then the connections, then what serves them.
 
 import gc
 import importlib
+import inspect
 import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from functools import partial
 
@@ -18,8 +19,8 @@ import trio
 
 from tricast.config import Config
 from tricast.connection import Connection
-from tricast.descriptors import Spare, raise_soft_limit
-from tricast.errors import ConfigError, ConfigProblem, ConnectionLost
+from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
+from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, leaf
 from tricast.http import HttpConnection, Router
 from tricast.hub import Hub
 from tricast.listening import Acceptor, listen, url_of
@@ -27,7 +28,7 @@ from tricast.log.base import Log
 from tricast.log.memory import MemoryLog
 from tricast.logs import library_logger, program_logger
 from tricast.publish import Idempotency
-from tricast.routes import admin_routes, public_routes
+from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
 from tricast.runtime import Handler, Logger, Runtime
 from tricast.sweep import Wheel
 
@@ -130,25 +131,24 @@ async def serve(
     with ExitStack() as sockets:
         spare = Spare()
         sockets.callback(spare.give_up)
-        routes = public_routes(runtime, idempotency)
-        listeners = await listen(sockets, config.server.host, config.server.port, config.server.backlog)
+        listeners = await listen(sockets, config.server.host, config.server.port, config)
+        doors = [(listeners, public_routes(runtime, idempotency), _capacity_of(config))]
         admin_listeners: list[socket.socket] = []
         if config.admin.enabled:
-            admin_listeners = await listen(sockets, config.admin.host, config.admin.port, config.server.backlog)
+            admin_listeners = await listen(sockets, config.admin.host, config.admin.port, config)
+            # Its connections come out of the reserve, so that health can be asked for when all others are in use.
+            doors.append((admin_listeners, admin_routes(runtime), config.limits.reserved_descriptors // 4))
         server = Server(runtime, tuple(map(url_of, listeners)), tuple(map(url_of, admin_listeners)))
         async with log.open(hub.committed), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
             background.start_soon(runtime.wheel.run)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as listening:
-                    front = Acceptor(runtime, partial(_serve_connection, runtime, routes), connections, spare)
-                    for listener in listeners:
-                        listening.start_soon(front.accept_forever, listener)
-                    if admin_listeners:
-                        serve_admin = partial(_serve_connection, runtime, admin_routes(runtime))
-                        back = Acceptor(runtime, serve_admin, connections, spare)
-                        for listener in admin_listeners:
-                            listening.start_soon(back.accept_forever, listener)
+                    for door, routes, capacity in doors:
+                        serve_one = partial(_serve_connection, runtime, routes)
+                        acceptor = Acceptor(runtime, serve_one, connections, spare, capacity=capacity)
+                        for listener in door:
+                            listening.start_soon(acceptor.accept_forever, listener)
                     _announce(server, logger)
                     task_status.started(server)
                     await server.wait_drain_asked()
@@ -240,6 +240,11 @@ def _tick_of(config: Config) -> float:
     return min(max(shortest / 4, 0.005), 0.25)
 
 
+def _capacity_of(config: Config) -> int:
+    room = room_for_connections(config.limits.reserved_descriptors)
+    return min(room, config.limits.connections or room)
+
+
 def _log_of(config: Config) -> Log:
     return MemoryLog(
         history=config.events.history,
@@ -253,20 +258,30 @@ def _load_handlers(config: Config) -> dict[str, Handler]:
     handlers: dict[str, Handler] = {}
     problems = []
     for index, entry in enumerate(config.websocket.handler):
-        module, _, name = entry.handler.partition(":")
+        key = f"websocket.handler.{index}"
+        if entry.path in RESERVED_PATHS or entry.path in handlers:
+            problems.append(ConfigProblem("configuration", f"{key}.path", f"{entry.path} is in use already"))
         try:
-            handlers[entry.path] = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            problems.append(ConfigProblem("configuration", f"websocket.handler.{index}.handler", str(error)))
+            handlers[entry.path] = _import_handler(entry.handler)
+        except Exception as error:  # noqa: BLE001 - whatever the module raises when it is imported
+            problems.append(ConfigProblem("configuration", f"{key}.handler", f"{type(error).__name__}: {error}"))
     if problems:
         raise ConfigError(problems)
     return handlers
 
 
+def _import_handler(where: str) -> Handler:
+    module, _, name = where.partition(":")
+    handler: Handler = getattr(importlib.import_module(module), name)
+    if not inspect.iscoroutinefunction(handler):
+        raise TypeError(f"{where} is not an async def function")
+    return handler
+
+
 # Connections
 
 
-async def _serve_connection(runtime: Runtime, route: Router, connection: Connection) -> None:
+async def _serve_connection(runtime: Runtime, route: Router, connection: Connection, left: Callable[[], None]) -> None:
     """One connection from its first byte to its end. The one guard: whatever it raises, it is the only one to end."""
     try:
         async with trio.open_nursery() as nursery:
@@ -274,15 +289,17 @@ async def _serve_connection(runtime: Runtime, route: Router, connection: Connect
             if stream is not None:
                 await stream.run(nursery)
             nursery.cancel_scope.cancel()
-    except* ConnectionLost as lost:
-        runtime.counters.lost["reset or timed out"] += 1
-        runtime.logger.debug("connection lost", peer=connection.peer, why=str(lost.exceptions[0]))
+    except* ConnectionLost as group:
+        lost = leaf(group)
+        runtime.counters.lost[lost.reason] += 1
+        runtime.logger.debug("connection lost", peer=connection.peer, why=str(lost))
     except* Exception:
         runtime.counters.failed += 1
         runtime.logger.exception("connection failed", peer=connection.peer)
     finally:
         runtime.open.pop(connection, None)
         connection.close()
+        left()
 
 
 async def _end_connections(runtime: Runtime) -> None:

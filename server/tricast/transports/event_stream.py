@@ -3,6 +3,7 @@
 import trio
 
 from tricast.connection import Connection
+from tricast.errors import ConnectionLost
 from tricast.event import TopicSet
 from tricast.runtime import Runtime
 from tricast.sent import Sent
@@ -36,7 +37,7 @@ class EventStream(Stream):
         is_chunked: bool,
     ) -> None:
         super().__init__(connection, runtime, (sse.CHUNKED if is_chunked else sse.UNFRAMED)[envelope])
-        self._topics: TopicSet | None = topics
+        self._topics = topics
         self._start = start
         self._is_chunked = is_chunked
         self._last_sent = trio.current_time()
@@ -49,11 +50,11 @@ class EventStream(Stream):
 
     async def serve(self) -> None:
         """See ``Stream.serve``: events are pushed; here is only watched for the client to leave."""
-        assert self._topics is not None
         self.follow(self._topics, self._start)
-        self._topics = None  # the feed has it, shared
+        del self._topics, self._start  # the feed has them, shared
         while await self.connection.receive():
             pass  # an event stream's client has nothing to say
+        raise ConnectionLost("left", reason="left")
 
     def push(self, block: bytes) -> Sent:
         """See ``Subscriber.push``."""

@@ -71,18 +71,19 @@ class LongPoll(Subscriber):
                 # The body's last_id, and not the end of the log: both must be the same for the next request.
                 self.position = wire.last_id(found.events, found.gap)
                 return True
+            await trio.lowlevel.checkpoint()
         return False
 
     def push(self, block: bytes) -> Sent:
         """See ``Subscriber.push``: takes one block and is done."""
-        if self._body is not None:
-            return Sent.NOTHING
         self._body = block
+        # One is enough: what comes next is for the next request.
+        self._runtime.hub.leave(self)
         self._scope.cancel()
         return Sent.ALL
 
     def fell_behind(self) -> None:
-        """See ``Subscriber.fell_behind``: what comes after its answer is for the next request."""
+        """See ``Subscriber.fell_behind``: this takes any block, and so never does."""
 
     def fail(self, error: Exception) -> None:
         """See ``Subscriber.fail``."""

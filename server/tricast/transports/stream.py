@@ -10,7 +10,7 @@ from tricast.connection import Connection
 from tricast.errors import LimitExceeded, RemoteProtocolError
 from tricast.event import BEGINNING, EventId, TopicSet, check_pattern
 from tricast.hub import Subscriber
-from tricast.runtime import Runtime
+from tricast.runtime import NothingToEnd, Runtime
 from tricast.sent import Sent
 from tricast.wire.form import Form
 from tricast.wire.http1 import Request
@@ -40,6 +40,7 @@ class Stream(Subscriber):
         try:
             await self.serve()
         finally:
+            self.runtime.open[self.connection] = NothingToEnd()
             self.runtime.wheel.discard(self)
             self.runtime.hub.leave(self)
 
@@ -53,7 +54,10 @@ class Stream(Subscriber):
 
     @abstractmethod
     def say_goodbye(self, retry_after: float) -> None:
-        """Begins to end the connection, without waiting, and tells the client when to come back, in seconds."""
+        """Begins to end the connection, without waiting, and tells the client when to come back, in seconds.
+
+        Called when there is room; no more events are sent from then on.
+        """
 
     def sweep(self, now: float) -> float | None:
         """See ``Swept.sweep``. The task that calls it serves all others as well, so what it raises stays here."""
@@ -65,10 +69,19 @@ class Stream(Subscriber):
 
     def drain(self, retry_after: float) -> None:
         """See ``Drainable.drain``. The task that calls it serves all others as well, so what it raises stays here."""
-        try:
-            self.say_goodbye(retry_after)
-        except Exception as error:  # noqa: BLE001
-            self.fail(error)
+        if self.connection.has_tail:
+            self.nursery.start_soon(self._say_goodbye_later, retry_after)
+        else:
+            try:
+                self.say_goodbye(retry_after)
+            except Exception as error:  # noqa: BLE001
+                self.fail(error)
+        # Nothing follows a goodbye, and behind a tail there is to be room for it.
+        self.runtime.hub.leave(self)
+
+    async def _say_goodbye_later(self, retry_after: float) -> None:
+        await self.connection.drain()
+        self.say_goodbye(retry_after)
 
     def send_aside(self, data: bytes) -> None:
         """Sends something that is not an event, unless there is no room for it now."""

@@ -164,7 +164,13 @@ class Session(Stream):
         self.runtime.hub.leave(self)
 
     def resubscribe(self, topics: frozenset[str], start: Start) -> None:
-        """Follows these topics, and no others, from there on."""
+        """Follows these topics, and no others, from there on.
+
+        Raises:
+            ConnectionLost: the connection is closed, on either side.
+        """
+        if self._protocol.state is not ConnectionState.OPEN:
+            raise ConnectionLost("the WebSocket is closed", reason="closed")
         self._topics = topics
         if topics:
             self.follow(TopicSet(topics), start)
@@ -198,6 +204,8 @@ class Session(Stream):
                 return None
             self._frames += 1
             match event:
+                case TextMessage() | BytesMessage() | Ping() if self._protocol.state is not ConnectionState.OPEN:
+                    continue  # nothing can be said to it any more
                 case TextMessage() | BytesMessage():
                     if self._take_part(event):
                         return self._whole_message(event)
@@ -233,7 +241,7 @@ class Session(Stream):
     async def _closed_by_peer(self, event: CloseConnection) -> None:
         # In state OPEN it was not a close frame, but wsproto's word for input that breaks the protocol (RFC 6455
         # 7.1.7). Nothing that follows such input can be read, not even a close frame.
-        self._is_broken = self._protocol.state is ConnectionState.OPEN
+        self._is_broken = self._protocol.state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING)
         self.close_code = int(event.code)
         await self.close(event.code, event.reason or "")
 
@@ -243,18 +251,17 @@ class Session(Stream):
         """See ``Stream.serve``: runs the handler, then closes."""
         handler, self._handler = self._handler, None
         assert handler is not None
-        error: Exception | None = None
         try:
             await handler(self)
         except ConnectionLost:
+            # Its last word may have met a connection that is being closed from here, for instance by a drain.
+            if self._protocol.state is not ConnectionState.LOCAL_CLOSING:
+                raise
+        except Exception:
+            with trio.move_on_after(self.runtime.config.websocket.close_timeout, shield=True):
+                await self._finish(INTERNAL_ERROR)
             raise
-        except Exception as raised:  # noqa: BLE001 - raised again, once the client was told
-            error = raised
-        try:
-            await self._finish(NORMAL if error is None else INTERNAL_ERROR)
-        finally:
-            if error is not None:
-                raise error
+        await self._finish(NORMAL)
 
     async def _finish(self, code: int) -> None:
         """The closing handshake, bounded in time (RFC 6455 7.1.1: the server closes the TCP connection first)."""
@@ -283,7 +290,7 @@ class Session(Stream):
         try:
             data = self._protocol.send(event)
         except LocalProtocolError:
-            raise ConnectionLost("the WebSocket is closed") from None
+            raise ConnectionLost("the WebSocket is closed", reason="closed") from None
         await self.connection.send(bytes(data))
 
     def keep_alive(self, now: float) -> float:
@@ -295,7 +302,7 @@ class Session(Stream):
         config = self.runtime.config.websocket
         silent_since = self.connection.last_received
         if now >= silent_since + config.ping_timeout:
-            raise ConnectionLost(f"silent for {config.ping_timeout:g} s")
+            raise ConnectionLost(f"silent for {config.ping_timeout:g} s", reason="ping-timeout")
         if now >= max(silent_since, self._pinged_at) + config.ping_interval:
             self._pinged_at = now
             if self._protocol.state is ConnectionState.OPEN and not self.connection.has_tail:
@@ -304,8 +311,7 @@ class Session(Stream):
 
     def say_goodbye(self, retry_after: float) -> None:
         """Closes with 1012 and the delay in the reason, and gives the client a moment to answer it."""
-        self.pause()
-        if self._protocol.state is ConnectionState.OPEN and not self.connection.has_tail:
+        if self._protocol.state is ConnectionState.OPEN:
             reason = f"restarting, come back in {retry_after:.1f} s"
             self.send_aside(bytes(self._protocol.send(CloseConnection(code=RESTARTING, reason=reason))))
         self.nursery.cancel_scope.deadline = trio.current_time() + self.runtime.config.websocket.close_timeout

@@ -72,8 +72,10 @@ class Request:
 
     @property
     def wants_websocket(self) -> bool:
-        """Whether the client asks for an upgrade. On HTTP/1.0 Upgrade must be ignored (RFC 9110 7.8)."""
-        return self.is_http_11 and b"websocket" in self.tokens(b"upgrade") and b"upgrade" in self.tokens(b"connection")
+        """Whether the client asks for an upgrade: by GET (RFC 6455 4.1), and not in HTTP/1.0 (RFC 9110 7.8)."""
+        if self.method != "GET" or not self.is_http_11:
+            return False
+        return b"websocket" in self.tokens(b"upgrade") and b"upgrade" in self.tokens(b"connection")
 
     @property
     def wants_event_stream(self) -> bool:
