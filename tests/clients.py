@@ -427,6 +427,7 @@ class EventStream(Subscription):
         self._is_chunked = is_chunked
         self._left_of_chunk = 0
         self._text = bytearray()
+        self._lines: list[bytes] = []
         self.comments = 0
         self.retry: int | None = None
 
@@ -448,10 +449,16 @@ class EventStream(Subscription):
 
     async def _read(self) -> None:
         self._text += await self._piece()
-        while (end := self._text.find(b"\n\n")) >= 0:
-            block = bytes(self._text[:end])
-            del self._text[: end + 2]
-            self._take(block)
+        while (end := self._text.find(b"\n")) >= 0:
+            line = bytes(self._text[:end])
+            del self._text[: end + 1]
+            if line.startswith(b":"):
+                self.comments += 1
+            elif line:
+                self._lines.append(line)
+            else:
+                self._take(b"\n".join(self._lines))
+                self._lines.clear()
 
     async def _piece(self) -> bytes:
         """What is there of the body, as soon as it is, be it a part of a chunk."""
@@ -474,9 +481,8 @@ class EventStream(Subscription):
         fields: dict[bytes, list[bytes]] = {}
         for line in re.split(rb"\r\n|\r|\n", block):
             name, _, value = line.partition(b":")
-            assert name in (b"", b"id", b"event", b"data", b"retry"), line
+            assert name in (b"id", b"event", b"data", b"retry"), line
             fields.setdefault(name, []).append(value.removeprefix(b" "))
-        self.comments += len(fields.get(b"", ()))
         if b"retry" in fields:
             (retry,) = fields[b"retry"]
             self.retry = int(retry)

@@ -147,6 +147,7 @@ class PublishSection(Section):
 
     max_event: PositiveSize = 64 * 2**10
     max_body: PositiveSize = 2**20
+    max_batch: Annotated[int, Field(ge=1)] = 1000
     idempotency_window: PositiveDuration = 600.0
     idempotency_keys: Annotated[int, Field(ge=1)] = 10_000
 

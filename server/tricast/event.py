@@ -4,7 +4,7 @@ Owns the rules for names. Knows nothing of transports, logs or subscribers.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Self
 
@@ -16,6 +16,8 @@ DEFAULT_TYPE = "message"
 #: Event types of this prefix are the server's own (``tricast.gap``), so publishers may not use them.
 RESERVED_TYPE_PREFIX = "tricast."
 MAX_TYPE_BYTES = 255
+#: What the id, the names of the fields and the framing take of an event's wire form.
+_FRAMING_BYTES = 100
 
 _ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})", re.ASCII)
 #: A token is anything printable but white space, the separator and the two wildcards. Control characters would let a
@@ -107,6 +109,13 @@ class Event:
     def __repr__(self) -> str:
         return f"Event({self.id}, {self.topic!r}, {self.type!r}, {self.data!r})"
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes on the wire, in the form that takes most."""
+        # In an event stream each line of the data has a field name of its own.
+        lines = self.data.count(b"\n") + self.data.count(b"\r")
+        return _FRAMING_BYTES + len(self.topic) + len(self.type) + len(self.data) + 6 * lines
+
     def decode(self) -> object:
         """The data as Python objects."""
         return msgspec.json.decode(self.data)
@@ -135,6 +144,12 @@ class Gap(NamedTuple):
     resumed_at: EventId
 
 
+#: Patterns by their tokens, so that testing a topic costs its length, and not their number.
+_Tree = dict[str, "_Tree"]
+#: Where a pattern ends; no token is empty.
+_END = ""
+
+
 class TopicSet:
     """A distinct set of topic names and patterns, hashable, with the test whether a topic belongs to it.
 
@@ -147,7 +162,12 @@ class TopicSet:
         self.names = frozenset(names)
         patterns = {name for name in self.names if is_pattern(name)}
         self.exact = self.names - patterns
-        self._patterns = tuple(_compile_pattern(name) for name in sorted(patterns))
+        self._patterns: _Tree = {}
+        for name in patterns:
+            node = self._patterns
+            for token in name.split("."):
+                node = node.setdefault(token, {})
+            node[_END] = {}
 
     @property
     def has_patterns(self) -> bool:
@@ -155,7 +175,7 @@ class TopicSet:
         return bool(self._patterns)
 
     def __contains__(self, topic: str) -> bool:
-        return topic in self.exact or any(pattern.fullmatch(topic) for pattern in self._patterns)
+        return topic in self.exact or (bool(self._patterns) and _matches(self._patterns, topic.split("."), 0))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TopicSet) and self.names == other.names
@@ -251,10 +271,10 @@ def _check_name(name: str, rule: re.Pattern[str], max_bytes: int, code: str, exp
     return name
 
 
-def _compile_pattern(name: str) -> re.Pattern[str]:
-    tokens = name.split(".")
-    rest = tokens[-1] == ">"
-    if rest:
-        tokens.pop()
-    parts = [r"[^.]+" if token == "*" else re.escape(token) for token in tokens]  # noqa: S105
-    return re.compile(r"\.".join([*parts, r".+"] if rest else parts), re.DOTALL)
+def _matches(node: _Tree, tokens: Sequence[str], index: int) -> bool:
+    """Whether the tokens from the index on match any pattern below the node."""
+    if index == len(tokens):
+        return _END in node
+    if ">" in node:  # the rest, which is at least this token
+        return True
+    return any(_matches(node[token], tokens, index + 1) for token in (tokens[index], "*") if token in node)

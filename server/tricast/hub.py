@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from tricast.errors import LimitExceeded
 from tricast.event import (
     DEFAULT_TYPE,
     Draft,
@@ -29,7 +30,7 @@ from tricast.wire.form import Form
 
 #: Sends between two yields of a flush. At 10 µs each, nobody else waits for more than 2 ms.
 SENDS_PER_TURN = 200
-#: How much a subscriber that is behind reads from the log at a time.
+#: How much a subscriber is given at a time, from the log or by a flush: what it cannot take is kept for it.
 CATCH_UP_BYTES = 64 * 2**10
 #: Topics whose feeds are remembered while patterns are in use; forgotten all at once when there are more.
 _MAX_REMEMBERED_TOPICS = 10_000
@@ -108,12 +109,14 @@ class Hub:
     Args:
         log: where events are kept.
         max_topic_bytes: how long a topic may be.
+        max_event_bytes: how long the data of an event may be.
         wake: called when there is something to flush.
     """
 
-    def __init__(self, log: Log, *, max_topic_bytes: int, wake: Callable[[], None]) -> None:
+    def __init__(self, log: Log, *, max_topic_bytes: int, max_event_bytes: int, wake: Callable[[], None]) -> None:
         self._log = log
         self._max_topic_bytes = max_topic_bytes
+        self._max_event_bytes = max_event_bytes
         self._wake = wake
         self._feeds: dict[TopicSet, Feed] = {}
         self._by_topic: dict[str, dict[Feed, None]] = {}
@@ -140,7 +143,7 @@ class Hub:
             type: the name of the event's kind.
 
         Raises:
-            RemoteProtocolError: the topic or the type is not allowed.
+            RemoteProtocolError: the topic or the type is not allowed, or the data is too long.
             TypeError: the data cannot be written as JSON.
             LogUnavailable: the event was not kept.
         """
@@ -148,13 +151,16 @@ class Hub:
         return event_id
 
     def check(self, draft: Draft) -> Draft:
-        """Returns the draft unchanged when its names may be used.
+        """Returns the draft unchanged when it may be published.
 
         Raises:
             RemoteProtocolError: the topic or the type is not allowed.
+            LimitExceeded: the topic or the data is too long.
         """
         check_topic(draft.topic, max_bytes=self._max_topic_bytes)
         check_type(draft.type)
+        if len(draft.data) > self._max_event_bytes:
+            raise LimitExceeded("publish.max_event", self._max_event_bytes, len(draft.data))
         return draft
 
     async def append(self, drafts: Sequence[Draft]) -> list[EventId]:
@@ -190,6 +196,14 @@ class Hub:
         # In the middle of a flush nothing is pending any more, but not everybody has had his block.
         is_owed = feed.pending or subscriber.position < feed.flushed
         return subscriber.position if is_owed else max(subscriber.position, self._last_id)
+
+    async def peek(self, topics: TopicSet, after: EventId) -> Slice:
+        """The first of what the log holds for topics behind a position.
+
+        Raises:
+            LogUnavailable: the log cannot be read now.
+        """
+        return await self._log.read(topics, after, max_bytes=1)
 
     def join(self, subscriber: Subscriber, topics: TopicSet) -> None:
         """Makes the subscriber one of the feed for these topics, behind until ``try_go_live`` says otherwise."""
@@ -265,13 +279,17 @@ class Hub:
                             turn = 0
                             yield
 
-    def _take(self, feed: Feed) -> list[tuple[Form, list[Subscriber], list[Event]]]:
-        """Takes a feed's pending events, and those who were live when they were taken."""
+    def _take(self, feed: Feed) -> list[tuple[Form, list[Subscriber], Sequence[Event]]]:
+        """Takes a feed's pending events, in parts of bounded size, and those who were live when they were taken.
+
+        A subscriber that cannot take a part is behind from then on, so that it never holds more than one.
+        """
         events, feed.pending = feed.pending, []
         if not events:  # flushed already, with what came first, while it was marked again
             return []
         feed.flushed = events[-1].id
-        return [(form, list(live), events) for form, live in feed.live.items()]
+        live = [(form, list(subscribers)) for form, subscribers in feed.live.items()]
+        return [(form, subscribers, part) for part in _parts(events) for form, subscribers in live]
 
     def _deliver(self, subscriber: Subscriber, feed: Feed, events: Sequence[Event], block: bytes) -> None:
         # It may have left, moved or fallen behind while others had their turn.
@@ -360,3 +378,14 @@ class Hub:
             fell_behind=self._fell_behind,
             gaps=self._gaps,
         )
+
+
+def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
+    """The events in the same order, in parts of about ``CATCH_UP_BYTES`` or of one event that is larger."""
+    begin = size = 0
+    for index, event in enumerate(events):
+        size += event.size
+        if size > CATCH_UP_BYTES and index > begin:
+            yield events[begin:index]
+            begin, size = index, event.size
+    yield events[begin:]

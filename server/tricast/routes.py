@@ -8,13 +8,13 @@ from prometheus_client import CollectorRegistry
 
 from tricast import metrics
 from tricast.errors import RemoteProtocolError, Unavailable
-from tricast.event import DEFAULT_TYPE, Draft, TopicSet
+from tricast.event import DEFAULT_TYPE, Draft, TopicSet, data_as_json
 from tricast.http import Exchange, Handover
-from tricast.publish import NDJSON, Idempotency, batch_drafts, single_draft
+from tricast.publish import NDJSON, Idempotency, batch_drafts
 from tricast.runtime import Handler, Runtime
 from tricast.transports.event_stream import EventStream
 from tricast.transports.long_poll import LongPoll
-from tricast.transports.stream import check_topics, last_id_of, start_of
+from tricast.transports.stream import check_topics, last_id_of, settle, start_of
 from tricast.transports.websocket import serve_topics
 from tricast.upgrade import refuse_foreign_origin, refuse_while_draining, upgrade
 from tricast.wire import sse
@@ -121,7 +121,7 @@ async def subscribe(exchange: Exchange) -> Response | Handover:
 async def _subscribe_over_http(exchange: Exchange, cors: Headers) -> Response | Handover:
     request, runtime = exchange.request, exchange.runtime
     topics = TopicSet(check_topics(request.parameters("topic"), runtime))
-    start = start_of(last_id_of(request), runtime.hub.last_id)
+    start = await settle(start_of(last_id_of(request), runtime.hub.last_id), topics, runtime.hub)
     envelope = _wants_envelope(request)
     refuse_while_draining(runtime)
     if request.wants_event_stream:
@@ -220,16 +220,16 @@ class Publisher:
 
     async def _publish(self, exchange: Exchange, body: bytes) -> Response:
         hub, request = exchange.runtime.hub, exchange.request
-        max_event = exchange.runtime.config.publish.max_event
         media_type = (request.header(b"content-type") or b"").partition(b";")[0].strip().lower()
         is_batch = media_type == NDJSON
         if is_batch:
-            drafts = batch_drafts(body, max_event=max_event, check=hub.check)
+            max_events = exchange.runtime.config.publish.max_batch
+            drafts = batch_drafts(body, max_events=max_events, check=hub.check)
         else:
             topic, event_type = request.parameter("topic"), request.parameter("type")
+            draft = Draft(topic or "", DEFAULT_TYPE if event_type is None else event_type, b"")
             # The names first: they are wrong more often than the data, and cheaper to look at.
-            hub.check(Draft(topic or "", DEFAULT_TYPE if event_type is None else event_type, b""))
-            drafts = [single_draft(topic or "", event_type or DEFAULT_TYPE, body, max_event=max_event)]
+            drafts = [hub.check(hub.check(draft)._replace(data=data_as_json(body)))]
         ids = [str(event_id) for event_id in await hub.append(drafts)]
         return json_response(200, {"ids": ids} if is_batch else {"id": ids[0]})
 

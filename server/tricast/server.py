@@ -113,7 +113,12 @@ async def serve(
     logger = logger if logger is not None else library_logger()
     log = log or _log_of(config)
     wake = _Bell()
-    hub = Hub(log, max_topic_bytes=config.limits.topic_size, wake=wake.ring)
+    hub = Hub(
+        log,
+        max_topic_bytes=config.limits.topic_size,
+        max_event_bytes=config.publish.max_event,
+        wake=wake.ring,
+    )
     runtime = Runtime(
         config,
         hub,

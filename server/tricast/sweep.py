@@ -5,6 +5,7 @@ the activity; it is looked at when its old deadline comes, and says then when to
 """
 
 import math
+from collections.abc import Iterator
 from typing import Protocol
 
 import trio
@@ -22,6 +23,10 @@ class Swept(Protocol):
     def sweep(self, now: float) -> float | None:
         """Does what is due, without waiting, and returns when to look again; None for never. Must not raise."""
         ...
+
+
+#: Items looked at between two yields: after a flush, thousands of keepalives fall due at the same moment.
+ITEMS_PER_TURN = 200
 
 
 class Wheel:
@@ -58,9 +63,10 @@ class Wheel:
                 del self._slots[item.slot]
             item.slot = -1
 
-    def turn(self, now: float) -> None:
-        """Looks at everything that is due."""
+    def turn(self, now: float) -> Iterator[None]:
+        """Looks at everything that is due; yields where others should get a turn."""
         self.now = now
+        looked_at = 0
         current = int(now // self._tick)
         for slot in range(self._turned + 1, current + 1) if self._slots else ():
             self._turned = slot
@@ -71,6 +77,9 @@ class Wheel:
                 deadline = item.sweep(now)
                 if deadline is not None:
                     self.add(item, deadline)
+                looked_at += 1
+                if looked_at % ITEMS_PER_TURN == 0:
+                    yield
             self._slots.pop(slot, None)
         self._turned = current
 
@@ -78,7 +87,8 @@ class Wheel:
         """Turns until cancelled."""
         self._turned = int(trio.current_time() // self._tick) - 1
         while True:
-            self.turn(trio.current_time())
+            for _ in self.turn(trio.current_time()):
+                await trio.lowlevel.checkpoint()
             # The product may be rounded down, to within the slot that was just turned; then this would turn in vain
             # until the clock has moved on, and a clock that only moves while all sleep never does.
             await trio.sleep_until(math.nextafter((self._turned + 1) * self._tick, math.inf))

@@ -607,7 +607,7 @@ async def test_poll_whose_head_is_refused_says_why(autojump_clock):
     async def refuse_head(peer):
         await peer.read_request()
         assert peer.request.method == b"HEAD"
-        await peer.respond(400)
+        await peer.respond(400, Last_Event_ID="9-0")
         await peer.wait_closed()
 
     async def explain(peer):
@@ -632,7 +632,12 @@ async def test_poll_whose_head_is_refused_for_a_while_says_why(autojump_clock):
 
 
 @pytest.mark.parametrize(
-    ("status", "headers"), [*((status, "") for status in (200, 301, 404, 405, 500, 501)), (403, "Retry-After: 7\r\n")]
+    ("status", "headers"),
+    [
+        *((status, "") for status in (200, 301, 404, 405, 500, 501)),
+        (403, "Retry-After: 7\r\n"),
+        (403, "Retry-After: 7\r\nContent-Type: application/problem+json\r\n"),
+    ],
 )
 async def test_poll_where_head_tells_nothing(autojump_clock, status, headers):
     async def tell_nothing(peer):
@@ -687,6 +692,7 @@ async def test_poll_without_an_answer(autojump_clock):
     async with Playing(scene, transport="poll") as subscription:
         items = await take(subscription, 2)
         assert items[1].why == "no answer to the poll for 60 s"
+        assert trio.current_time() < 61
 
 
 async def test_poll_whose_answer_never_ends(autojump_clock):
@@ -699,6 +705,7 @@ async def test_poll_whose_answer_never_ends(autojump_clock):
     async with Playing(scene, transport="poll") as subscription:
         items = await take(subscription, 2)
         assert items[1].why == "no answer to the poll for 60 s"
+        assert trio.current_time() < 61
         assert subscription.position == "5-0"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tricast import Config, load_config
 
 FILE = Path(__file__).parents[2] / "config" / "server.toml"

@@ -23,7 +23,6 @@ from serving import failures, serving, until
 from structlog.testing import LogCapture
 
 import tricast
-from tricast.event import BEGINNING, Draft, EventId, TopicSet
 from tricast.hub import Hub
 from tricast.log.base import Slice
 from tricast.log.memory import MemoryLog
@@ -158,7 +157,7 @@ class FailingLog(MemoryLog):
 async def test_a_log_that_raises_while_a_subscriber_catches_up(transport: str) -> None:
     async with ward(log=FailingLog()) as guarded:
         with (
-            await subscribe(transport, guarded.url, "victim", last_id=str(BEGINNING)) as victim,
+            await subscribe(transport, guarded.url, "victim", last_id=str(guarded.server.hub.last_id)) as victim,
             pytest.raises(AssertionError if transport == "poll" else Closed),
         ):
             await victim.event()

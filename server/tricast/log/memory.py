@@ -6,9 +6,9 @@ remembered as one id per topic, which is all that is needed to tell a client abo
 
 import heapq
 from bisect import bisect_right
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain
 
 from tricast.errors import LogUnavailable
 from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, TopicSet
@@ -16,8 +16,13 @@ from tricast.log.base import Committed, Slice
 from tricast.wire.form import event_id
 
 #: What an event costs beside its text: the object, its id, its place in two sequences and the encoded copies' headers,
-#: measured with tracemalloc. The texts count three times: as published and in about two wire forms.
-_OVERHEAD_BYTES = 700
+#: measured with tracemalloc. The text counts five times: as published, and in each of the four wire forms.
+_OVERHEAD_BYTES = 1000
+_COPIES = 5
+#: Events that one read looks at; for patterns these are all behind the position, wanted or not.
+_MAX_SCAN = 5000
+#: Topics of which nothing is left, and whose last drop is remembered one by one.
+_MAX_GONE = 10_000
 
 
 class MemoryLog:
@@ -40,12 +45,13 @@ class MemoryLog:
         self._start = EventId(self._now_ms(), 0)
         self._last_id = self._start
         self._topics: dict[str, _Topic] = {}
+        #: Topics of which nothing is left, with the newest event that each dropped; and the newest of still others.
+        self._gone: dict[str, EventId] = {}
+        self._forgotten = BEGINNING
         #: All kept events in order, and some that their topics have dropped already (see ``_compact``).
-        self._order: deque[Event] = deque()
+        self._order = _Run()
         self._kept = 0
         self._size = 0
-        #: The newest event dropped from a topic of which nothing is left.
-        self._forgotten = BEGINNING
 
     @property
     def last_id(self) -> EventId:
@@ -87,34 +93,50 @@ class MemoryLog:
         self._trim()
         if after > self._last_id:
             return Slice((), Gap(GapReason.UNKNOWN_ID, after, self._last_id), self._last_id, complete=True)
-        matching = list(self._matching(topics))
         events: list[Event] = []
         size = 0
-        complete = True
-        for event in heapq.merge(*(topic.after(after) for topic in matching), key=event_id):
-            if size >= max_bytes:
-                complete = False
+        upto = after
+        for scanned, event in enumerate(self._candidates(topics, after)):
+            if size >= max_bytes or scanned == _MAX_SCAN:
                 break
-            events.append(event)
-            size += len(event.data)
-        upto = self._last_id if complete else events[-1].id
-        return Slice(events, self._gap(matching, after, upto), upto, complete)
+            upto = event.id
+            if event.topic in topics and self._is_kept(event):
+                events.append(event)
+                size += event.size
+        else:
+            upto = self._last_id
+        return Slice(events, self._gap(topics, after, upto), upto, complete=upto == self._last_id)
 
-    def _gap(self, matching: Sequence["_Topic"], after: EventId, upto: EventId) -> Gap | None:
+    def _candidates(self, topics: TopicSet, after: EventId) -> Iterator[Event]:
+        if topics.has_patterns:
+            return self._order.after(after)
+        named = (self._topics[name].after(after) for name in topics.exact if name in self._topics)
+        return heapq.merge(*named, key=event_id)
+
+    def _is_kept(self, event: Event) -> bool:
+        topic = self._topics.get(event.topic)
+        return topic is not None and event.id > topic.dropped
+
+    def _gap(self, topics: TopicSet, after: EventId, upto: EventId) -> Gap | None:
         if after == BEGINNING:
             return None
-        dropped = max((topic.dropped for topic in matching), default=BEGINNING)
-        resumed_at = max(dropped, self._forgotten)
         reason = GapReason.EVICTED
+        resumed_at = max(after, self._forgotten)
         if after < self._start:
-            resumed_at = max(resumed_at, self._start)
             reason = GapReason.RESTARTED
+            resumed_at = max(resumed_at, self._start)
+        for name, dropped in self._dropped(topics):
+            if dropped > resumed_at and name in topics:
+                resumed_at = dropped
         # What lies behind this slice is found again when reading on from its end.
-        return Gap(reason, after, min(resumed_at, upto)) if after < resumed_at else None
+        return Gap(reason, after, min(resumed_at, upto)) if resumed_at > after else None
 
-    def _matching(self, topics: TopicSet) -> Iterator["_Topic"]:
-        names: Iterable[str] = filter(topics.__contains__, self._topics) if topics.has_patterns else topics.exact
-        return (self._topics[name] for name in names if name in self._topics)
+    def _dropped(self, topics: TopicSet) -> Iterator[tuple[str, EventId]]:
+        """The newest drop of each topic that may be in the set."""
+        names: Iterable[str] = chain(self._topics, self._gone) if topics.has_patterns else topics.exact
+        for name in names:
+            topic = self._topics.get(name)
+            yield name, self._gone.get(name, BEGINNING) if topic is None else topic.dropped
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
@@ -128,7 +150,7 @@ class MemoryLog:
     def _keep(self, event: Event) -> None:
         topic = self._topics.get(event.topic)
         if topic is None:
-            topic = self._topics[event.topic] = _Topic()
+            topic = self._topics[event.topic] = _Topic(self._gone.pop(event.topic, BEGINNING))
         topic.append(event)
         self._order.append(event)
         self._kept += 1
@@ -138,46 +160,56 @@ class MemoryLog:
 
     def _trim(self) -> None:
         oldest = EventId(self._now_ms() - self._age_ms, 0)
-        while self._order and (self._order[0].id < oldest or self._size > self._max_size):
-            event = self._order.popleft()
-            topic = self._topics[event.topic]
-            if event.id > topic.dropped:  # else its topic has dropped it already
+        while self._order and (self._order.oldest.id < oldest or self._size > self._max_size):
+            event = self._order.drop_oldest()
+            if self._is_kept(event):
+                topic = self._topics[event.topic]
                 self._drop_oldest(topic)
-                if not len(topic):
-                    del self._topics[event.topic]
-                    self._forgotten = max(self._forgotten, topic.dropped)
+                if not topic:
+                    self._forget(event.topic)
         if len(self._order) > 2 * self._kept + 1000:
             self._compact()
 
     def _drop_oldest(self, topic: "_Topic") -> None:
-        self._size -= _cost(topic.drop_oldest())
+        event = topic.drop_oldest()
+        topic.dropped = event.id
+        self._size -= _cost(event)
         self._kept -= 1
+
+    def _forget(self, name: str) -> None:
+        """Lets go of a topic of which nothing is left, but for its last drop."""
+        self._gone[name] = self._topics.pop(name).dropped
+        if len(self._gone) > _MAX_GONE:
+            longest_gone = self._gone.pop(next(iter(self._gone)))
+            self._forgotten = max(self._forgotten, longest_gone)
 
     def _compact(self) -> None:
         """Takes out what its topics have dropped: behind one old event of a quiet topic it would pile up for ever."""
-        self._order = deque(event for event in self._order if event.id > self._topics[event.topic].dropped)
+        self._order = _Run(filter(self._is_kept, self._order.after(BEGINNING)))
 
 
-class _Topic:
-    """The newest events of one topic, in order, with the newest one that was dropped."""
+class _Run:
+    """Events in order: appended at one end, dropped at the other, and found by their id."""
 
-    __slots__ = ("_events", "_first", "dropped")
+    __slots__ = ("_events", "_first")
 
-    def __init__(self) -> None:
+    def __init__(self, events: Iterable[Event] = ()) -> None:
         # A list with a moving start: appending and dropping are cheap, and unlike a deque it can be searched.
-        self._events: list[Event] = []
+        self._events = list(events)
         self._first = 0
-        self.dropped = BEGINNING
 
     def __len__(self) -> int:
         return len(self._events) - self._first
+
+    @property
+    def oldest(self) -> Event:
+        return self._events[self._first]
 
     def append(self, event: Event) -> None:
         self._events.append(event)
 
     def drop_oldest(self) -> Event:
         event = self._events[self._first]
-        self.dropped = event.id
         self._first += 1
         if self._first * 2 > len(self._events):
             del self._events[: self._first]
@@ -190,5 +222,15 @@ class _Topic:
             yield events[index]
 
 
+class _Topic(_Run):
+    """The newest events of one topic, with the newest one that was dropped."""
+
+    __slots__ = ("dropped",)
+
+    def __init__(self, dropped: EventId) -> None:
+        super().__init__()
+        self.dropped = dropped
+
+
 def _cost(event: Event) -> int:
-    return _OVERHEAD_BYTES + 3 * len(event.data)
+    return _OVERHEAD_BYTES + _COPIES * event.size

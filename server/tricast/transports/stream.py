@@ -9,7 +9,7 @@ import trio
 from tricast.connection import Connection
 from tricast.errors import LimitExceeded, RemoteProtocolError
 from tricast.event import BEGINNING, EventId, TopicSet, check_pattern
-from tricast.hub import Subscriber
+from tricast.hub import Hub, Subscriber
 from tricast.runtime import NothingToEnd, Runtime
 from tricast.sent import Sent
 from tricast.wire.form import Form
@@ -168,6 +168,24 @@ def start_of(last_id: str | None, here: EventId) -> Start:
         RemoteProtocolError: the position is not an id.
     """
     return Start(here, is_given=False) if last_id is None else Start(EventId.parse(last_id), is_given=True)
+
+
+async def settle(start: Start, topics: TopicSet, hub: Hub) -> Start:
+    """Where "all that is kept" begins: when nothing is kept, it is now.
+
+    A client that got nothing yet comes back with the position it was told. Were that still ``0-0``, what is dropped in
+    the meantime would be missing without a gap.
+    """
+    position = start.position
+    while start.position == BEGINNING:
+        found = await hub.peek(topics, position)
+        if found.events:
+            break
+        position = found.upto
+        if found.complete:
+            return Start(position, is_given=False)
+        await trio.lowlevel.checkpoint()
+    return start
 
 
 def last_id_of(request: Request) -> str | None:

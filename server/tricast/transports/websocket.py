@@ -19,7 +19,7 @@ from tricast.connection import Connection
 from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.event import DEFAULT_TYPE, Draft, EventId, TopicSet
 from tricast.runtime import Handler, Runtime
-from tricast.transports.stream import Start, Stream, check_topics, last_id_of, start_of
+from tricast.transports.stream import Start, Stream, check_topics, last_id_of, settle, start_of
 from tricast.wire import websocket as wire
 from tricast.wire.http1 import Request
 
@@ -128,7 +128,7 @@ class Session(Stream):
         Raises:
             RemoteProtocolError: a topic or the position is not one.
         """
-        together, start = self.check_subscription(topics, last_id)
+        together, start = await self.check_subscription(topics, last_id)
         self.resubscribe(together, start)
         return start.position
 
@@ -150,14 +150,15 @@ class Session(Stream):
 
     # Subscriptions
 
-    def check_subscription(self, topics: Iterable[str], last_id: str | None) -> tuple[frozenset[str], Start]:
+    async def check_subscription(self, topics: Iterable[str], last_id: str | None) -> tuple[frozenset[str], Start]:
         """What all topics and the position would be with these topics added; changes nothing.
 
         Raises:
             RemoteProtocolError: a topic or the position is not one, there is none, or there are too many.
         """
         together = check_topics({*self._topics, *check_topics(topics, self.runtime)}, self.runtime)
-        return together, start_of(last_id, self._here())
+        start = await settle(start_of(last_id, self._here()), TopicSet(together), self.runtime.hub)
+        return together, start
 
     def pause(self) -> None:
         """Sends no more events, and keeps the position, until ``resubscribe``."""
@@ -354,9 +355,6 @@ async def _perform(session: Session, operation: wire.Operation) -> None:
         case wire.Publish():
             hub = session.runtime.hub
             draft = hub.check(Draft(operation.topic, operation.type, bytes(operation.data)))
-            max_event = session.runtime.config.publish.max_event
-            if len(draft.data) > max_event:
-                raise LimitExceeded("publish.max_event", max_event, len(draft.data))
             (event_id,) = await hub.append([draft])
             await session.send(wire.encode_reply("ok", "publish", operation.ref, id=str(event_id)))
         case wire.Subscribe():
@@ -369,7 +367,7 @@ async def _perform(session: Session, operation: wire.Operation) -> None:
 
 
 async def _subscribe(session: Session, operation: wire.Subscribe) -> None:
-    topics, start = session.check_subscription(operation.topics, operation.last_id)
+    topics, start = await session.check_subscription(operation.topics, operation.last_id)
     # The reply says from where the events go on, so it comes before them; meanwhile they wait in the log.
     session.pause()
     await session.send(

@@ -7,8 +7,9 @@ from tricast.wire.form import StreamForm, encode_gap_json, encode_json
 from tricast.wire.http1 import chunk
 
 CONTENT_TYPE = b"text/event-stream"
-#: A comment (HTML 9.2.6: a line that begins with a colon is ignored), which is all that proxies need to see.
-KEEPALIVE = b":\n\n"
+#: A comment (HTML 9.2.6: a line that begins with a colon is ignored), which is all that proxies need to see. Without an
+#: empty line behind it, for there are client libraries that take that for an event.
+KEEPALIVE = b":\n"
 
 #: HTML 9.2.5 ends a line at LF, CR or CRLF, and at nothing else: U+2028 and the like are ordinary characters.
 _LINE_END = re.compile(rb"\r\n|\r|\n")

@@ -1,0 +1,281 @@
+"""Reading the configuration, and everything that can be wrong with it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tricast.config import Config, load_config
+from tricast.errors import ConfigError, ConfigProblem
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in os.environ:
+        if name.upper().startswith("TRICAST_"):
+            monkeypatch.delenv(name)
+
+
+class Loader:
+    """Loads what is written into a file of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "server.toml"
+
+    def __call__(self, text: str | bytes = "", overrides: Mapping[str, Mapping[str, object]] | None = None) -> Config:
+        self.file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load_config(self.file, overrides=overrides)
+
+    def problems(
+        self, text: str | bytes = "", overrides: Mapping[str, Mapping[str, object]] | None = None
+    ) -> list[str]:
+        """The problems with a file, where FILE stands for its name."""
+        with pytest.raises(ConfigError) as caught:
+            self(text, overrides)
+        assert str(caught.value) == "\n".join(map(str, caught.value.problems))
+        return [str(problem).replace(str(self.file), "FILE") for problem in caught.value.problems]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Loader:
+    return Loader(tmp_path)
+
+
+# What is right
+
+
+def test_nothing_is_all_defaults(load: Loader) -> None:
+    assert load() == load_config() == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("250ms", 0.25),
+        ("1.5s", 1.5),
+        ("2m", 120.0),
+        ("24h", 86400.0),
+        ("7d", 604800.0),
+        ("10 s", 10.0),
+    ],
+)
+def test_durations(load: Loader, text: str, seconds: float) -> None:
+    assert load(f'[poll]\ntimeout = "{text}"').poll.timeout == pytest.approx(seconds)
+    assert Config.model_validate({"poll": {"timeout": seconds}}).poll.timeout == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ('"100B"', 100),
+        ('"1KB"', 1000),
+        ('"1KiB"', 1024),
+        ('"1.5MiB"', 1572864),
+        ('"2MB"', 2_000_000),
+        ('"1GiB"', 2**30),
+        ('"1 GB"', 10**9),
+        ("4096", 4096),
+    ],
+)
+def test_sizes(load: Loader, text: str, size: int) -> None:
+    assert load(f"[poll]\nmax_bytes = {text}").poll.max_bytes == size
+
+
+def test_what_is_written_can_be_read_again() -> None:
+    config = Config.model_validate({"poll": {"timeout": 90.0, "max_bytes": 1500}, "sse": {"retry": 0.125}})
+    written = config.model_dump(mode="json")
+    assert written["poll"] == {"timeout": "90s", "max_bytes": "1500B"}
+    assert written["events"]["history_age"] == "1d"
+    assert Config.model_validate(written) == config
+
+
+def test_handlers_and_lists(load: Loader) -> None:
+    config = load(
+        '[server]\ncors_origins = ["https://a.example"]\n'
+        '[[websocket.handler]]\npath = "/echo"\nhandler = "tricast.handlers:echo"\n'
+        '[[websocket.handler]]\npath = "/x"\nhandler = "my.app:_x"\n'
+    )
+    assert config.server.cors_origins == ("https://a.example",)
+    assert [entry.path for entry in config.websocket.handler] == ["/echo", "/x"]
+
+
+def test_a_configuration_does_not_change(load: Loader) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load().server.port = 1
+
+
+# Which one counts
+
+
+def test_environment_over_file_over_defaults(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRICAST_POLL__TIMEOUT", "20s")
+    monkeypatch.setenv("TRICAST_SERVER__PORT", "99")
+    monkeypatch.setenv("tricast_server__host", "::1")
+    config = load('[poll]\ntimeout = "10s"\nmax_bytes = "1B"')
+    assert (config.poll.timeout, config.poll.max_bytes) == (20.0, 1)
+    assert (config.server.host, config.server.port) == ("::1", 99)
+
+
+def test_the_command_line_over_all(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRICAST_SERVER__PORT", "2")
+    config = load('[server]\nport = 1\nhost = "::1"', {"server": {"port": 3}})
+    assert (config.server.host, config.server.port) == ("::1", 3)
+
+
+def test_lists_and_sections_in_the_environment(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRICAST_SERVER", '{"port": 5}')
+    monkeypatch.setenv("TRICAST_SERVER__CORS_ORIGINS", '["https://a.example"]')
+    monkeypatch.setenv("TRICAST_WEBSOCKET__HANDLER", '[{"path":"/a","handler":"a:b"}]')
+    config = load('[server]\ncors_origins = ["*", "b"]')
+    assert (config.server.port, config.server.cors_origins) == (5, ("https://a.example",))
+    assert config.websocket.handler[0].path == "/a"
+
+
+def test_variables_of_others_do_not_matter(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRICAST_URL", "http://127.0.0.1:8080")
+    monkeypatch.setenv("OTHER_SERVER__PORT", "x")
+    assert load() == Config()
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[server]\nprot = 1", "FILE: server.prot: unknown key 'prot'; did you mean 'port'?"),
+        ("[webscoket]\na = 1", "FILE: webscoket: unknown key 'webscoket'; did you mean 'websocket'?"),
+        ("[poll]\nxyzzy = 1", "FILE: poll.xyzzy: unknown key 'xyzzy'; known are timeout, max_bytes"),
+        ('[server]\nport = "x"', "FILE: server.port: expected a valid integer, unable to parse string as an integer"),
+        ("[server]\nport = 70000", "FILE: server.port: expected less than or equal to 65535, found 70000"),
+        ("[server]\nport = -1", "FILE: server.port: expected greater than or equal to 0, found -1"),
+        ("[server]\nhost = 1", "FILE: server.host: expected a valid string, found 1"),
+        ("server = 1", "FILE: server: expected a valid dictionary"),
+        ('[server]\ncors_origins = "*"', "FILE: server.cors_origins: expected a valid tuple, found '*'"),
+        ('[server]\ncors_origins = ["*", 1]', "FILE: server.cors_origins.1: expected a valid string, found 1"),
+        ("[poll]\ntimeout = 10", 'FILE: poll.timeout: expected a duration such as "30s" (a number and one of ms, s, '),
+        ('[poll]\ntimeout = "10"', 'FILE: poll.timeout: expected a duration such as "30s"'),
+        ('[poll]\ntimeout = "ten s"', 'FILE: poll.timeout: expected a duration such as "30s"'),
+        ('[poll]\ntimeout = "10y"', "FILE: poll.timeout: expected a duration"),
+        ('[poll]\ntimeout = "-10s"', "FILE: poll.timeout: expected a duration"),
+        ('[poll]\ntimeout = "\u0661s"', "FILE: poll.timeout: expected a duration"),
+        ('[poll]\ntimeout = "0s"', "FILE: poll.timeout: expected greater than 0, found '0s'"),
+        ("[poll]\ntimeout = inf", "FILE: poll.timeout: expected a finite number, found inf"),
+        ("[poll]\ntimeout = nan", "FILE: poll.timeout: expected"),
+        ("[drain]\nperiod = -1.0", "FILE: drain.period: expected greater than or equal to 0, found -1.0"),
+        ("[poll]\nmax_bytes = true", 'FILE: poll.max_bytes: expected a size such as "1MiB" (a number and one of B, KB'),
+        ("[poll]\nmax_bytes = -1", "FILE: poll.max_bytes: expected a size"),
+        ("[poll]\nmax_bytes = 1.5", "FILE: poll.max_bytes: expected a size"),
+        ('[poll]\nmax_bytes = "1mib"', "FILE: poll.max_bytes: expected a size"),
+        ('[poll]\nmax_bytes = "0B"', "FILE: poll.max_bytes: expected greater than 0, found '0B'"),
+        ('[logging]\nlevel = "loud"', "FILE: logging.level: expected 'debug', 'info', 'warning' or 'error', found "),
+        ('[log]\nurl = "file:"', "FILE: log.url: expected to match pattern '^memory:$', found 'file:'"),
+        ('[websocket]\nping_interval = "60s"', "FILE: websocket: expected a ping_timeout longer than ping_interval"),
+        ('[[websocket.handler]]\npath = "/"', "FILE: websocket.handler.0.handler: Field required"),
+        (
+            '[[websocket.handler]]\npath = "/"\nhandler = "a:b"\nhandlr = 1',
+            "FILE: websocket.handler.0.handlr: unknown key 'handlr'; did you mean 'handler'?",
+        ),
+        (
+            '[[websocket.handler]]\npath = "x"\nhandler = "a:b"',
+            "FILE: websocket.handler.0.path: expected to match pattern",
+        ),
+        ("x = ", "FILE: not TOML: Invalid value"),
+        ("[poll]\n[poll]", "FILE: not TOML: Cannot declare"),
+        (b"x = '\xff'", "FILE: not TOML: 'utf-8' codec"),
+    ],
+)
+def test_one_problem(load: Loader, text: str | bytes, problem: str) -> None:
+    (found,) = load.problems(text)
+    assert found.startswith(problem)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "none.toml")
+    assert str(caught.value) == f"{tmp_path / 'none.toml'}: No such file or directory"
+
+
+def test_a_file_that_is_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load_config(str(tmp_path))
+
+
+def test_all_problems_at_once(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRICAST_SSE__RETRY", "soon")
+    monkeypatch.setenv("TRICAST_POLL__TIMOUT", "1s")
+    monkeypatch.setenv("TRICAST_SERVR__PORT", "1")
+    monkeypatch.setenv("TRICAST_SERVER__CORS_ORIGINS", "https://a.example")
+    monkeypatch.setenv("TRICAST_DRAIN", "{")
+    found = load.problems(
+        '[server]\nport = "x"\nprot = 1\n[nope]\n[sse]\nretry = "x"\n', {"server": {"host": 1}, "admin": {"prt": 1}}
+    )
+    assert [problem.partition(" expected")[0].partition(" unknown")[0] for problem in found] == [
+        "command line: server.host:",
+        "FILE: server.port:",
+        "FILE: server.prot:",
+        "environment: TRICAST_POLL__TIMOUT:",
+        "environment: TRICAST_SSE__RETRY:",
+        "command line: admin.prt:",
+        "FILE: nope:",
+        "environment: TRICAST_SERVR__PORT:",
+        "environment: TRICAST_DRAIN:",
+        "environment: TRICAST_SERVER__CORS_ORIGINS:",
+    ]
+    assert found[-1].endswith("expected JSON, found 'https://a.example'")
+
+
+def test_without_a_file_the_problem_is_somewhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRICAST_SERVER__PROT", "1")
+    with pytest.raises(ConfigError) as caught:
+        load_config()
+    assert str(caught.value) == "environment: TRICAST_SERVER__PROT: unknown key 'prot'; did you mean 'port'?"
+
+
+@pytest.mark.parametrize("name", ["TRICAST_SERVR__PORT", "TRICAST_SERVER__CORS_ORIGINS"])
+def test_a_problem_of_the_environment_alone(load: Loader, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "x")
+    (found,) = load.problems()
+    assert found.startswith(f"environment: {name}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        (
+            "TRICAST_SERVER__CORS_ORIGINS",
+            "[1]",
+            "environment: TRICAST_SERVER__CORS_ORIGINS__0: expected a valid string",
+        ),
+        ("TRICAST_WEBSOCKET__HANDLER", '[{"path":"/"}]', "environment: TRICAST_WEBSOCKET__HANDLER__0__HANDLER: Field"),
+        ("TRICAST_SERVER", "7", "environment: TRICAST_SERVER: expected a valid dictionary"),
+        ("TRICAST_SERVER__PORT__X", "7", "environment: TRICAST_SERVER__PORT: expected a valid integer"),
+        ("TRICAST_SERVER", "[" * 100_000, "environment: TRICAST_SERVER: expected JSON"),
+    ],
+)
+def test_one_variable(load: Loader, monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str) -> None:
+    monkeypatch.setenv(name, value)
+    (found,) = load.problems('[server]\ncors_origins = ["x"]')
+    assert found.startswith(problem)
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["SERVER", "SERVER__PORT", "SERVER__CORS_ORIGINS", "SERVER__X", "WEBSOCKET__HANDLER", "X__Y"]),
+    suffix=st.sampled_from(["", "", "__0", "__PATH", "__"]),
+    value=st.sampled_from(["", "1", "[]", "{}", "[1", '["a"]', '{"port": {}}', "null", '"x"', "[{}]", "x"]),
+)
+def test_no_variable_ends_in_anything_but_an_answer(name: str, suffix: str, value: str) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv(f"TRICAST_{name}{suffix}", value)
+        problems: tuple[ConfigProblem, ...] = ()
+        try:
+            load_config()
+        except ConfigError as error:
+            problems = error.problems
+    assert all((source, key.partition("_")[0]) == ("environment", "TRICAST") for source, key, _ in problems)

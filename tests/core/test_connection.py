@@ -1,0 +1,364 @@
+"""A socket that never blocks: tails, who sends them, and how it ends."""
+
+import select
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Generic, Self, TypeVar
+
+import pytest
+import trio
+import trio.testing
+
+import tricast.connection
+from tricast.connection import Connection
+from tricast.errors import ConnectionLost
+from tricast.sent import Sent
+
+T = TypeVar("T")
+#: More than the kernel takes at once.
+MUCH = bytes(range(256)) * 2**14
+
+
+class Pair:
+    """A connection and its peer's socket.
+
+    Attributes:
+        connection: what is tested.
+        peer: the other end, non-blocking.
+    """
+
+    def __init__(self, *, write_timeout: float = 30.0) -> None:
+        ours, self.peer = socket.socketpair()
+        self.sock = ours
+        for sock in (ours, self.peer):
+            sock.setblocking(False)
+        self.connection = Connection(ours, "the peer", write_timeout=write_timeout)
+
+    def close(self) -> None:
+        self.connection.close()
+        self.peer.close()
+
+    def fill(self) -> int:
+        """Sends past the connection until the kernel takes no more; returns how much it took."""
+        filled = 0
+        while True:
+            try:
+                filled += self.sock.send(b"x" * 2**10)
+            except BlockingIOError:
+                return filled
+
+    def peer_has_input(self) -> bool:
+        """Whether the peer could read something."""
+        readable, _, _ = select.select([self.peer], [], [], 0)
+        return bool(readable)
+
+    async def read(self, size: int) -> bytes:
+        """Reads so many bytes as the peer, or up to the end."""
+        data = bytearray()
+        while len(data) < size:
+            await trio.lowlevel.wait_readable(self.peer)
+            piece = self.peer.recv(size - len(data))
+            if not piece:
+                break
+            data += piece
+        return bytes(data)
+
+
+class Forestalling(trio.abc.Instrument, Generic[T]):
+    """Does something each time when sockets are found ready, before the tasks that wait for them get their turn.
+
+    Attributes:
+        results: what came of it, where it would not have blocked.
+    """
+
+    def __init__(self, act: Callable[[], T]) -> None:
+        self._act = act
+        self.results: list[T] = []
+
+    def after_io_wait(self, timeout: float) -> None:
+        with suppress(BlockingIOError):
+            self.results.append(self._act())
+
+    def __enter__(self) -> Self:
+        trio.lowlevel.add_instrument(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        trio.lowlevel.remove_instrument(self)
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    pair = Pair()
+    yield pair
+    pair.close()
+
+
+# Receiving
+
+
+async def test_receiving(pair: Pair) -> None:
+    before = pair.connection.last_received
+    pair.peer.send(b"hello")
+    assert await pair.connection.receive() == b"hello"
+    assert pair.connection.last_received > before
+    pair.peer.shutdown(socket.SHUT_WR)
+    assert await pair.connection.receive() == b""
+    assert pair.connection.peer == "the peer"
+
+
+async def test_cancelling_a_receive_loses_nothing(pair: Pair) -> None:
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.connection.receive)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    pair.peer.send(b"hello")
+    assert await pair.connection.receive() == b"hello"
+
+
+async def test_a_wake_up_for_nothing_is_waited_out(pair: Pair) -> None:
+    got: list[bytes] = []
+
+    async def receive() -> None:
+        got.append(await pair.connection.receive())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        with Forestalling(lambda: pair.sock.recv(100)) as forestalling:
+            pair.peer.send(b"stolen")
+            await trio.testing.wait_all_tasks_blocked()
+        assert forestalling.results == [b"stolen"]
+        assert got == []
+        pair.peer.send(b"kept")
+    assert got == [b"kept"]
+
+
+async def test_receiving_from_a_peer_that_reset() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    peer = socket.create_connection(listener.getsockname())
+    ours, _ = listener.accept()
+    listener.close()
+    ours.setblocking(False)
+    connection = Connection(ours, "the peer", write_timeout=1)
+    ours.send(b"unread")
+    await trio.lowlevel.wait_readable(peer)
+    peer.close()  # with input unread, which makes it a reset
+    with pytest.raises(ConnectionLost, match="reset"):
+        await connection.receive()
+    connection.close()
+
+
+@pytest.mark.parametrize("wait", ["receive"])
+async def test_closing_while_somebody_waits_to_read(pair: Pair, wait: str) -> None:
+    with pytest.RaisesGroup(pytest.RaisesExc(ConnectionLost, match="closed")):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(getattr(pair.connection, wait))
+            await trio.testing.wait_all_tasks_blocked()
+            pair.connection.close()
+
+
+async def test_nothing_works_after_closing(pair: Pair) -> None:
+    assert not pair.connection.is_closed
+    pair.connection.close()
+    pair.connection.close()
+    assert pair.connection.is_closed
+    with pytest.raises(ConnectionLost, match="closed"):
+        await pair.connection.receive()
+    with pytest.raises(ConnectionLost, match="descriptor"):
+        pair.connection.send_now(b"x")
+    with pytest.raises(ConnectionLost, match="descriptor"):
+        await pair.connection.send(b"x")
+    pair.connection.shutdown_write()
+    await pair.connection.linger()
+    assert await pair.read(1) == b""
+
+
+# Sending
+
+
+async def test_sending_at_once(pair: Pair) -> None:
+    assert pair.connection.send_now(b"hello") is Sent.ALL
+    assert not pair.connection.has_tail
+    assert await pair.read(5) == b"hello"
+
+
+async def test_what_the_kernel_does_not_take_is_the_tail(pair: Pair) -> None:
+    assert pair.connection.send_now(MUCH) is Sent.PART
+    assert pair.connection.has_tail
+    assert pair.connection.send_now(b"later") is Sent.NOTHING
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair.connection.drain)
+        assert await pair.read(len(MUCH)) == MUCH
+    assert not pair.connection.has_tail
+    assert pair.connection.send_now(b"later") is Sent.ALL
+    assert await pair.read(5) == b"later"
+
+
+async def test_a_full_socket_takes_no_byte_and_keeps_all(pair: Pair) -> None:
+    filled = pair.fill()
+    assert pair.connection.send_now(b"hello") is Sent.PART
+    assert pair.connection.has_tail
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair.connection.drain)
+        assert (await pair.read(filled + 5)).endswith(b"xhello")
+    assert not pair.connection.has_tail
+
+
+async def test_draining_nothing_returns_at_once(pair: Pair) -> None:
+    await pair.connection.drain()
+
+
+async def test_the_pieces_of_several_senders_do_not_mix(pair: Pair) -> None:
+    pieces = [bytes([letter]) * 2**20 for letter in b"abc"]
+    async with trio.open_nursery() as nursery:
+        for piece in pieces:
+            nursery.start_soon(pair.connection.send, piece)
+        received = await pair.read(3 * 2**20)
+    assert sorted(received[n * 2**20 : (n + 1) * 2**20] for n in range(3)) == pieces
+
+
+async def test_one_of_several_drains(pair: Pair) -> None:
+    pair.connection.send_now(MUCH)
+    done: list[int] = []
+
+    async def drain(index: int) -> None:
+        await pair.connection.drain()
+        done.append(index)
+
+    async with trio.open_nursery() as nursery:
+        for index in range(4):
+            nursery.start_soon(drain, index)
+        await trio.testing.wait_all_tasks_blocked()
+        assert done == []
+        assert await pair.read(len(MUCH)) == MUCH
+    assert sorted(done) == [0, 1, 2, 3]
+
+
+async def test_another_takes_over_when_the_one_that_drains_is_cancelled(pair: Pair) -> None:
+    pair.connection.send_now(MUCH)
+    async with trio.open_nursery() as others:
+        async with trio.open_nursery() as first:
+            first.start_soon(pair.connection.drain)
+            await trio.testing.wait_all_tasks_blocked()
+            others.start_soon(pair.connection.drain)
+            others.start_soon(pair.connection.send, b"after")
+            await trio.testing.wait_all_tasks_blocked()
+            first.cancel_scope.cancel()
+        assert pair.connection.has_tail
+        assert await pair.read(len(MUCH)) == MUCH
+        assert await pair.read(5) == b"after"
+
+
+async def test_cancelling_all_that_drain_leaves_the_tail_for_the_next(pair: Pair) -> None:
+    pair.connection.send_now(MUCH)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(pair.connection.drain)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert pair.connection.has_tail
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair.connection.drain)
+        assert await pair.read(len(MUCH)) == MUCH
+
+
+async def test_a_wake_up_without_room_is_waited_out(pair: Pair) -> None:
+    pair.connection.send_now(MUCH)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair.connection.drain)
+        await trio.testing.wait_all_tasks_blocked()
+        with Forestalling(pair.fill) as forestalling:
+            while pair.peer_has_input():
+                pair.peer.recv(2**20)
+            await trio.testing.wait_all_tasks_blocked()
+        filled = sum(forestalling.results)
+        assert filled
+        assert await pair.read(filled) == b"x" * filled
+        assert await pair.read(2**16) in MUCH
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_takes_nothing_is_lost() -> None:
+    pair = Pair(write_timeout=0.01)
+    with pytest.raises(ConnectionLost, match=r"took no data for 0\.01 s"):
+        await pair.connection.send(MUCH)
+    assert pair.connection.has_tail
+    pair.close()
+
+
+async def test_all_who_drain_are_told(pair: Pair) -> None:
+    pair.connection.send_now(MUCH)
+    lost: list[str] = []
+
+    async def drain() -> None:
+        try:
+            await pair.connection.drain()
+        except ConnectionLost as error:
+            lost.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(drain)
+        await trio.testing.wait_all_tasks_blocked()
+        pair.peer.close()
+    assert lost == ["Broken pipe"] * 3
+
+
+async def test_sending_to_a_peer_that_is_gone(pair: Pair) -> None:
+    pair.peer.close()
+    with pytest.raises(ConnectionLost, match="Broken pipe"):
+        pair.connection.send_now(b"x")
+
+
+async def test_closing_while_a_tail_waits(pair: Pair) -> None:
+    pair.connection.send_now(MUCH)
+    with pytest.RaisesGroup(pytest.RaisesExc(ConnectionLost, match="closed")):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.connection.drain)
+            await trio.testing.wait_all_tasks_blocked()
+            pair.connection.close()
+    assert not pair.connection.has_tail
+    await pair.connection.drain()
+
+
+# The end
+
+
+async def test_shutting_down_the_output_leaves_the_input(pair: Pair) -> None:
+    pair.connection.send_now(b"bye")
+    pair.connection.shutdown_write()
+    assert await pair.read(10) == b"bye"
+    pair.peer.send(b"still here")
+    assert await pair.connection.receive() == b"still here"
+    pair.connection.shutdown_write()
+
+
+async def test_lingering_reads_until_the_peer_is_done(pair: Pair) -> None:
+    pair.peer.send(b"x" * 1000)
+    pair.peer.shutdown(socket.SHUT_WR)
+    await pair.connection.linger()
+    assert pair.sock.recv(1) == b"", "everything was read"
+    assert await pair.read(1) == b"", "and no more will come"
+
+
+async def test_lingering_reads_no_more_than_so_much(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tricast.connection, "_MAX_LINGER_BYTES", 100)
+    monkeypatch.setattr(tricast.connection, "RECEIVE_BYTES", 60)
+    pair.peer.send(b"x" * 1000)
+    await pair.connection.linger()
+    assert len(pair.sock.recv(2000)) == 880
+
+
+async def test_lingering_does_not_take_for_ever(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tricast.connection, "_LINGER_SECONDS", 0.01)
+    await pair.connection.linger()
+    assert not pair.connection.is_closed
+
+
+async def test_lingering_with_a_peer_that_is_gone(pair: Pair) -> None:
+    pair.peer.close()
+    await pair.connection.linger()
+    assert not pair.connection.is_closed

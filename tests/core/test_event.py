@@ -1,0 +1,289 @@
+"""Names, patterns, ids and data: what each of them may be."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tricast.errors import LimitExceeded, RemoteProtocolError
+from tricast.event import (
+    BEGINNING,
+    Event,
+    EventId,
+    TopicSet,
+    check_pattern,
+    check_topic,
+    check_type,
+    data_as_json,
+    is_pattern,
+    shorten,
+)
+
+# Ids
+
+
+def test_ids_are_ordered_and_written_as_they_are_read() -> None:
+    ids = [BEGINNING, EventId(9, 10), EventId(10, 2), EventId(10, 10), EventId(10**18, 0)]
+    assert sorted(ids) == ids
+    assert [EventId.parse(str(known)) for known in ids] == ids
+    assert str(EventId(1795360951079, 3)) == "1795360951079-3"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1",
+        "1-",
+        "-1",
+        "1-2-3",
+        " 1-2",
+        "1-2 ",
+        "1-2\n",
+        "+1-2",
+        "-1-2",
+        "1.0-2",
+        "0x1-2",
+        "1_0-2",
+        "\u0661-\u0662",
+        "1" * 20 + "-0",
+        "0-" + "1" * 20,
+        "$",
+        "\ud800-0",
+    ],
+)
+def test_what_is_no_id(text: str) -> None:
+    with pytest.raises(RemoteProtocolError, match="last_id must be") as caught:
+        EventId.parse(text)
+    assert (caught.value.code, caught.value.status) == ("bad-last-id", 400)
+    assert caught.value.detail.isascii()
+
+
+# Topics and patterns
+
+
+@pytest.mark.parametrize("topic", ["a", "a.b", "news.eu.Zürich", "日本", "a-b_c:d/e,f", "$SYS", "🙂", "a" * 20])
+def test_topics(topic: str) -> None:
+    assert check_topic(topic, max_bytes=20) == topic
+    assert check_pattern(topic, max_bytes=20) == topic
+    assert not is_pattern(topic)
+
+
+@pytest.mark.parametrize("pattern", ["*", ">", "a.*", "*.a", "a.*.b", "a.>", "*.>", "*.*", "a.*.>"])
+def test_patterns(pattern: str) -> None:
+    assert check_pattern(pattern, max_bytes=20) == pattern
+    assert is_pattern(pattern)
+    with pytest.raises(RemoteProtocolError, match="without"):
+        check_topic(pattern, max_bytes=20)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        ".a",
+        "a.",
+        "a..b",
+        "a b",
+        " a",
+        "a\n",
+        "a\r",
+        "a\tb",
+        "a\u00a0b",
+        "a\u2028b",
+        "a\0b",
+        "a\x7fb",
+        "a\x85b",
+        "a*",
+        "*a",
+        "a.b*",
+        "a>",
+        ">.a",
+        "a.>.b",
+        ">>",
+        "**",
+        "a.**",
+        "\ud800",
+    ],
+)
+def test_what_is_neither_a_topic_nor_a_pattern(name: str) -> None:
+    for check in (check_topic, check_pattern):
+        with pytest.raises(RemoteProtocolError, match="dot-separated words") as caught:
+            check(name, max_bytes=20)
+        assert caught.value.code == "bad-topic"
+        assert caught.value.detail.isascii()
+
+
+@pytest.mark.parametrize(("name", "size"), [("a" * 21, 21), ("ü" * 11, 22), ("a" * 10**6, 10**6)])
+def test_long_names(name: str, size: int) -> None:
+    for check in (check_topic, check_pattern):
+        with pytest.raises(LimitExceeded, match=rf"limits\.topic_size allows 20, found {size}") as caught:
+            check(name, max_bytes=20)
+        assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("name", ["message", "a b", "tricast", "Größe", "x" * 255, "a*>.", "message\u00a0"])
+def test_types(name: str) -> None:
+    assert check_type(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a\rb", "a\0", "\x1f", "\x7f", "\x85", "\u2028", "\u2029", "\udfff"])
+def test_types_with_what_ends_a_line(name: str) -> None:
+    with pytest.raises(RemoteProtocolError, match="one line of printable text") as caught:
+        check_type(name)
+    assert caught.value.code == "bad-type"
+
+
+def test_types_that_are_reserved() -> None:
+    with pytest.raises(RemoteProtocolError, match="reserved"):
+        check_type("tricast.gap")
+
+
+def test_long_types() -> None:
+    with pytest.raises(LimitExceeded, match="type allows 255, found 256"):
+        check_type("ü" * 128)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "others"),
+    [
+        ("*", ["a", "b"], ["a.b"]),
+        (">", ["a", "a.b", "a.b.c"], []),
+        ("a.*", ["a.b", "a.c"], ["a", "a.b.c", "b.b", "xa.b"]),
+        ("*.b", ["a.b", "b.b"], ["b", "a.b.c", "a.bc"]),
+        ("a.*.c", ["a.b.c"], ["a.c", "a.b.b.c"]),
+        ("a.>", ["a.b", "a.b.c"], ["a", "b.a", "ab.c"]),
+        ("*.>", ["a.b", "a.b.c"], ["a"]),
+        ("a+b.*", ["a+b.c"], ["aab.c", "ab.c"]),
+        ("a", ["a"], ["b", "a.b"]),
+    ],
+)
+def test_what_belongs_to_a_set(pattern: str, matching: list[str], others: list[str]) -> None:
+    topics = TopicSet([pattern])
+    assert [topic for topic in matching + others if topic in topics] == matching
+    assert topics.has_patterns == is_pattern(pattern)
+    assert topics.exact == (frozenset() if is_pattern(pattern) else {pattern})
+
+
+def test_sets_with_the_same_names_are_the_same() -> None:
+    one, same, other = TopicSet(["a", "b.*"]), TopicSet(["b.*", "a", "a"]), TopicSet(["a"])
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert one != {"a", "b.*"}
+    assert {one: 1}[same] == 1
+    assert bool(one)
+    assert not TopicSet([])
+    assert repr(one) == "TopicSet(['a', 'b.*'])"
+    assert "b.c" in one
+    assert "a" in one
+    assert "c" not in one
+
+
+tokens = st.sampled_from(["a", "b", "*"])
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    pattern=st.lists(tokens, min_size=1, max_size=4),
+    rest=st.booleans(),
+    topic=st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=5),
+)
+def test_wildcards_match_token_by_token(pattern: list[str], rest: bool, topic: list[str]) -> None:
+    size_fits = len(topic) > len(pattern) if rest else len(topic) == len(pattern)
+    expected = size_fits and all(wanted in ("*", token) for wanted, token in zip(pattern, topic, strict=False))
+    name = ".".join([*pattern, ">"] if rest else pattern)
+    assert check_pattern(name, max_bytes=20) == name
+    assert (".".join(topic) in TopicSet([name])) == expected
+
+
+# Data
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"1",
+        b"-1.50e3",
+        b"null",
+        b"true",
+        b'""',
+        b'"\\u0000\\ud83d\\ude42"',
+        b' {"a" : [1 ,2]}\r\n',
+        b'{"a":1,"a":2}',
+        b"[" * 100 + b"]" * 100,
+        '"ü\u2028"'.encode(),
+    ],
+)
+def test_json_is_verbatim(body: bytes) -> None:
+    assert data_as_json(body) == body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"hello",
+        b"{",
+        b"1 2",
+        b"01",
+        b"NaN",
+        b"Infinity",
+        b"{'a':1}",
+        b"[1,]",
+        b'"a\nb"',
+        b"line\r\nline",
+        b"\0",
+        b"\xef\xbb\xbf1",
+        b'"\\ud800"',
+        b'"\\udc00\\ud800"',
+        b"[" * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+)
+def test_everything_else_is_a_json_string(body: bytes) -> None:
+    found = data_as_json(body)
+    assert json.loads(found) == body.decode()
+    assert Event(EventId(1, 0), "a", "message", found).decode() == body.decode()
+
+
+@pytest.mark.parametrize(
+    ("body", "where"), [(b"\xff", 0), (b'"a\xc3"', 2), (b"ab\xed\xa0\x80", 2), (b"\xc0\x80", 0), (b"a\x80", 1)]
+)
+def test_data_must_be_utf_8(body: bytes, where: int) -> None:
+    with pytest.raises(RemoteProtocolError, match=f"data must be UTF-8: .* at byte {where}") as caught:
+        data_as_json(body)
+    assert caught.value.code == "bad-data"
+
+
+@settings(deadline=None, max_examples=200)
+@given(body=st.text() | st.text(alphabet='{}[]:,"\\ \n\r1aeu'))
+def test_data_is_always_json(body: str) -> None:
+    found = json.loads(data_as_json(body.encode()))
+    assert found == body or found == json.loads(body)
+
+
+# Events
+
+
+def test_events_are_equal_by_what_they_are() -> None:
+    one = Event(EventId(1, 0), "a", "message", b"[1]")
+    same = Event(EventId(1, 0), "a", "message", b"[1]")
+    same.encoded["json"] = b"whatever"
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != Event(EventId(2, 0), "a", "message", b"[1]")
+    assert one != Event(EventId(1, 0), "a", "message", b"[ 1]")
+    assert one != (EventId(1, 0), "a", "message", b"[1]")
+    assert one.decode() == [1]
+    assert repr(one) == "Event(1-0, 'a', 'message', b'[1]')"
+
+
+def test_shortened_text() -> None:
+    assert shorten("a'\n\x1b\u2028") == '"a\'\\n\\x1b\\u2028"'
+    assert shorten("x" * 60) == repr("x" * 60)
+    assert shorten("x" * 61) == "'" + "x" * 60 + "\\u2026'"

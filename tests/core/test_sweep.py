@@ -1,0 +1,182 @@
+"""The wheel: never early, at most a tick late, and indifferent to what is taken off it meanwhile."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tricast.sweep import Wheel
+
+
+class Item:
+    """Remembers when it was looked at."""
+
+    def __init__(self, name: str = "item", then: Callable[[float], float | None] = lambda now: None) -> None:
+        self.slot = -1
+        self.name = name
+        self.seen: list[float] = []
+        self._then = then
+
+    def sweep(self, now: float) -> float | None:
+        self.seen.append(now)
+        return self._then(now)
+
+
+def test_an_item_is_looked_at_behind_its_deadline_and_once() -> None:
+    wheel, item = Wheel(tick=0.5), Item()
+    wheel.add(item, 10.2)
+    for now in (0.0, 9.9, 10.1, 10.4):
+        list(wheel.turn(now))
+        assert item.seen == []
+        assert len(wheel) == 1
+    list(wheel.turn(10.5))
+    assert item.seen == [10.5]
+    assert wheel.now == 10.5
+    list(wheel.turn(20.0))
+    assert item.seen == [10.5]
+    assert (len(wheel), item.slot) == (0, -1)
+
+
+def test_a_deadline_that_has_passed_is_met_at_the_next_turn() -> None:
+    wheel, item = Wheel(tick=0.5), Item()
+    list(wheel.turn(10.0))
+    wheel.add(item, 3.0)
+    list(wheel.turn(10.4))
+    assert item.seen == []
+    list(wheel.turn(10.5))
+    assert item.seen == [10.5]
+
+
+def test_an_item_is_looked_at_again_when_it_says_so() -> None:
+    wheel, item = Wheel(tick=0.5), Item(then=lambda now: now + 2)
+    wheel.add(item, 0.0)
+    for now in range(10):
+        list(wheel.turn(float(now)))
+    assert item.seen == [1.0, 4.0, 7.0]
+
+
+def test_an_item_that_says_now_waits_for_the_next_turn() -> None:
+    wheel, item = Wheel(tick=0.5), Item(then=lambda now: now - 100)
+    wheel.add(item, 0.0)
+    list(wheel.turn(0.5))
+    assert item.seen == [0.5]
+    list(wheel.turn(1.0))
+    assert item.seen == [0.5, 1.0]
+
+
+def test_adding_again_moves() -> None:
+    wheel, item = Wheel(tick=0.5), Item()
+    wheel.add(item, 1.0)
+    wheel.add(item, 5.0)
+    assert len(wheel) == 1
+    list(wheel.turn(4.0))
+    assert item.seen == []
+    list(wheel.turn(6.0))
+    assert item.seen == [6.0]
+
+
+def test_discarding() -> None:
+    wheel, item, other = Wheel(tick=0.5), Item(), Item()
+    wheel.discard(item)
+    wheel.add(item, 1.0)
+    wheel.add(other, 1.0)
+    wheel.discard(item)
+    wheel.discard(item)
+    list(wheel.turn(2.0))
+    assert (item.seen, other.seen) == ([], [2.0])
+    wheel.add(item, 3.0)
+    wheel.discard(item)
+    assert len(wheel) == 0
+
+
+def test_an_item_that_takes_all_others_off() -> None:
+    wheel = Wheel(tick=0.5)
+    items: list[Item] = []
+
+    def discard_all(now: float) -> float:
+        for item in items:
+            wheel.discard(item)
+        return now + 1
+
+    items += [Item(str(n), discard_all) for n in range(10)]
+    for item in items:
+        wheel.add(item, 1.0)
+    list(wheel.turn(2.0))
+    assert sum(len(item.seen) for item in items) == 1
+    assert len(wheel) == 1, "what was looked at is on again, and nothing else"
+
+
+def test_an_item_that_puts_others_on() -> None:
+    wheel, other = Wheel(tick=0.5), Item()
+    item = Item(then=lambda now: wheel.add(other, now))
+    wheel.add(item, 1.0)
+    list(wheel.turn(2.0))
+    assert other.seen == []
+    list(wheel.turn(2.5))
+    assert other.seen == [2.5]
+
+
+@pytest.mark.parametrize("tick", [0.1, 0.25, 0.005, 0.0125, 1 / 3])
+async def test_running_sleeps_from_tick_to_tick(tick: float, autojump_clock: trio.testing.MockClock) -> None:
+    # Multiples of most of these are rounded, and a wheel that turns in vain would never let this clock jump.
+    wheel, item = Wheel(tick=tick), Item(then=lambda now: now)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wheel.run)
+        await trio.lowlevel.checkpoint()
+        wheel.add(item, trio.current_time())
+        await trio.sleep(100 * tick)
+        nursery.cancel_scope.cancel()
+    assert 48 <= len(item.seen) <= 101
+    assert item.seen == sorted(set(item.seen))
+
+
+@settings(deadline=None, max_examples=100, derandomize="CI" in os.environ)
+@given(
+    tick=st.sampled_from([0.1, 0.25, 0.005, 0.0125, 0.3]),
+    steps=st.lists(
+        st.tuples(
+            st.floats(0, 1, allow_subnormal=False),
+            st.floats(-1, 3, allow_subnormal=False),
+            st.sampled_from(["leave", "move", "discard"]),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+)
+def test_never_early_and_at_most_a_tick_late(tick: float, steps: list[tuple[float, float, str]]) -> None:
+    trio.run(_turn_and_look, tick, steps, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def _turn_and_look(tick: float, steps: list[tuple[float, float, str]]) -> None:
+    wheel = Wheel(tick=tick)
+    #: item, when it was added, its deadline
+    due: list[tuple[Item, float, float]] = []
+    gone: list[Item] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wheel.run)
+        await trio.lowlevel.checkpoint()
+        for pause, distance, then in steps:
+            await trio.sleep(pause)
+            now = trio.current_time()
+            item = Item(then=lambda _: None)
+            wheel.add(item, now + distance)
+            if then == "move":
+                distance += 1  # noqa: PLW2901
+                wheel.add(item, now + distance)
+            if then == "discard":
+                wheel.discard(item)
+                gone.append(item)
+            else:
+                due.append((item, now, now + distance))
+        await trio.sleep(6)
+        nursery.cancel_scope.cancel()
+    assert len(wheel) == 0
+    assert not any(item.seen for item in gone)
+    for item, added, deadline in due:
+        (seen,) = item.seen
+        assert seen > deadline
+        assert seen <= max(deadline, added) + tick * 1.000001

@@ -1,0 +1,211 @@
+"""A subscriber with a wire of limited room instead of a socket, and what its client has got over it."""
+
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, TypeVar
+
+from tricast.event import BEGINNING, Event, EventId, Gap, GapReason, TopicSet
+from tricast.hub import Feed, Hub, Subscriber
+from tricast.log.base import Slice
+from tricast.sent import Sent
+from tricast.wire.form import StreamForm
+
+T = TypeVar("T")
+
+
+class Got(NamedTuple):
+    """An event as a client saw it."""
+
+    id: EventId
+    topic: str
+
+
+class Switched(NamedTuple):
+    """The answer to a client that asked for other topics."""
+
+    position: EventId
+    topics: TopicSet
+
+
+Item = Got | Gap | Switched
+
+
+def _encode_event(event: Event) -> bytes:
+    return f"event {event.id} {event.topic}\n".encode()
+
+
+def _encode_gap(gap: Gap) -> bytes:
+    return f"gap {gap.reason} {gap.after} {gap.resumed_at}\n".encode()
+
+
+#: Two forms, so that a feed has to be flushed in two.
+FORMS = (StreamForm("lines", _encode_event, _encode_gap), StreamForm("more-lines", _encode_event, _encode_gap))
+
+
+def decode(line: bytes) -> Item:
+    """Reads back what the forms and ``FakeSubscriber.switch`` write."""
+    kind, *words = line.decode().split(" ")
+    if kind == "event":
+        return Got(EventId.parse(words[0]), words[1])
+    if kind == "gap":
+        return Gap(GapReason(words[0]), EventId.parse(words[1]), EventId.parse(words[2]))
+    assert kind == "switched"
+    return Switched(EventId.parse(words[0]), TopicSet(words[1:]))
+
+
+def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine that does not wait, without an event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stopped:
+        value: T = stopped.value
+        return value
+    coroutine.close()
+    raise AssertionError("it waited")
+
+
+class FakeSubscriber(Subscriber):
+    """Does what a stream's transport does, in steps that a test takes one at a time.
+
+    Attributes:
+        room: bytes that the wire takes before it blocks; None for any number.
+        tail: what waits for room.
+        items: what has arrived at the client, whole.
+        error: raised by the next push.
+        failures: what ``fail`` was given.
+        is_catching_up: whether its task would be reading from the log.
+        pushed: called with every block, before anything is done with it.
+        blocks: the blocks pushed, as they were.
+    """
+
+    def __init__(self, position: EventId = BEGINNING, form: StreamForm = FORMS[0]) -> None:
+        super().__init__(form, position)
+        self.room: int | None = None
+        self.tail = b""
+        self.items: list[Item] = []
+        self.error: Exception | None = None
+        self.failures: list[Exception] = []
+        self.is_catching_up = False
+        self.pushed: Callable[[], None] = lambda: None
+        self.blocks: list[bytes] = []
+        self._line = b""
+        self._read: tuple[Feed, EventId, Slice] | None = None
+
+    @property
+    def ids(self) -> list[EventId]:
+        """The ids of the events that arrived."""
+        return [item.id for item in self.items if isinstance(item, Got)]
+
+    @property
+    def gaps(self) -> list[Gap]:
+        """The gaps that arrived."""
+        return [item for item in self.items if isinstance(item, Gap)]
+
+    # What the hub calls
+
+    def push(self, block: bytes) -> Sent:
+        self.blocks.append(block)
+        self.pushed()
+        if self.error is not None:
+            raise self.error
+        return self._send(block)
+
+    def fell_behind(self) -> None:
+        self.is_catching_up = True
+
+    def fail(self, error: Exception) -> None:
+        self.failures.append(error)
+
+    # The wire
+
+    def _send(self, data: bytes) -> Sent:
+        if self.tail:
+            return Sent.NOTHING
+        count = len(data) if self.room is None else _cut(data, self.room)
+        if self.room is not None:
+            self.room -= count
+        self._arrive(data[:count])
+        self.tail = data[count:]
+        return Sent.PART if self.tail else Sent.ALL
+
+    def _arrive(self, data: bytes) -> None:
+        *lines, self._line = (self._line + data).split(b"\n")
+        self.items += map(decode, lines)
+
+    def block(self, room: int) -> None:
+        """From now on the wire takes so many bytes and no more."""
+        self.room = room
+
+    def unblock(self) -> None:
+        """The wire takes everything again, and first what waits."""
+        self.room = None
+        tail, self.tail = self.tail, b""
+        self._arrive(tail)
+
+    def cut(self) -> None:
+        """The connection is gone, with everything that has not arrived."""
+        self.tail = self._line = b""
+        self.room = None
+        self.error = None
+        self.is_catching_up = False
+        self._read = None
+
+    # What the connection's own task does
+
+    @property
+    def has_read(self) -> bool:
+        """Whether it holds a slice of the log that it has not handed over."""
+        return self._read is not None
+
+    def follow(self, hub: Hub, topics: TopicSet, position: EventId, *, is_given: bool) -> None:
+        """Begins to follow topics, on a new connection or on this one."""
+        hub.leave(self)
+        self.position = position
+        self.was_live = False
+        hub.join(self, topics)
+        if is_given or position > hub.last_id or not hub.try_go_live(self):
+            self.fell_behind()
+
+    def switch(self, hub: Hub, topics: TopicSet) -> None:
+        """Follows other topics from where it is, and tells the client."""
+        position = hub.settled(self) if self.is_live else self.position
+        self.follow(hub, topics, position, is_given=False)
+        answer = f"switched {position} {' '.join(sorted(topics.names))}\n".encode()
+        if self.tail:
+            self.tail += answer
+        else:
+            self._send(answer)
+
+    def catch_up(self, hub: Hub, *, max_bytes: int = 2**16) -> None:
+        """Takes one step: reads from the log, or hands over what was read."""
+        if not self.is_catching_up or self.tail:
+            return
+        if self.feed is None or self.is_live:
+            self.is_catching_up = False
+            self._read = None
+        elif self._read is None:
+            self._read = (self.feed, self.position, at_once(hub.read(self, max_bytes=max_bytes)))
+        else:
+            feed, position, found = self._read
+            self._read = None
+            if self.feed is feed and self.position is position:
+                self._hand_over(hub, found)
+
+    def _hand_over(self, hub: Hub, found: Slice) -> None:
+        if found.events or found.gap is not None:
+            self._send(self.form.block(found.events, found.gap))
+        hub.advance(self, found)
+        if found.complete and not self.tail:
+            hub.try_go_live(self)
+
+
+def _cut(data: bytes, room: int) -> int:
+    """How many of the bytes are taken.
+
+    A gap in one topic may stand behind kept events of others, and only what comes with it makes them contiguous; so
+    the announcement and the events before it arrive together, or none of them does.
+    """
+    gap = re.search(rb"\ngap [^\n]*\n", data)
+    if gap is not None and room < gap.end():
+        return 0
+    return min(room, len(data))

@@ -1,0 +1,72 @@
+"""Blocks of events: where a gap stands, and that nothing is encoded twice."""
+
+import json
+
+from tricast.event import Event, EventId, Gap, GapReason
+from tricast.wire.form import StreamForm, encode_gap_json, encode_json
+
+
+def event(ms: int, data: bytes = b"1") -> Event:
+    return Event(EventId(ms, 0), "news", "message", data)
+
+
+def gap(resumed_at: int) -> Gap:
+    return Gap(GapReason.EVICTED, EventId(1, 0), EventId(resumed_at, 0))
+
+
+class Encoder:
+    """Writes ids, and remembers how often."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def event(self, event: Event) -> bytes:
+        self.calls += 1
+        return b"%d " % event.id.ms
+
+    def gap(self, gap: Gap) -> bytes:
+        return b"gap "
+
+
+def test_a_gap_stands_behind_what_is_kept_of_it() -> None:
+    form = StreamForm("test", Encoder().event, Encoder().gap)
+    events = [event(2), event(3), event(5)]
+    assert form.block(events) == b"2 3 5 "
+    assert form.block(events, gap(1)) == b"gap 2 3 5 "
+    assert form.block(events, gap(3)) == b"2 3 gap 5 "
+    assert form.block(events, gap(4)) == b"2 3 gap 5 "
+    assert form.block(events, gap(9)) == b"2 3 5 gap "
+    assert form.block([], gap(9)) == b"gap "
+
+
+def test_the_frame_is_around_the_whole_block() -> None:
+    form = StreamForm("test", Encoder().event, Encoder().gap, lambda block: b"<%b>" % block)
+    assert form.block([event(2), event(3)], gap(1)) == b"<gap 2 3 >"
+
+
+def test_an_event_is_encoded_once_for_all_forms_of_a_name() -> None:
+    encoder, other = Encoder(), Encoder()
+    plain = StreamForm("test", encoder.event, encoder.gap)
+    framed = StreamForm("test", encoder.event, encoder.gap, lambda block: b"<%b>" % block)
+    foreign = StreamForm("other", other.event, other.gap)
+    events = [event(2), event(3)]
+    for form in (plain, framed, plain, framed, foreign, foreign):
+        form.block(events)
+    assert encoder.calls == other.calls == 2
+
+
+def test_the_json_of_an_event_is_one_object_for_all() -> None:
+    one = event(2)
+    assert encode_json(one) is encode_json(one)
+
+
+def test_names_are_escaped_and_data_is_verbatim() -> None:
+    one = Event(EventId(5, 6), 'a"\\ü', "x\u007fy ", b'{ "n":1.50 }')
+    text = encode_json(one)
+    assert json.loads(text) == {"id": "5-6", "topic": 'a"\\ü', "type": "x\u007fy ", "data": {"n": 1.5}}
+    assert b'"data":{ "n":1.50 }' in text
+
+
+def test_the_json_of_a_gap() -> None:
+    found = json.loads(encode_gap_json(Gap(GapReason.UNKNOWN_ID, EventId(1, 2), EventId(3, 4))))
+    assert found == {"reason": "unknown_id", "after": "1-2", "resumed_at": "3-4"}

@@ -1,0 +1,203 @@
+"""Requests and what they ask for; answers and their headers."""
+
+import json
+
+import pytest
+
+from tricast.errors import LimitExceeded, LogUnavailable, RemoteProtocolError
+from tricast.wire.http1 import (
+    LAST_CHUNK,
+    Headers,
+    Request,
+    allow,
+    chunk,
+    json_response,
+    problem,
+    problem_of,
+    retry_after,
+    split_target,
+)
+
+
+def request(target: bytes = b"/", headers: Headers = (), version: bytes = b"1.1") -> Request:
+    return Request(b"GET", target, headers, version)
+
+
+# The head
+
+
+def test_the_head() -> None:
+    found = Request(b"POST", b"/a?b=c", [(b"x", b"1"), (b"y", b"2"), (b"x", b"3")], b"1.1")
+    assert (found.method, found.target, found.path, found.query) == ("POST", b"/a?b=c", "/a", (("b", "c"),))
+    assert (found.header(b"x"), found.header(b"y"), found.header(b"z")) == (b"1", b"2", None)
+    assert found.is_http_11
+    assert not request(version=b"1.0").is_http_11
+
+
+def test_tokens_of_several_lines() -> None:
+    headers = [(b"connection", b"Keep-Alive, , UPGRADE"), (b"x", b"y"), (b"connection", b"\tclose ")]
+    assert request(headers=headers).tokens(b"connection") == {b"keep-alive", b"upgrade", b"close"}
+    assert request().tokens(b"connection") == set()
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        (b"/", "/", ()),
+        (b"/events?topic=a&topic=b", "/events", (("topic", "a"), ("topic", "b"))),
+        (b"/events?", "/events", ()),
+        (b"/events?topic", "/events", (("topic", ""),)),
+        (b"/events?topic=", "/events", (("topic", ""),)),
+        (b"/events?a=1?b=2", "/events", (("a", "1?b=2"),)),
+        (b"/%C3%BC/%2F?%C3%BC=%26+%2B", "/ü//", (("ü", "& +"),)),
+        (b"/%", "/%", ()),
+        (b"/%zz?a=%zz", "/%zz", (("a", "%zz"),)),
+        (b"//double", "//double", ()),
+        (b"http://example.org", "/", ()),
+        (b"http://example.org/", "/", ()),
+        (b"HTTPS://user@example.org:8080/a?b=c", "/a", (("b", "c"),)),
+        (b"http://example.org?b=http://x/", "/", (("b", "http://x/"),)),
+        (b"*", "*", ()),
+    ],
+)
+def test_targets(target: bytes, path: str, query: tuple[tuple[str, str], ...]) -> None:
+    assert split_target(target) == (path, query)
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        (b"", "slash"),
+        (b"events", "slash"),
+        (b"?a=b", "slash"),
+        (b"*?a=b", "slash"),
+        (b"ftp://example.org/", "slash"),
+        (b"example.org:443", "slash"),
+        (b"/%ff", "UTF-8"),
+        (b"/%ed%a0%80", "UTF-8"),
+        (b"/\xff", "UTF-8"),
+        (b"/?a=%ff", "UTF-8"),
+        (b"/?%ff=a", "UTF-8"),
+        (b"/?a=\xc3\xbc", "UTF-8"),
+    ],
+)
+def test_targets_that_are_none(target: bytes, says: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=says) as caught:
+        request(target)
+    assert (caught.value.status, caught.value.code) == (400, "bad-target")
+
+
+def test_query_parameters() -> None:
+    found = request(b"/?a=1&b=2&a=3&c=")
+    assert found.parameters("a") == ["1", "3"]
+    assert found.parameters("d") == []
+    assert (found.parameter("b"), found.parameter("c"), found.parameter("d")) == ("2", "", None)
+    with pytest.raises(RemoteProtocolError, match="a is given 2 times") as caught:
+        found.parameter("a")
+    assert caught.value.code == "bad-query"
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        ([], False),
+        ([b"*/*"], False),
+        ([b"text/*"], False),
+        ([b"application/json"], False),
+        ([b"text/event-stream"], True),
+        ([b"Text/Event-Stream"], True),
+        ([b"application/json, text/event-stream"], True),
+        ([b"application/json", b"text/event-stream;q=0.1"], True),
+        ([b"text/event-stream; charset=utf-8"], True),
+        ([b"text/event-stream;q=0"], False),
+        ([b"text/event-stream ; Q=0.000"], False),
+        ([b"text/event-stream;q = 0.0, */*"], False),
+        ([b"text/event-stream;charset=utf-8;q=0."], False),
+        ([b"text/event-stream;q=0.001"], True),
+        ([b"text/event-stream;q=0, text/event-stream"], True),
+        ([b"text/event-streams"], False),
+        ([b""], False),
+    ],
+)
+def test_who_wants_an_event_stream(accept: list[bytes], wanted: bool) -> None:
+    assert request(headers=[(b"accept", value) for value in accept]).wants_event_stream is wanted
+
+
+@pytest.mark.parametrize(
+    ("headers", "version", "wanted"),
+    [
+        ([(b"upgrade", b"websocket"), (b"connection", b"Upgrade")], b"1.1", True),
+        ([(b"upgrade", b"h2c, WebSocket"), (b"connection", b"keep-alive, upgrade")], b"1.1", True),
+        ([(b"upgrade", b"websocket"), (b"connection", b"Upgrade")], b"1.0", False),
+        ([(b"upgrade", b"websocket")], b"1.1", False),
+        ([(b"upgrade", b"h2c"), (b"connection", b"Upgrade")], b"1.1", False),
+        ([(b"connection", b"Upgrade")], b"1.1", False),
+        ([], b"1.1", False),
+    ],
+)
+def test_who_wants_a_websocket(headers: Headers, version: bytes, wanted: bool) -> None:
+    assert request(headers=headers, version=version).wants_websocket is wanted
+
+
+# Answers
+
+
+def test_chunks() -> None:
+    assert chunk(b"x" * 26) == b"1a\r\n" + b"x" * 26 + b"\r\n"
+    assert LAST_CHUNK == b"0\r\n\r\n"
+
+
+def test_a_json_answer() -> None:
+    found = json_response(200, {"id": "1-0"}, [(b"x", b"y")])
+    assert (found.status, found.closes) == (200, False)
+    assert list(found.headers) == [(b"content-type", b"application/json"), (b"x", b"y")]
+    assert found.body == b'{"id":"1-0"}\n'
+
+
+def test_a_problem() -> None:
+    found = problem(404, 'no "such" page', code="not-found", headers=[(b"x", b"y")], closes=True)
+    assert dict(found.headers) == {
+        b"content-type": b"application/problem+json",
+        b"cache-control": b"no-store",
+        b"x": b"y",
+    }
+    assert (found.status, found.closes) == (404, True)
+    assert json.loads(found.body) == {
+        "type": "urn:tricast:not-found",
+        "title": "Not Found",
+        "status": 404,
+        "detail": 'no "such" page',
+    }
+
+
+def test_the_problem_of_a_mistake() -> None:
+    found = problem_of(
+        RemoteProtocolError("why", code="no-method", status=405, headers=[allow(["GET", "HEAD"])], closes=True)
+    )
+    assert (found.status, found.closes) == (405, True)
+    assert dict(found.headers)[b"allow"] == b"GET, HEAD"
+    assert json.loads(found.body)["detail"] == "why"
+
+
+@pytest.mark.parametrize(("actual", "says"), [(11, "found 11"), (None, "found more")])
+def test_the_problem_of_a_limit(actual: int | None, says: str) -> None:
+    found = problem_of(LimitExceeded("publish.max_body", 10, actual))
+    assert found.status == 413
+    assert json.loads(found.body)["detail"] == f"publish.max_body allows 10, {says}"
+
+
+def test_the_problem_of_what_cannot_be_done_now() -> None:
+    found = problem_of(LogUnavailable("gone fishing"))
+    assert (found.status, dict(found.headers)[b"retry-after"]) == (503, b"5")
+    assert json.loads(found.body)["type"] == "urn:tricast:log-unavailable"
+    assert "gone fishing" in json.loads(found.body)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.0, b"1"), (0.2, b"1"), (1, b"1"), (1.0001, b"2"), (2.3, b"3"), (60.0, b"60")]
+)
+def test_retry_after_is_rounded_up(seconds: float, expected: bytes) -> None:
+    assert retry_after(seconds) == (b"retry-after", expected)
