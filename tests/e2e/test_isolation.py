@@ -23,6 +23,7 @@ from serving import failures, serving, until
 from structlog.testing import LogCapture
 
 import tricast
+from tricast.event import Draft, EventId, TopicSet
 from tricast.hub import Hub
 from tricast.log.base import Slice
 from tricast.log.memory import MemoryLog

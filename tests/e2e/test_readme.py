@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from subprocess import PIPE
 
@@ -21,11 +22,8 @@ async def test_embedding_in_eight_lines() -> None:
     program = program.replace("tricast.Config()", 'tricast.Config(server={"port": 0})')
     async with trio.open_nursery() as nursery:
         with trio.fail_after(30):
-            process = await nursery.start(
-                lambda *, task_status: trio.run_process(
-                    [sys.executable, "-u", "-c", program], stdout=PIPE, check=False, task_status=task_status
-                )
-            )
+            command = [sys.executable, "-u", "-c", program]
+            process = await nursery.start(partial(trio.run_process, command, stdout=PIPE, check=False))
             printed = b""
             while not printed.endswith(b"\n"):
                 printed += await process.stdout.receive_some()
