@@ -3,7 +3,7 @@
 import errno
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import trio
 
@@ -16,8 +16,6 @@ from tricast.wire.http1 import problem, retry_after
 
 #: Connections taken per wake-up, so that a storm of them does not hold up those that are there.
 _ACCEPTS_PER_TURN = 64
-#: Connections that are being refused at a time; others wait in the kernel's queue meanwhile.
-_MAX_REFUSALS = 16
 _REFUSAL_SECONDS = 1.0
 #: An accept fails with these for want of something that others may give back.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -85,7 +83,10 @@ class Acceptor:
         self._runtime = runtime
         self._serve = serve
         self._connections = connections
-        self._refusals = trio.Semaphore(_MAX_REFUSALS)
+        # So many are refused politely at a time: their request is read first, so that the answer is seen. They come
+        # out of the reserve.
+        self._max_refusing = runtime.config.limits.reserved_descriptors // 2
+        self._refusing = 0
         self._spare = spare
 
     async def accept_forever(self, listener: socket.socket) -> None:
@@ -102,15 +103,15 @@ class Acceptor:
                     if error.errno in _EXHAUSTED:
                         await self._exhausted(listener, error)
                     break
-                await self._take(sock, str(address[0]))
+                self._take(sock, str(address[0]))
             await trio.lowlevel.checkpoint()
 
-    async def _take(self, sock: socket.socket, peer: str) -> None:
+    def _take(self, sock: socket.socket, peer: str) -> None:
         limits = self._runtime.config.limits
         sock.setblocking(False)
         connection = Connection(sock, peer, write_timeout=limits.write_timeout)
         if self._inside >= self._capacity:
-            await self._refuse(connection)
+            self._refuse(connection)
         else:
             self._inside += 1
             self._runtime.counters.accepted += 1
@@ -120,20 +121,26 @@ class Acceptor:
     def _left(self) -> None:
         self._inside -= 1
 
-    async def _refuse(self, connection: Connection) -> None:
-        # Waiting here for a free place leaves the others in the kernel's queue, instead of spinning.
-        await self._begin_refusal(connection)
-        self._connections.start_soon(self._answer_503, connection)
-
-    async def _begin_refusal(self, connection: Connection) -> None:
-        try:
-            await self._refusals.acquire()
-        except BaseException:
+    def _refuse(self, connection: Connection) -> None:
+        if self._refusing < self._max_refusing:
+            self._refusing += 1
+            self._connections.start_soon(self._refuse_politely, connection)
+        else:
+            # Waiting for a free place would hold up those for whom there is room again. What the client has sent may
+            # make the kernel reset the connection behind this answer, so not everybody will see it.
+            self._runtime.counters.refused += 1
+            with suppress(ConnectionLost):
+                connection.send_now(_overloaded(self._runtime))
             connection.close()
-            raise
-        self._runtime.counters.refused += 1
+
+    async def _refuse_politely(self, connection: Connection) -> None:
+        try:
+            await self._answer_503(connection)
+        finally:
+            self._refusing -= 1
 
     async def _answer_503(self, connection: Connection) -> None:
+        self._runtime.counters.refused += 1
         try:
             with trio.move_on_after(_REFUSAL_SECONDS):
                 await connection.receive()
@@ -143,7 +150,6 @@ class Acceptor:
             return
         finally:
             connection.close()
-            self._refusals.release()
 
     async def _exhausted(self, listener: socket.socket, error: OSError) -> None:
         """Tells one client, on the spare descriptor, that there are no more; then gives the others time to end."""
@@ -156,7 +162,6 @@ class Acceptor:
         else:
             sock.setblocking(False)
             connection = Connection(sock, str(address[0]), write_timeout=_REFUSAL_SECONDS)
-            await self._begin_refusal(connection)
             await self._answer_503(connection)
         self._spare.keep()
         await trio.sleep(0.05)

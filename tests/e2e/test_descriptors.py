@@ -42,6 +42,17 @@ async def test_many_at_once_over_the_limit() -> None:
             assert (await stream.event()).data == 1
 
 
+async def test_those_who_are_turned_away_and_stay_hold_up_nobody() -> None:
+    async with serving(limits={"connections": 1, "reserved_descriptors": 8}) as server:
+        with ExitStack() as wires:
+            with await subscribe("sse", server.url, "news"):
+                for _ in range(20):
+                    wires.enter_context(await Wire.open(server.url))
+                await until(lambda: server._runtime.counters.refused == 20)
+            await until(lambda: server.connections == 0)
+            assert (await ask(server.url, "GET", "/healthz")).status == 200
+
+
 async def test_those_who_are_turned_away_may_say_nothing_or_leave() -> None:
     async with serving(limits={"connections": 1}) as server:
         with await subscribe("sse", server.url, "news") as stream:
