@@ -169,7 +169,7 @@ class Hub:
         Raises:
             LogUnavailable: none was kept.
         """
-        return await self._log.append(drafts)
+        return await self._log.append(drafts) if drafts else []
 
     def committed(self, events: Sequence[Event]) -> None:
         """Takes what the log has committed, in id order, and marks the feeds that it concerns."""

@@ -294,6 +294,7 @@ class Contiguity(RuleBasedStateMachine):
 
 def test_contiguous_or_a_gap_was_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tricast.hub, "SENDS_PER_TURN", 1)
+    monkeypatch.setattr(tricast.hub, "CATCH_UP_BYTES", SLICE_BYTES)
     run_state_machine_as_test(
         Contiguity,
         settings=settings(

@@ -393,6 +393,38 @@ def test_who_leaves_and_comes_back_during_a_flush_gets_it_once(world: World) -> 
 
 
 @pytest.mark.usefixtures("_one_send_a_turn")
+def test_who_moves_to_a_live_feed_during_a_flush_gets_nothing_of_the_old_one(world: World) -> None:
+    world.join("b")
+    world.join("a")
+    subscriber = world.join("a")
+    world.publish("a")
+    flushing = world.hub.flush()
+    next(flushing)
+    subscriber.switch(world.hub, TopicSet(["b"]))
+    assert subscriber.is_live
+    list(flushing)
+    assert subscriber.ids == []
+    (event_id,) = world.publish("b")
+    world.flush()
+    assert subscriber.ids == [event_id]
+
+
+@pytest.mark.usefixtures("_one_send_a_turn")
+def test_who_comes_back_behind_during_a_flush_is_left_to_the_log(world: World) -> None:
+    first, second = world.publish("news", "news")
+    world.join("news")
+    subscriber = world.join("news")
+    (third,) = world.publish("news")
+    flushing = world.hub.flush()
+    next(flushing)
+    subscriber.follow(world.hub, TopicSet(["news"]), first, is_given=True)
+    list(flushing)
+    assert subscriber.blocks == []
+    world.catch_up(subscriber)
+    assert subscriber.ids == [second, third]
+
+
+@pytest.mark.usefixtures("_one_send_a_turn")
 def test_a_whole_feed_that_leaves_during_a_flush(world: World) -> None:
     world.join("a")
     subscriber = world.join("b")

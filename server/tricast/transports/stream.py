@@ -96,8 +96,9 @@ class Stream(Subscriber):
         self.position = start.position
         self.was_live = False
         hub.join(self, topics)
-        # A position that a client brought must be looked up: the log may not reach back, or forward, that far.
-        if start.is_given or not hub.try_go_live(self):
+        # A position that a client brought must be looked up: the log may not reach back, or forward, that far. One
+        # ahead of the log was brought as well, and taken over before it was looked up.
+        if start.is_given or start.position > hub.last_id or not hub.try_go_live(self):
             self.fell_behind()
 
     def push(self, block: bytes) -> Sent:
