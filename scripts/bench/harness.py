@@ -59,9 +59,10 @@ def server_process(*arguments: str) -> Iterator[ServerProcess]:
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         try:
             assert process.stderr is not None
-            found = re.search(rb"listening on http://[^:]+:(\d+)", process.stderr.readline())
+            line = process.stderr.readline()
+            found = re.search(rb"listening on http://[^:]+:(\d+)", line)
             if found is None:
-                sys.exit("the server did not start")
+                sys.exit(f"the server did not start: {(line + process.stderr.read()).decode()}")
             yield ServerProcess(process.pid, int(found[1]))
         finally:
             process.kill()

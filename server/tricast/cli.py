@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 _READ_BYTES = 64 * 2**10
+#: Lines published at a time, all or none; well under what a server takes in one batch unless told otherwise.
+_LINES_PER_BATCH = 500
 #: As a shell reports a command that a signal ended.
 _INTERRUPTED = 128 + signal.SIGINT
 _NO_READER = 128 + signal.SIGPIPE
@@ -107,7 +110,13 @@ def serve(file: str | None, host: str | None, port: int | None, log_url: str | N
     overrides = {
         section: {key: value for key, value in keys.items() if value is not None} for section, keys in given.items()
     }
+    _find_modules_here()
     _run(_serve, run, _load(file, overrides))
+
+
+def _find_modules_here() -> None:
+    """Lets handlers be imported from the current folder, as ``python -m`` would."""
+    sys.path.insert(0, str(Path.cwd()))
 
 
 async def _serve(run: "Callable[[Config], Awaitable[None]]", config: "Config") -> None:
@@ -130,7 +139,14 @@ def check(file: str) -> None:
 
     Prints everything that is wrong with it. TRICAST_SECTION__KEY variables are checked as well.
     """
-    _load(file, {})
+    from tricast.errors import ConfigError
+    from tricast.server import load_handlers
+
+    _find_modules_here()
+    try:
+        load_handlers(_load(file, {}))
+    except ConfigError as error:
+        raise Failure(*map(str, error.problems)) from None
     click.echo(f"{file}: ok")
 
 
@@ -175,17 +191,20 @@ async def _read_all() -> bytes:
 
 
 async def _publish_lines(url: str) -> None:
-    from tricast.client import publish_ndjson
+    from tricast.client import Lost, publish_ndjson
 
     rest, published = b"", 0
     while True:
         chunk = await _read_stdin()
         *lines, rest = (rest + chunk).split(b"\n") if chunk else (rest, b"")
-        if lines := [line for line in lines if line.strip()]:
+        lines = [line for line in lines if line.strip()]
+        for begin in range(0, len(lines), _LINES_PER_BATCH):
+            batch = lines[begin : begin + _LINES_PER_BATCH]
             try:
-                ids = await publish_ndjson(url, lines)
-            except Exception:
-                _say(f"{published} lines were published; the next {len(lines)} were not, or it is not known")
+                ids = await publish_ndjson(url, batch)
+            except Exception as error:
+                unsure = ", or it is not known" if isinstance(error, Lost) else ""
+                _say(f"{published} lines were published, and nothing from line {published + 1} on{unsure}")
                 raise
             published += len(ids)
             _print("\n".join(ids))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -57,6 +58,20 @@ def _format_quantity(value: float, units: Mapping[str, float]) -> str:
     return f"{value / factor:g}{unit}"
 
 
+def _check_log_url(value: str) -> str:
+    # The value is not repeated: a URL may hold a password.
+    if value != "memory:":
+        raise PydanticCustomError("order", 'Input should be "memory:", the only kind of log there is')
+    return value
+
+
+def _check_origin(value: str) -> str:
+    if value != "*" and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", value) is None:
+        expected = 'an origin such as "https://app.example", or "*"'
+        raise PydanticCustomError("origin", "Input should be {expected}", {"expected": expected})
+    return value
+
+
 #: Seconds as a float; a string with a unit in TOML, a float when set from Python.
 Duration = Annotated[
     float,
@@ -88,7 +103,7 @@ class ServerSection(Section):
     port: Port = 8080
     backlog: Annotated[int, Field(ge=1, le=65535)] = 4096
     page: bool = True
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: tuple[Annotated[str, AfterValidator(_check_origin)], ...] = ()
 
 
 class EventsSection(Section):
@@ -102,7 +117,7 @@ class EventsSection(Section):
 class LogSection(Section):
     """Where the events are kept."""
 
-    url: Annotated[str, Field(pattern=r"^memory:$")] = "memory:"
+    url: Annotated[str, AfterValidator(_check_log_url)] = "memory:"
 
 
 class PollSection(Section):
@@ -150,6 +165,12 @@ class PublishSection(Section):
     max_batch: Annotated[int, Field(ge=1)] = 1000
     idempotency_window: PositiveDuration = 600.0
     idempotency_keys: Annotated[int, Field(ge=1)] = 10_000
+
+    @model_validator(mode="after")
+    def _an_event_fits_into_a_body(self) -> Self:
+        if self.max_body < self.max_event:
+            raise PydanticCustomError("order", "Input should be a max_body of at least max_event")
+        return self
 
 
 class LimitsSection(Section):
@@ -208,6 +229,13 @@ class Config(Section):
     drain: DrainSection = DrainSection()
     admin: AdminSection = AdminSection()
     logging: LoggingSection = LoggingSection()
+
+    @model_validator(mode="after")
+    def _listeners_differ(self) -> Self:
+        same = self.admin.host == self.server.host and self.admin.port == self.server.port != 0
+        if self.admin.enabled and same:
+            raise PydanticCustomError("order", "Input should be an admin.port other than server.port")
+        return self
 
 
 _SECTIONS = {field.annotation for field in Config.model_fields.values()}
@@ -298,19 +326,30 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+#: What pydantic says, in the words of somebody who writes TOML.
+_WORDING = (
+    (r"^Input should be", "expected"),
+    (r"^String should match", "expected to match"),
+    (r"a valid tuple", "a list"),
+    (r"a valid dictionary or instance of \w+", "a table"),
+)
+
+
 def _describe(
     details: ErrorDetails, file: str, from_env: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> ConfigProblem:
     loc = details["loc"]
     key = ".".join(str(part) for part in loc)
     source = file
-    if _holds(overrides, loc):
+    if loc and _holds(overrides, loc):
         source = "command line"
-    elif _holds(from_env, loc):
+    elif loc and _holds(from_env, loc):
         source, key = "environment", ENV_PREFIX + ENV_DELIMITER.join(str(part) for part in loc).upper()
     if details["type"] == "extra_forbidden":
         return ConfigProblem(source, key, _unknown(str(loc[-1]), _model_at(loc[:-1])))
-    message = details["msg"].replace("Input should be", "expected").replace("String should match", "expected to match")
+    message = details["msg"]
+    for theirs, ours in _WORDING:
+        message = re.sub(theirs, ours, message)
     if details["type"] in ("order", "missing"):
         return ConfigProblem(source, key, message)
     return ConfigProblem(source, key, f"{message}, found {details['input']!r}")

@@ -15,7 +15,7 @@ from tricast.sent import Sent
 #: One receive. As large as a loopback read gets, and small enough for one buffer per call.
 RECEIVE_BYTES = 64 * 2**10
 #: While lingering after the last answer, so many bytes are read and thrown away at most.
-_MAX_LINGER_BYTES = 2**20
+_MAX_LINGER_BYTES = 16 * 2**20
 _LINGER_SECONDS = 2.0
 
 
@@ -70,7 +70,7 @@ class Connection:
             except trio.ClosedResourceError:
                 raise ConnectionLost("closed", reason="closed") from None
             except OSError as error:
-                raise ConnectionLost(error.strerror or str(error)) from None
+                raise _lost(error) from None
             self.last_received = trio.current_time()
             return data
 
@@ -92,7 +92,7 @@ class Connection:
         except BlockingIOError:
             count = 0
         except OSError as error:
-            raise ConnectionLost(error.strerror or str(error)) from None
+            raise _lost(error) from None
         if count == len(data):
             return Sent.ALL
         self._tail = memoryview(data)[count:]
@@ -132,7 +132,7 @@ class Connection:
                 except BlockingIOError:
                     continue
                 except OSError as error:
-                    raise ConnectionLost(error.strerror or str(error)) from None
+                    raise _lost(error) from None
                 self._tail = self._tail[count:] if count < len(self._tail) else None
         finally:
             # Also when cancelled: another waiting task takes over where this one stopped.
@@ -185,3 +185,9 @@ class Connection:
             self._tail = None
             trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
+
+
+def _lost(error: OSError) -> ConnectionLost:
+    # The kernel has the same patience as we have (TCP_USER_TIMEOUT), and may be the first to lose it.
+    reason = "write-timeout" if isinstance(error, TimeoutError) else "reset"
+    return ConnectionLost(error.strerror or str(error), reason=reason)

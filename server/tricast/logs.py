@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TextIO
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 from tricast.config import LoggingSection
 from tricast.runtime import Logger
@@ -14,17 +15,25 @@ from tricast.runtime import Logger
 def program_logger(config: LoggingSection, stream: TextIO = sys.stderr) -> Logger:
     """A logger that writes lines to a stream.
 
+    Exceptions come without the local variables that structlog would add: those hold what clients sent.
+
     Args:
         config: with ``auto``, text is coloured on a terminal and plain elsewhere; ``json`` is one object a line.
         stream: where to.
     """
     if config.format == "json":
         render: list[structlog.typing.Processor] = [
-            structlog.processors.dict_tracebacks,
+            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(),
         ]
     else:
-        render = [structlog.dev.ConsoleRenderer(colors=config.format == "auto" and stream.isatty(), pad_event_to=0)]
+        render = [
+            structlog.dev.ConsoleRenderer(
+                colors=config.format == "auto" and stream.isatty(),
+                pad_event_to=0,
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
     logger: Logger = structlog.wrap_logger(
         _Lines(stream),
         processors=[

@@ -11,7 +11,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -126,34 +126,33 @@ async def serve(
         randomness=random.Random(),  # noqa: S311 - jitter
         clock=time.time,
         logger=logger,
-        handlers=_load_handlers(config),
+        handlers=load_handlers(config),
     )
     idempotency = Idempotency(
         window=config.publish.idempotency_window,
         max_keys=config.publish.idempotency_keys,
         clock=trio.current_time,
     )
-    with ExitStack() as sockets:
+    with ExitStack() as admin_sockets, ExitStack() as sockets:
         spare = Spare()
-        sockets.callback(spare.give_up)
+        admin_sockets.callback(spare.give_up)
+        routes = public_routes(runtime, idempotency)
         listeners = await listen(sockets, config.server.host, config.server.port, config)
-        doors = [(listeners, public_routes(runtime, idempotency), _capacity_of(config))]
         admin_listeners: list[socket.socket] = []
         if config.admin.enabled:
-            admin_listeners = await listen(sockets, config.admin.host, config.admin.port, config)
-            # Its connections come out of the reserve, so that health can be asked for when all others are in use.
-            doors.append((admin_listeners, admin_routes(runtime), config.limits.reserved_descriptors // 4))
+            admin_listeners = await listen(admin_sockets, config.admin.host, config.admin.port, config)
         server = Server(runtime, tuple(map(url_of, listeners)), tuple(map(url_of, admin_listeners)))
         async with log.open(hub.committed), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
             background.start_soon(runtime.wheel.run)
+            if admin_listeners:
+                _open_admin_door(runtime, admin_listeners, background, spare)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as listening:
-                    for door, routes, capacity in doors:
-                        serve_one = partial(_serve_connection, runtime, routes)
-                        acceptor = Acceptor(runtime, serve_one, connections, spare, capacity=capacity)
-                        for listener in door:
-                            listening.start_soon(acceptor.accept_forever, listener)
+                    serve_one = partial(_serve_connection, runtime, routes)
+                    acceptor = Acceptor(runtime, serve_one, connections, spare, capacity=_capacity_of(config))
+                    for listener in listeners:
+                        listening.start_soon(acceptor.accept_forever, listener)
                     _announce(server, logger)
                     task_status.started(server)
                     await server.wait_drain_asked()
@@ -179,7 +178,10 @@ async def run(config: Config, *, logger: Logger | None = None) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             server: Server = await nursery.start(partial(serve, config, logger=logger))
-            logger.info("descriptors", soft_limit=after, raised_from=before)
+            if before == after:
+                logger.info("descriptors", limit=after)
+            else:
+                logger.info("descriptors", limit=after, raised_from=before)
             _calm_garbage_collector()
             nursery.start_soon(_obey_signals, signals, server, logger, nursery.cancel_scope)
             await server.wait_stopped()
@@ -245,6 +247,20 @@ def _tick_of(config: Config) -> float:
     return min(max(shortest / 4, 0.005), 0.25)
 
 
+def _open_admin_door(
+    runtime: Runtime, listeners: Sequence[socket.socket], background: trio.Nursery, spare: Spare
+) -> None:
+    """Lets those in who run the server, to the very end: that it is not ready must be seen while it goes down.
+
+    Their connections come out of the reserve, so that health can be asked for when all others are in use.
+    """
+    serve_one = partial(_serve_connection, runtime, admin_routes(runtime))
+    capacity = runtime.config.limits.reserved_descriptors // 4
+    acceptor = Acceptor(runtime, serve_one, background, spare, capacity=capacity)
+    for listener in listeners:
+        background.start_soon(acceptor.accept_forever, listener)
+
+
 def _capacity_of(config: Config) -> int:
     room = room_for_connections(config.limits.reserved_descriptors)
     return min(room, config.limits.connections or room)
@@ -259,17 +275,25 @@ def _log_of(config: Config) -> Log:
     )
 
 
-def _load_handlers(config: Config) -> dict[str, Handler]:
+def load_handlers(config: Config) -> dict[str, Handler]:
+    """Imports the configured application handlers, by path.
+
+    Raises:
+        ConfigError: one cannot be imported or is none, or its path is in use.
+    """
     handlers: dict[str, Handler] = {}
+    taken = set(RESERVED_PATHS)
     problems = []
     for index, entry in enumerate(config.websocket.handler):
         key = f"websocket.handler.{index}"
-        if entry.path in RESERVED_PATHS or entry.path in handlers:
+        if entry.path in taken:
             problems.append(ConfigProblem("configuration", f"{key}.path", f"{entry.path} is in use already"))
+        taken.add(entry.path)
         try:
             handlers[entry.path] = _import_handler(entry.handler)
         except Exception as error:  # noqa: BLE001 - whatever the module raises when it is imported
-            problems.append(ConfigProblem("configuration", f"{key}.handler", f"{type(error).__name__}: {error}"))
+            message = " ".join(f"{type(error).__name__}: {error}".split())  # a problem is one line
+            problems.append(ConfigProblem("configuration", f"{key}.handler", message))
     if problems:
         raise ConfigError(problems)
     return handlers

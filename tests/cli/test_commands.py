@@ -57,10 +57,22 @@ async def test_publishing_lines_as_they_come():
             assert await publisher.out.next()
             await publisher.stdin.send_all(b"nonsense\n")
             said = await publisher.err.next()
-            assert said == "2 lines were published; the next 1 were not, or it is not known"
+            assert said == "2 lines were published, and nothing from line 3 on"
             code, given, said = await publisher.end()
             assert (code, given) == (1, "")
             assert "error: the server answered 400 " in said
+
+
+async def test_more_lines_than_a_server_takes_at_a_time():
+    with trio.fail_after(60):
+        async with serving_command() as (_, url):
+            lines = b'{"topic":"news","data":1}\n' * 1234
+            async with running("publish", "--ndjson", "--url", url) as publisher:
+                await publisher.stdin.send_all(lines)
+                await publisher.stdin.aclose()
+                code, given, said = await publisher.end()
+            assert (code, said) == (0, "")
+            assert len(set(given.splitlines())) == 1234
 
 
 async def test_data_over_several_lines_is_printed_on_one():

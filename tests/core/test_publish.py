@@ -212,3 +212,58 @@ def test_answers_are_json_that_can_be_sent_again() -> None:
     again = world.keys.begin(b"k", CONTENT)
     assert again is not None
     assert json.loads(again.body) == {"id": "1-0"}
+
+
+def large(kilobytes: int) -> Response:
+    """The answer to a large batch."""
+    return Response(200, (), b"x" * (1024 * kilobytes))
+
+
+def remembers(world: World, key: bytes) -> bool:
+    """Whether the answer to this key is known. Asking for one that is not takes room, so it is given back."""
+    if world.keys.begin(key, CONTENT) is not None:
+        return True
+    world.keys.end(key, None)
+    return False
+
+
+def test_a_large_answer_counts_as_several() -> None:
+    world = World(max_keys=10)
+    for n in range(6):
+        world.answered(b"small-%d" % n)
+    world.answered(b"large", large(3))
+    # Six and four are ten: nothing had to go.
+    assert world.keys.begin(b"small-0", CONTENT) is FIRST
+    assert world.keys.begin(b"large", CONTENT) == large(3)
+    world.answered(b"larger", large(4))
+    # Now five had to.
+    assert [world.keys.begin(b"small-5", CONTENT), world.keys.begin(b"large", CONTENT)] == [FIRST, large(3)]
+    assert not remembers(world, b"small-4")
+
+
+def test_an_answer_below_a_kilobyte_counts_as_one() -> None:
+    world = World(max_keys=3)
+    answer = Response(200, (), b"x" * 1023)
+    for key in (b"a", b"b", b"c"):
+        world.answered(key, answer)
+    assert all(remembers(world, key) for key in (b"a", b"b", b"c"))
+
+
+def test_room_is_given_back_when_an_answer_is_forgotten() -> None:
+    world = World(max_keys=10)
+    for _ in range(20):
+        world.answered(b"large", large(8))
+        world.now += 61
+    for n in range(10):
+        world.answered(b"small-%d" % n)
+    assert all(remembers(world, b"small-%d" % n) for n in range(10))
+
+
+def test_an_answer_that_is_larger_than_all_room_is_remembered_alone() -> None:
+    world = World(max_keys=3)
+    world.answered(b"a")
+    world.answered(b"huge", large(100))
+    assert world.keys.begin(b"huge", CONTENT) == large(100)
+    world.answered(b"b")
+    assert world.keys.begin(b"b", CONTENT) is FIRST
+    assert not remembers(world, b"huge")

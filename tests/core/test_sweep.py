@@ -180,3 +180,128 @@ async def _turn_and_look(tick: float, steps: list[tuple[float, float, str]]) -> 
         (seen,) = item.seen
         assert seen > deadline
         assert seen <= max(deadline, added) + tick * 1.000001
+
+
+# Many at once
+
+
+@pytest.fixture
+def three_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tricast.sweep.ITEMS_PER_TURN", 3)
+
+
+def wheel_of(items: list[Item], deadline: float = 1.0) -> Wheel:
+    wheel = Wheel(tick=0.5)
+    for item in items:
+        wheel.add(item, deadline)
+    return wheel
+
+
+@pytest.mark.parametrize(("count", "turns"), [(0, 0), (1, 0), (2, 0), (3, 1), (5, 1), (6, 2), (10, 3)])
+def test_others_get_a_turn_after_so_many_items(three_a_turn: None, count: int, turns: int) -> None:
+    items = [Item() for _ in range(count)]
+    wheel = wheel_of(items)
+    seen = [sum(len(item.seen) for item in items) for _ in wheel.turn(2.0)]
+    assert seen == [3 * (n + 1) for n in range(turns)]
+    assert all(item.seen == [2.0] for item in items)
+    assert len(wheel) == 0
+
+
+def test_items_of_several_slots_are_counted_together(three_a_turn: None) -> None:
+    items = [Item() for _ in range(7)]
+    wheel = Wheel(tick=0.5)
+    for n, item in enumerate(items):
+        wheel.add(item, n / 2)
+    seen = [[len(item.seen) for item in items] for _ in wheel.turn(10.0)]
+    assert seen == [[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 0]]
+    assert items[-1].seen == [10.0]
+
+
+def test_what_is_taken_off_between_two_turns_is_not_looked_at(three_a_turn: None) -> None:
+    items = [Item(then=lambda now: now + 5) for _ in range(10)]
+    wheel = wheel_of(items)
+    turn = wheel.turn(2.0)
+    next(turn)
+    waiting = [item for item in items if not item.seen]
+    gone, again = waiting[:3], next(item for item in items if item.seen)
+    for item in (*gone, again):
+        wheel.discard(item)
+    list(turn)
+    assert sum(len(item.seen) for item in items) == 7
+    assert not any(item.seen for item in gone)
+    assert len(wheel) == 6
+    list(wheel.turn(10.0))
+    assert again.seen == [2.0]
+    assert all(item.seen == [2.0, 10.0] for item in items if item is not again and item not in gone)
+
+
+def test_taking_off_all_that_wait_between_two_turns(three_a_turn: None) -> None:
+    items = [Item() for _ in range(10)]
+    wheel = wheel_of(items)
+    for _ in wheel.turn(2.0):
+        for item in items:
+            wheel.discard(item)
+    assert sum(len(item.seen) for item in items) == 3
+    assert len(wheel) == 0
+
+
+@pytest.mark.parametrize("deadline", [0.0, 1.0, 1.9, 2.0, 7.0])
+def test_what_is_put_on_between_two_turns_is_looked_at_in_its_time_and_once(
+    three_a_turn: None, deadline: float
+) -> None:
+    wheel = wheel_of([Item() for _ in range(4)])
+    new = Item()
+    turn = wheel.turn(2.2)
+    next(turn)
+    wheel.add(new, deadline)
+    list(turn)
+    assert new.seen in ([], [2.2])
+    assert not (new.seen and deadline > 2.2)
+    list(wheel.turn(2.5))
+    assert len(new.seen) == (deadline < 2.5)
+    list(wheel.turn(8.0))
+    assert len(new.seen) == 1
+    assert len(wheel) == 0
+
+
+def test_what_is_moved_between_two_turns_is_looked_at_at_its_new_time(three_a_turn: None) -> None:
+    items = [Item() for _ in range(4)]
+    wheel = wheel_of(items)
+    turn = wheel.turn(2.0)
+    next(turn)
+    (last,) = [item for item in items if not item.seen]
+    wheel.add(last, 5.0)
+    list(turn)
+    assert last.seen == []
+    list(wheel.turn(5.5))
+    assert last.seen == [5.5]
+
+
+async def test_running_gives_others_a_turn(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    monkeypatch.setattr("tricast.sweep.ITEMS_PER_TURN", 1)
+    order: list[str] = []
+    begun = trio.Event()
+
+    def sweep(now: float) -> None:
+        order.append("item")
+        begun.set()
+
+    async def other() -> None:
+        await begun.wait()
+        while order.count("item") < 20:
+            order.append("other")
+            await trio.lowlevel.checkpoint()
+
+    wheel = Wheel(tick=0.5)
+    for _ in range(20):
+        wheel.add(Item(then=sweep), 1.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wheel.run)
+        nursery.start_soon(other)
+        await trio.sleep(5)
+        nursery.cancel_scope.cancel()
+    assert order.count("item") == 20
+    # Both run once in each of the scheduler's rounds, in any order.
+    assert "item item item" not in " ".join(order)

@@ -1,14 +1,19 @@
 """Going down: everybody is told when to come back, and nobody is cut off in the middle."""
 
+import json
+import random
 import signal
+import socket
 from functools import partial
 
 import pytest
 import trio
 from clients import (
+    TRANSPORTS,
     Closed,
     Ended,
     EventStream,
+    Subscription,
     WebSocket,
     Wire,
     ask,
@@ -18,10 +23,11 @@ from clients import (
     read_answer,
     subscribe,
 )
-from serving import capturing_logger, serving, serving_process, until
+from serving import capturing_logger, failures, serving, serving_process, until
 from structlog.testing import LogCapture
 
 import tricast
+from tricast.event import Draft
 from tricast.http import HttpConnection
 
 QUICK = {"period": "0s", "grace": "10s"}
@@ -209,6 +215,133 @@ async def test_an_application_is_closed_with_1012_and_may_clean_up(monkeypatch: 
             server.drain()
             assert (await websocket.closed()).code == 1012
             await ended.wait()
+
+
+# Those who do not read
+
+
+async def said_goodbye(subscriber: Subscription) -> None:
+    """Reads a goodbye, behind which there is nothing."""
+    if isinstance(subscriber, WebSocket):
+        closed = await subscriber.closed()
+        assert closed.code == 1012
+        assert closed.reason.startswith("restarting, come back in ")
+    else:
+        assert isinstance(subscriber, EventStream)
+        with pytest.raises(Ended):
+            await subscriber.next()
+        assert subscriber.retry is not None
+        assert 7000 <= subscriber.retry <= 10_500
+        assert await subscriber.wire.rest() == b""
+
+
+@pytest.mark.parametrize("size", [500, 3000, 60_000])
+@pytest.mark.parametrize("transport", ["sse", "sse-envelope", "ws"])
+async def test_who_reads_late_gets_what_was_on_its_way_and_then_the_goodbye(transport: str, size: int) -> None:
+    async with serving(limits={"send_buffer": 4096}, drain={"retry_after": "7s"} | QUICK) as server:
+        with await subscribe(transport, server.url, "news", receive_buffer=4096) as subscriber:
+            (connection,) = server._runtime.open
+            per_block = max(1, 60_000 // (size + 150))
+            sent = blocks = 0
+            while not connection.has_tail:
+                events = [{"n": sent + n, "text": "x" * size} for n in range(per_block)]
+                await server.hub.append([Draft("news", "message", json.dumps(event).encode()) for event in events])
+                sent += per_block
+                blocks += 1
+                await until(lambda: server.hub.statistics().deliveries == blocks)  # noqa: B023
+            # It is not in the tail, so it is for when the client has come back.
+            await server.hub.publish("news", "later")
+            server.drain()
+            await until(lambda: server.hub.statistics().subscribers == 0)
+            assert connection.has_tail
+            assert [event.data["n"] for event in await subscriber.events(sent)] == list(range(sent))
+            await said_goodbye(subscriber)
+
+
+@pytest.mark.parametrize("transport", ["sse", "ws"])
+async def test_a_goodbye_for_which_there_is_no_room_waits_for_it(transport: str) -> None:
+    # A comment in a chunk of its own, and a pong that nobody asked for (RFC 6455 5.5.3): neither of them is an event.
+    piece = b"2\r\n:\n\r\n" if transport == "sse" else b"\x8a\0"
+    async with serving(limits={"send_buffer": 4096}, drain={"retry_after": "7s"} | QUICK) as server:
+        with await subscribe(transport, server.url, "news", receive_buffer=4096) as subscriber:
+            (connection,) = server._runtime.open
+            fill(connection._sock, piece)
+            assert not connection.has_tail
+            server.drain()
+            await until(lambda: server.hub.statistics().subscribers == 0)
+            await said_goodbye(subscriber)
+
+
+def fill(sock: socket.socket, piece: bytes) -> None:
+    """Sends whole pieces until there is no room for another."""
+    while True:
+        try:
+            assert sock.send(piece) == len(piece)
+        except BlockingIOError:
+            return
+
+
+@pytest.mark.parametrize("transport", ["sse", "ws"])
+async def test_who_never_reads_is_ended_by_the_grace(transport: str) -> None:
+    drain = {"period": "0s", "grace": "100ms"}
+    async with serving(limits={"send_buffer": 4096, "write_timeout": "1h"}, drain=drain) as server:
+        with await subscribe(transport, server.url, "news", receive_buffer=4096) as subscriber:
+            (connection,) = server._runtime.open
+            await server.hub.publish("news", "x" * 60_000)
+            await until(lambda: connection.has_tail)
+            server.drain()
+            await server.wait_stopped()
+            # What the kernel had taken may still come, but not its end.
+            received = await subscriber.wire.rest()
+            assert received
+            assert b"restarting" not in received
+
+
+# Those who go first
+
+
+async def test_clients_that_reset_while_it_goes_down_do_not_end_it() -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # pytest shows it when the test fails
+    source = random.Random(seed)
+    for _ in range(300):
+        await reset_around_a_drain(source)
+
+
+async def reset_around_a_drain(source: random.Random) -> None:
+    """One server that goes down while its clients reset their connections, each at its own moment."""
+    records = LogCapture()
+    drain = {"period": source.choice(["0s", "1ms"]), "grace": "5s"}
+    websocket = {"handler": [{"path": "/chat", "handler": "tricast.handlers:chat"}]}
+    config = tricast.Config.model_validate(
+        {"server": {"port": 0}, "drain": drain, "limits": {"send_buffer": 4096}, "websocket": websocket}
+    )
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            server: tricast.Server = await nursery.start(
+                partial(tricast.serve, config, logger=capturing_logger(records))
+            )
+            wires = [await Wire.open(server.url), (await open_websocket(server.url, "/chat")).wire]
+            for _ in range(3):
+                transport = source.choice(TRANSPORTS)
+                wires.append((await subscribe(transport, server.url, "news", receive_buffer=4096)).wire)
+            # More than is taken at once, or less, or nothing.
+            await server.hub.publish("news", "x" * source.choice([0, 100, 50_000]))
+            for wire in wires:
+                nursery.start_soon(reset_after, source.randrange(25), wire)
+            for _ in range(source.randrange(10)):
+                await trio.lowlevel.checkpoint()
+            server.drain()
+        # The nursery has ended by itself.
+    assert server.connections == 0
+    assert failures(records) == []
+
+
+async def reset_after(rounds: int, wire: Wire) -> None:
+    """Resets a connection after so many rounds of the scheduler."""
+    for _ in range(rounds):
+        await trio.lowlevel.checkpoint()
+    wire.reset()
 
 
 # As a program

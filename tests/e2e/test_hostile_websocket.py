@@ -25,6 +25,7 @@ from clients import (
     head,
     open_websocket,
     read_answer,
+    read_head,
 )
 from serving import harmless, serving, until
 
@@ -86,6 +87,32 @@ async def test_another_version_is_told_the_right_one(version: str) -> None:
             await wire.send(data)
             answer = await read_answer(wire)
             assert (answer.status, answer.headers["sec-websocket-version"]) == (426, "13")
+            assert answer.headers["upgrade"] == "websocket"
+            assert answer.headers["connection"] == "upgrade"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("Upgrade: h2c, websocket", "Connection: Upgrade"),
+        ("Upgrade: websocket, h2c", "Connection: keep-alive, Upgrade"),
+        ("Upgrade: h2c", "Upgrade: WebSocket", "Connection: Upgrade"),
+        ("Upgrade: websocket", "Connection: keep-alive", "Connection: Upgrade"),
+        ("Upgrade: websocket", "Connection: upgrade", "Connection: HTTP2-Settings"),
+        ("Upgrade: websocket", "Connection: Upgrade, Upgrade", "Connection: Upgrade"),
+    ],
+    ids=" | ".join,
+)
+async def test_websocket_may_be_one_of_several_protocols_and_options(headers: tuple[str, ...]) -> None:
+    async with serving() as server:
+        others = (line for line in WEBSOCKET_HEADERS if line.startswith("Sec-"))
+        with await Wire.open(server.url) as wire:
+            await wire.send(head("GET", "/ws", *headers, *others))
+            answer = await read_head(wire)
+            assert answer.status == 101
+            assert (answer.headers["upgrade"].lower(), answer.headers["connection"].lower()) == ("websocket", "upgrade")
+            await wire.send(frame(TEXT, b'{"op":"ping"}'))
+            assert await WebSocket(wire, None).reply() == {"ok": "ping"}
 
 
 async def test_a_host_of_any_name_is_fine() -> None:

@@ -1,5 +1,7 @@
 """HTTP/1.1 as clients use it: methods, keep-alive, pipelining, expectations, old versions, other origins."""
 
+import socket
+
 import pytest
 import trio
 from clients import (
@@ -89,6 +91,29 @@ async def test_head_of_an_event_stream_ends() -> None:
     async with serving() as server:
         answer = await ask(server.url, "HEAD", "/events?topic=news", "Accept: text/event-stream")
         assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream")
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
+async def test_head_of_the_events_does_not_tell_a_length(accept: str) -> None:
+    # What GET would answer is not known, and a length that is wrong is worse than none (RFC 9110 8.6).
+    async with serving() as server:
+        last_id = str(await server.hub.publish("news", 1))
+        answer = await ask(server.url, "HEAD", "/events?topic=news", f"Accept: {accept}")
+        assert (answer.status, answer.headers["content-type"]) == (200, accept)
+        assert "content-length" not in answer.headers
+        assert answer.headers.get("last-event-id") == (last_id if accept == "application/json" else None)
+
+
+async def test_head_of_a_poll_tells_the_position_to_poll_from() -> None:
+    async with serving() as server:
+        for _ in range(2):
+            answer = await ask(server.url, "HEAD", "/events?topic=news&last_id=0-0")
+            assert answer.headers["last-event-id"] == str(server.hub.last_id)
+            assert answer.headers["cache-control"] == "no-store"
+            await server.hub.publish("other", 1)
+        await server.hub.publish("news", 1)
+        answer = await ask(server.url, "HEAD", "/events?topic=news&last_id=0-0")
+        assert answer.headers["last-event-id"] == "0-0"
 
 
 @pytest.mark.parametrize("path", ["/events?topic=news", "/ws"])
@@ -205,6 +230,46 @@ async def test_an_upgrade_on_http_10_is_ignored() -> None:
             await wire.send(head("GET", "/ws", "Connection: upgrade", "Upgrade: websocket", version="1.0"))
             answer = await read_answer(wire)
             assert (answer.status, answer.code) == (426, "upgrade-required")
+
+
+async def test_an_upgrade_to_something_else_is_ignored() -> None:
+    # RFC 9113 3.1 has a server ignore h2c; clients of some languages ask for it with every first request.
+    async with serving(poll={"timeout": "20ms"}) as server:
+        with await Wire.open(server.url) as wire:
+            h2c = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+            for _ in range(2):
+                await wire.send(head("GET", "/", *h2c))
+                answer = await read_answer(wire)
+                assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+                await wire.send(head("POST", "/publish?topic=news", *h2c, "Content-Length: 1") + b"1")
+                assert (await read_answer(wire)).status == 200
+                await wire.send(head("GET", "/events?topic=other", *h2c))
+                assert (await read_answer(wire)).status == 204
+                await wire.send(head("GET", "/healthz"))
+                assert (await read_answer(wire)).json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("is_admin", [False, True])
+async def test_accepted_sockets_are_set_as_they_should_be(is_admin: bool) -> None:
+    limits = {"write_timeout": "7s", "send_buffer": 20_000}
+    async with serving(limits=limits, admin={"enabled": True, "port": 0}) as server:
+        with await Wire.open(server.admin_urls[0] if is_admin else server.url):
+            await until(lambda: server.connections == 1)
+            (connection,) = server._runtime.open
+            sock = connection._sock
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 20_000  # Linux doubles it (socket(7))
+            assert not sock.getblocking()
+
+
+async def test_the_kernel_sizes_the_send_buffer_unless_configured() -> None:
+    async with serving() as server:
+        with await Wire.open(server.url), socket.socket() as ordinary:
+            await until(lambda: server.connections == 1)
+            (connection,) = server._runtime.open
+            size = connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+            assert size >= ordinary.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
 
 async def test_requests_in_one_segment_are_answered_in_order() -> None:

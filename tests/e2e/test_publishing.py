@@ -98,6 +98,20 @@ async def test_an_empty_batch_is_none() -> None:
             assert (answer.status, answer.code) == (400, "bad-data")
 
 
+async def test_a_batch_of_too_many_is_refused_whole() -> None:
+    async with serving(publish={"max_batch": 3}) as server:
+        with await subscribe("sse", server.url, "news") as subscriber:
+            too_many = lines(*({"topic": "news", "data": n} for n in range(4)))
+            for key in ((), ("Idempotency-Key: k",)):
+                answer = await ask(server.url, "POST", "/publish", NDJSON, *key, body=too_many)
+                assert (answer.status, answer.code) == (413, "limit-exceeded")
+                assert "publish.max_batch allows 3, found 4" in answer.json()["detail"]
+            assert server.hub.statistics().published == 0
+            just_enough = lines(*({"topic": "news", "data": n} for n in range(3)))
+            assert (await ask(server.url, "POST", "/publish", NDJSON, body=just_enough)).status == 200
+            assert [event.data for event in await subscriber.events(3)] == [0, 1, 2]
+
+
 # Repeats
 
 
@@ -222,7 +236,7 @@ async def test_chunks_of_one_byte() -> None:
 
 @pytest.mark.parametrize("is_chunked", [False, True])
 async def test_a_body_over_the_limit_is_refused_without_waiting_for_its_end(is_chunked: bool) -> None:
-    async with serving(publish={"max_body": "10KiB", "max_event": "11KiB"}) as server:
+    async with serving(publish={"max_body": "10KiB", "max_event": "10KiB"}) as server:
         with await Wire.open(server.url) as wire:
             if is_chunked:
                 data = (
@@ -236,7 +250,7 @@ async def test_a_body_over_the_limit_is_refused_without_waiting_for_its_end(is_c
             assert (answer.status, answer.code) == (413, "limit-exceeded")
             assert answer.headers["connection"] == "close"
             assert await wire.rest() == b""
-        assert (await ask(server.url, "POST", "/publish?topic=news", body=b"x" * 10240)).status == 200
+        assert (await ask(server.url, "POST", "/publish?topic=news", body=b'"%b"' % (b"x" * 10238))).status == 200
 
 
 async def test_an_answer_survives_what_the_client_is_still_sending() -> None:

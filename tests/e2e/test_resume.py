@@ -5,7 +5,24 @@ import random
 
 import pytest
 import trio
-from clients import TEXT, TRANSPORTS, Closed, CutOff, Event, Subscription, WebSocket, frame, subscribe
+from clients import (
+    TEXT,
+    TRANSPORTS,
+    Closed,
+    CutOff,
+    Event,
+    EventStream,
+    Subscription,
+    WebSocket,
+    Wire,
+    ask,
+    frame,
+    head,
+    open_websocket,
+    query_of,
+    read_head,
+    subscribe,
+)
 from serving import serving, until
 
 import tricast
@@ -177,3 +194,69 @@ async def test_replies_that_take_the_room_while_the_log_is_read_cost_no_event() 
             assert [event.data for event in await websocket.events(20)] == list(range(20))
             for _ in range(asked):
                 assert (await websocket.reply())["ok"] == "ping"
+
+
+async def told(transport: str, url: str, topics: tuple[str, ...]) -> str:
+    """The position that a client is told which asks for all that is kept, and leaves before there is anything."""
+    target = f"/events?{query_of(topics, '0-0')}"
+    if transport == "poll":
+        answer = await ask(url, "GET", target)
+        assert answer.status == 204
+        return answer.headers["last-event-id"]
+    if transport == "ws":
+        with await open_websocket(url, target) as websocket:
+            return str((await websocket.reply())["last_id"])
+    with await Wire.open(url) as wire:
+        await wire.send(head("GET", target, "Accept: text/event-stream"))
+        await read_head(wire)
+        stream = await EventStream(wire, None).begun()
+        assert stream.last_id is not None
+        return stream.last_id
+
+
+@pytest.mark.parametrize("others", [0, 1, 30], ids="{} of others".format)
+@pytest.mark.parametrize("topics", [("news.a",), ("news.a", "more"), ("news.>", "*.a"), (">",)], ids=" ".join)
+@pytest.mark.parametrize("transport", ["poll", "sse", "ws"])
+async def test_all_of_nothing_is_a_position_to_come_back_to(
+    transport: str, topics: tuple[str, ...], others: int
+) -> None:
+    async with serving(events={"history": 10}, poll={"timeout": "20ms"}) as server:
+        for n in range(others if topics != (">",) else 0):
+            await server.hub.publish("elsewhere", n)
+        here = str(server.hub.last_id)
+        position = await told(transport, server.url, topics)
+        assert position == here
+        assert position != "0-0"
+        ids = [str(await server.hub.publish("news.a", n)) for n in range(50)]
+        with await subscribe(transport, server.url, *topics, last_id=position) as back:
+            gap = await back.gap()
+            assert (gap.reason, gap.after, gap.resumed_at) == ("evicted", here, ids[39])
+            assert [event.id for event in await back.events(10)] == ids[40:]
+
+
+@pytest.mark.parametrize("topic", ["news.a", "news.*"])
+@pytest.mark.parametrize("transport", ["poll", "sse", "ws"])
+async def test_all_of_nothing_misses_nothing_that_comes_later(transport: str, topic: str) -> None:
+    async with serving(poll={"timeout": "20ms"}) as server:
+        await server.hub.publish("elsewhere", 1)
+        position = await told(transport, server.url, (topic,))
+        await server.hub.publish("elsewhere", 2)
+        for n in range(5):
+            await server.hub.publish("news.a", n)
+        with await subscribe(transport, server.url, topic, last_id=position) as back:
+            assert [event.data for event in await back.events(5)] == list(range(5))
+
+
+@pytest.mark.parametrize("topic", ["news.a", "news.*"])
+async def test_a_subscription_that_is_widened_from_the_beginning_gets_a_position_too(topic: str) -> None:
+    async with serving(events={"history": 10}) as server:
+        await server.hub.publish("elsewhere", 1)
+        with await open_websocket(server.url, "/ws") as websocket:
+            reply = await websocket.operate(op="subscribe", topics=[topic], last_id="0-0")
+            assert reply["last_id"] == str(server.hub.last_id)
+            await server.hub.publish("news.a", 1)
+            assert (await websocket.event()).data == 1
+            # Now there is something, and 0-0 means from there on.
+            reply = await websocket.operate(op="subscribe", topics=["more"], last_id="0-0")
+            assert reply["last_id"] == "0-0"
+            assert (await websocket.event()).data == 1
