@@ -539,7 +539,9 @@ def close_frame(code: int, reason: bytes = b"") -> bytes:
     return frame(CLOSE, struct.pack("!H", code) + reason)
 
 
-async def open_websocket(url: str, target: str, *headers: str, behind: bytes = b"") -> "WebSocket":
+async def open_websocket(
+    url: str, target: str, *headers: str, behind: bytes = b"", receive_buffer: int = 0
+) -> "WebSocket":
     """A WebSocket at a path.
 
     Args:
@@ -547,8 +549,9 @@ async def open_websocket(url: str, target: str, *headers: str, behind: bytes = b
         target: path and query.
         headers: beside those of every handshake.
         behind: sent in one piece with the handshake.
+        receive_buffer: the client's SO_RCVBUF.
     """
-    wire = await Wire.open(url)
+    wire = await Wire.open(url, receive_buffer=receive_buffer)
     try:
         await wire.send(head("GET", target, *WEBSOCKET_HEADERS, *headers) + behind)
         answer = await read_head(wire)

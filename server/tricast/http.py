@@ -296,7 +296,9 @@ class HttpConnection:
             parts.append(_bytes_of(self._h11, h11.Data(data=response.body)))
         parts.append(_bytes_of(self._h11, h11.EndOfMessage()))
         await self._connection.send(b"".join(parts))
-        if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
+        is_reusable = self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
+        # The draining may have begun while this was sent.
+        if is_reusable and not self._runtime.is_draining:
             self._h11.start_next_cycle()
             return True
         await self._connection.linger()

@@ -77,16 +77,18 @@ class Feed:
         live: the live subscribers by form, in the order they came.
         size: all subscribers, live and behind.
         pending: events since the last flush, in id order.
+        before_pending: the newest position before the first of them, be it another feed's event.
         flushed: the last event that was flushed.
     """
 
-    __slots__ = ("flushed", "live", "pending", "size", "topics")
+    __slots__ = ("before_pending", "flushed", "live", "pending", "size", "topics")
 
     def __init__(self, topics: TopicSet, flushed: EventId) -> None:
         self.topics = topics
         self.live: dict[Form, dict[Subscriber, None]] = {}
         self.size = 0
         self.pending: list[Event] = []
+        self.before_pending = flushed
         self.flushed = flushed
 
 
@@ -174,11 +176,13 @@ class Hub:
     def committed(self, events: Sequence[Event]) -> None:
         """Takes what the log has committed, in id order, and marks the feeds that it concerns."""
         self._published += len(events)
-        self._last_id = events[-1].id
         for event in events:
             for feed in self._feeds_of(event.topic):
+                if not feed.pending:
+                    feed.before_pending = self._last_id
                 feed.pending.append(event)
                 self._dirty[feed] = None
+            self._last_id = event.id
         if self._dirty:
             self._wake()
 
@@ -193,9 +197,10 @@ class Hub:
         """The newest position up to which a live subscriber has everything, though its feed may have been silent."""
         feed = subscriber.feed
         assert feed is not None
-        # In the middle of a flush nothing is pending any more, but not everybody has had his block.
-        is_owed = feed.pending or subscriber.position < feed.flushed
-        return subscriber.position if is_owed else max(subscriber.position, self._last_id)
+        if subscriber.position < feed.flushed:
+            # In the middle of a flush nothing is pending any more, but not everybody has had his block.
+            return subscriber.position
+        return max(subscriber.position, feed.before_pending if feed.pending else self._last_id)
 
     async def peek(self, topics: TopicSet, after: EventId) -> Slice:
         """The first of what the log holds for topics behind a position.

@@ -73,19 +73,25 @@ class Acceptor:
         connections: where it does that.
         spare: the descriptor for the moment when there are no others.
         capacity: how many connections there may be at a time.
+        max_refusing: how many are refused politely at a time: their request is read first, so that the answer is seen.
     """
 
     def __init__(
-        self, runtime: Runtime, serve: Serve, connections: trio.Nursery, spare: Spare, *, capacity: int
+        self,
+        runtime: Runtime,
+        serve: Serve,
+        connections: trio.Nursery,
+        spare: Spare,
+        *,
+        capacity: int,
+        max_refusing: int,
     ) -> None:
         self._capacity = capacity
         self._inside = 0
         self._runtime = runtime
         self._serve = serve
         self._connections = connections
-        # So many are refused politely at a time: their request is read first, so that the answer is seen. They come
-        # out of the reserve.
-        self._max_refusing = runtime.config.limits.reserved_descriptors // 2
+        self._max_refusing = max_refusing
         self._refusing = 0
         self._spare = spare
 

@@ -1,7 +1,7 @@
 """What each path does: the events, publishing, health and metrics, and the page."""
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
 
 from prometheus_client import CollectorRegistry
@@ -40,12 +40,6 @@ _EVENT_STREAM_HEADERS = (
 _OPERATIONS = ("/healthz", "/readyz", "/metrics")
 #: Where no application handler can be.
 RESERVED_PATHS = frozenset({"/events", "/ws", "/publish", *_OPERATIONS, *_PAGE_FILES})
-#: HTML 9.2 names Last-Event-ID; the rest of what subscribers send is safelisted (Fetch 2.2.2).
-_CORS_PREFLIGHT = (
-    (b"access-control-allow-methods", b"GET, HEAD"),
-    (b"access-control-allow-headers", b"last-event-id, cache-control"),
-    (b"access-control-max-age", b"600"),
-)
 
 
 class Routes:
@@ -81,11 +75,19 @@ class Routes:
 
 def public_routes(runtime: Runtime, idempotency: Idempotency) -> Routes:
     """The paths for subscribers and publishers, the page, and health and metrics unless these have a listener."""
-    events = {"GET": subscribe, "OPTIONS": preflight}
+    # HTML 9.2 names Last-Event-ID; the rest of what subscribers send is safelisted (Fetch 2.2.2).
+    events: Mapping[str, Route] = {
+        "GET": subscribe,
+        "OPTIONS": _preflight_route(["GET", "HEAD"], b"last-event-id, cache-control"),
+    }
+    publish: Mapping[str, Route] = {
+        "POST": Publisher(idempotency),
+        "OPTIONS": _preflight_route(["POST"], b"content-type, idempotency-key"),
+    }
     table: dict[str, Mapping[str, Route]] = {
         "/events": events,
         "/ws": {"GET": subscribe_websocket},
-        "/publish": {"POST": Publisher(idempotency)},
+        "/publish": publish,
     }
     for path, handler in runtime.handlers.items():
         table[path] = {"GET": _websocket_route(handler)}
@@ -106,19 +108,12 @@ def admin_routes(runtime: Runtime) -> Routes:
 
 async def subscribe(exchange: Exchange) -> Response | Handover:
     """``GET /events``: a WebSocket, an event stream or a long poll, whatever the request's headers ask for."""
-    request, runtime = exchange.request, exchange.runtime
-    if request.wants_websocket:
+    if exchange.request.wants_websocket:
         return await subscribe_websocket(exchange)
-    cors = _cors_headers(request, runtime)
-    try:
-        answer = await _subscribe_over_http(exchange, cors)
-    except (RemoteProtocolError, Unavailable) as error:
-        # A page of another origin can read what is wrong only with these headers on it.
-        answer = problem_of(error)
-    return answer._replace(headers=(*answer.headers, *cors)) if isinstance(answer, Response) else answer
+    return await _with_cors(exchange, _subscribe_over_http)
 
 
-async def _subscribe_over_http(exchange: Exchange, cors: Headers) -> Response | Handover:
+async def _subscribe_over_http(exchange: Exchange) -> Response | Handover:
     request, runtime = exchange.request, exchange.runtime
     topics = TopicSet(check_topics(request.parameters("topic"), runtime))
     start = await settle(start_of(last_id_of(request), runtime.hub.last_id), topics, runtime.hub)
@@ -130,7 +125,8 @@ async def _subscribe_over_http(exchange: Exchange, cors: Headers) -> Response | 
         stream = EventStream(
             exchange.connection, runtime, topics, start, envelope=envelope, is_chunked=request.is_http_11
         )
-        return Handover(exchange.stream_head((*_EVENT_STREAM_HEADERS, *cors)) + stream.opening(), stream)
+        head = exchange.stream_head((*_EVENT_STREAM_HEADERS, *_cors_headers(request, runtime)))
+        return Handover(head + stream.opening(), stream)
     if request.method == "HEAD":
         # The position, so that a client can learn it before its first poll, and miss nothing if that one breaks.
         return Response(200, ((b"content-type", b"application/json"), *LongPoll.position_headers(start.position)))
@@ -146,11 +142,34 @@ def _wants_envelope(request: Request) -> bool:
     return envelope is not None
 
 
-async def preflight(exchange: Exchange) -> Response:
-    """``OPTIONS /events``: what a browser asks before a request from another origin (Fetch 4.8)."""
-    cors = _cors_headers(exchange.request, exchange.runtime)
-    is_allowed = any(name == b"access-control-allow-origin" for name, _ in cors)
-    return Response(204, (allow(["GET", "HEAD", "OPTIONS"]), *cors, *(_CORS_PREFLIGHT if is_allowed else ())))
+# Pages of other origins
+
+
+async def _with_cors(exchange: Exchange, route: Route) -> Response | Handover:
+    """The route's answer, problems included, with the headers without which a page cannot read it (Fetch 3.2)."""
+    try:
+        answer = await route(exchange)
+    except (RemoteProtocolError, Unavailable) as error:
+        answer = problem_of(error)
+    if isinstance(answer, Response):
+        return answer._replace(headers=(*answer.headers, *_cors_headers(exchange.request, exchange.runtime)))
+    return answer
+
+
+def _preflight_route(methods: Sequence[str], headers: bytes) -> Route:
+    """``OPTIONS``: what a browser asks before a request from another origin that is not a simple one (Fetch 4.8)."""
+    granted = (
+        (b"access-control-allow-methods", ", ".join(methods).encode()),
+        (b"access-control-allow-headers", headers),
+        (b"access-control-max-age", b"600"),
+    )
+
+    async def preflight(exchange: Exchange) -> Response:
+        cors = _cors_headers(exchange.request, exchange.runtime)
+        is_allowed = any(name == b"access-control-allow-origin" for name, _ in cors)
+        return Response(204, (allow(sorted([*methods, "OPTIONS"])), *cors, *(granted if is_allowed else ())))
+
+    return preflight
 
 
 def _cors_headers(request: Request, runtime: Runtime) -> Headers:
@@ -198,8 +217,11 @@ class Publisher:
     def __init__(self, idempotency: Idempotency) -> None:
         self._idempotency = idempotency
 
-    async def __call__(self, exchange: Exchange) -> Response:
+    async def __call__(self, exchange: Exchange) -> Response | Handover:
         """Answers one request, or repeats the answer to its first copy."""
+        return await _with_cors(exchange, self._answer)
+
+    async def _answer(self, exchange: Exchange) -> Response:
         request, config = exchange.request, exchange.runtime.config.publish
         refuse_foreign_origin(request, exchange.runtime)
         body = await exchange.read_body("publish.max_body", config.max_body)

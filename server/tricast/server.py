@@ -142,6 +142,7 @@ async def serve(
         if config.admin.enabled:
             admin_listeners = await listen(admin_sockets, config.admin.host, config.admin.port, config)
         server = Server(runtime, tuple(map(url_of, listeners)), tuple(map(url_of, admin_listeners)))
+        admin_sockets.callback(server.stopped)
         async with log.open(hub.committed), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
             background.start_soon(runtime.wheel.run)
@@ -150,7 +151,14 @@ async def serve(
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as listening:
                     serve_one = partial(_serve_connection, runtime, routes)
-                    acceptor = Acceptor(runtime, serve_one, connections, spare, capacity=_capacity_of(config))
+                    acceptor = Acceptor(
+                        runtime,
+                        serve_one,
+                        connections,
+                        spare,
+                        capacity=_capacity_of(config),
+                        max_refusing=config.limits.reserved_descriptors // 2,
+                    )
                     for listener in listeners:
                         listening.start_soon(acceptor.accept_forever, listener)
                     _announce(server, logger)
@@ -158,10 +166,9 @@ async def serve(
                     await server.wait_drain_asked()
                     listening.cancel_scope.cancel()
                 sockets.close()
-                await _end_connections(runtime)
+                await _end_connections(runtime, connections)
                 connections.cancel_scope.deadline = trio.current_time() + config.drain.grace
             background.cancel_scope.cancel()
-        server.stopped()
 
 
 async def run(config: Config, *, logger: Logger | None = None) -> None:
@@ -255,8 +262,8 @@ def _open_admin_door(
     Their connections come out of the reserve, so that health can be asked for when all others are in use.
     """
     serve_one = partial(_serve_connection, runtime, admin_routes(runtime))
-    capacity = runtime.config.limits.reserved_descriptors // 4
-    acceptor = Acceptor(runtime, serve_one, background, spare, capacity=capacity)
+    reserve = runtime.config.limits.reserved_descriptors
+    acceptor = Acceptor(runtime, serve_one, background, spare, capacity=reserve // 4, max_refusing=reserve // 8)
     for listener in listeners:
         background.start_soon(acceptor.accept_forever, listener)
 
@@ -331,7 +338,7 @@ async def _serve_connection(runtime: Runtime, route: Router, connection: Connect
         left()
 
 
-async def _end_connections(runtime: Runtime) -> None:
+async def _end_connections(runtime: Runtime, connections: trio.Nursery) -> None:
     """Tells every connection to end, spread over ``drain.period``."""
     drain = runtime.config.drain
     everybody = list(runtime.open.items())
@@ -342,6 +349,6 @@ async def _end_connections(runtime: Runtime) -> None:
             busy_with = runtime.open.get(connection)
             if busy_with is not None:
                 busy_with.drain(runtime.jitter(drain.retry_after))
-        if not runtime.open:
+        if not connections.child_tasks:
             return
         await trio.sleep(drain.period / steps)

@@ -1,5 +1,6 @@
 """Pages of other origins: what CORS does not protect, the server does (RFC 6455 10.2)."""
 
+import httpx
 import pytest
 from clients import WEBSOCKET_HEADERS, Answer, Wire, ask, head, read_answer, read_head
 from serving import serving
@@ -110,3 +111,21 @@ async def test_what_cors_protects_is_left_to_the_browser() -> None:
         answer = await ask(server.url, "GET", "/events?topic=news&last_id=0-0", "Origin: https://elsewhere.test")
         assert answer.status == 200
         assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_a_page_of_an_allowed_origin_can_read_what_became_of_its_event() -> None:
+    origin = "https://app.example"
+    async with serving(server={"cors_origins": [origin]}) as server:
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            preflight = await client.options("/publish", headers=asked)
+            assert preflight.status_code == 204
+            assert preflight.headers["access-control-allow-origin"] == origin
+            assert preflight.headers["access-control-allow-methods"] == "POST"
+            assert "idempotency-key" in preflight.headers["access-control-allow-headers"]
+            for path, status in (("/publish?topic=news", 200), ("/publish?topic=*", 400)):
+                answer = await client.post(path, content="1", headers={"Origin": origin})
+                assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, origin)
+            foreign = await client.options("/publish", headers=asked | {"Origin": "https://evil.example"})
+            assert "access-control-allow-origin" not in foreign.headers
+            assert "access-control-allow-methods" not in foreign.headers

@@ -1,9 +1,16 @@
 """Positions that are taken over before they were looked up."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
-from clients import TEXT, WebSocket, frame, open_websocket
-from serving import serving
+import pytest
+import trio
+from clients import TEXT, WebSocket, WebSocketClosed, frame, open_websocket
+from serving import serving, until
+
+import tricast
+from tricast.runtime import Handler
 
 
 async def test_topics_added_right_behind_a_position_that_is_ahead_of_the_log() -> None:
@@ -28,3 +35,86 @@ async def test_topics_added_right_behind_a_position_that_is_ahead_of_the_log() -
 async def test_publishing_nothing() -> None:
     async with serving() as server:
         assert await server.hub.append([]) == []
+
+
+async def test_topics_that_are_added_begin_now_even_when_something_is_pending() -> None:
+    async with serving() as server:
+        with await open_websocket(server.url, "/ws?topic=a") as websocket:
+            assert isinstance(websocket, WebSocket)
+            await websocket.reply()
+            for n in range(5):
+                await server.hub.publish("b", n)
+            operations = [
+                {"op": "publish", "topic": "a", "data": "first"},
+                {"op": "subscribe", "topics": ["b"]},
+                {"op": "publish", "topic": "b", "data": "last"},
+            ]
+            await websocket.wire.send(b"".join(frame(TEXT, json.dumps(each).encode()) for each in operations))
+            assert [event.data for event in await websocket.events(2)] == ["first", "last"]
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Callable[[Handler], dict[str, Any]]:
+    """Makes a handler the one at ``/own``, and returns the section of the configuration that says so."""
+
+    def configure(handler: Handler) -> dict[str, Any]:
+        monkeypatch.setattr("tricast.handlers.own", handler, raising=False)
+        return {"handler": [{"path": "/own", "handler": "tricast.handlers:own"}]}
+
+    return configure
+
+
+async def test_a_pause_keeps_the_position(own: Callable[[Handler], dict[str, Any]]) -> None:
+    async def handler(session: tricast.Session) -> None:
+        await session.subscribe("a")
+        session.pause()
+        await session.publish("a", "meanwhile")
+        await session.subscribe("b")
+        await session.publish("b", "after")
+        async for _ in session:
+            pass
+
+    async with serving(websocket=own(handler)) as server:
+        with await open_websocket(server.url, "/own") as websocket:
+            assert [event.data for event in await websocket.events(2)] == ["meanwhile", "after"]
+
+
+async def test_nothing_follows_a_goodbye_that_waits_for_room(own: Callable[[Handler], dict[str, Any]]) -> None:
+    seen = []
+
+    async def handler(session: tricast.Session) -> None:
+        await session.subscribe("a")
+        while not session.connection.has_tail:
+            await session.publish("a", "x" * 2000)
+            await trio.lowlevel.checkpoint()
+        session.drain(1.0)
+        await session.subscribe("b")
+        seen.append(session.feed)
+        async for _ in session:
+            pass
+
+    async with serving(websocket=own(handler), limits={"send_buffer": 4096}) as server:
+        with await open_websocket(server.url, "/own", receive_buffer=4096) as websocket:
+            await until(lambda: bool(seen))
+            assert seen == [None]
+            with pytest.raises(WebSocketClosed) as closed:
+                await websocket.events(10**6)
+            assert closed.value.code == 1012
+
+
+@pytest.mark.parametrize("how", ["cancelled", "drained"])
+async def test_whoever_waits_for_the_end_is_told(how: str) -> None:
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
+
+            async def serve(task_status: trio.TaskStatus[tricast.Server]) -> None:
+                with scope:
+                    await tricast.serve(tricast.Config(server={"port": 0}), task_status=task_status)
+
+            server: tricast.Server = await nursery.start(serve)
+            if how == "cancelled":
+                scope.cancel()
+            else:
+                server.drain()
+            await server.wait_stopped()

@@ -53,7 +53,7 @@ class Log(Protocol):
 
         Args:
             topics: names and patterns.
-            after: the position; ``BEGINNING`` asks for all that is kept, and then nothing counts as missing.
+            after: the position; ``BEGINNING`` asks for all that is kept, so what was dropped before is not missing.
             max_bytes: about how much data to return; at least one event is returned where there is one.
 
         Raises:

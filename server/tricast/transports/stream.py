@@ -22,7 +22,7 @@ class Stream(Subscriber):
     The connection's nursery is opened and owned by whoever calls ``run``; it outlives this object.
     """
 
-    __slots__ = ("_is_catching_up", "connection", "nursery", "runtime", "slot")
+    __slots__ = ("_is_catching_up", "_is_leaving", "connection", "nursery", "runtime", "slot")
 
     def __init__(self, connection: Connection, runtime: Runtime, form: Form) -> None:
         super().__init__(form, BEGINNING)
@@ -31,6 +31,7 @@ class Stream(Subscriber):
         self.runtime = runtime
         self.nursery: trio.Nursery
         self._is_catching_up = False
+        self._is_leaving = False
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Serves the connection until it ends. Cancelling it leaves no trace in the hub or on the wheel."""
@@ -69,6 +70,7 @@ class Stream(Subscriber):
 
     def drain(self, retry_after: float) -> None:
         """See ``Drainable.drain``. The task that calls it serves all others as well, so what it raises stays here."""
+        self._is_leaving = True
         if self.connection.has_tail:
             self.nursery.start_soon(self._say_goodbye_later, retry_after)
         else:
@@ -90,7 +92,9 @@ class Stream(Subscriber):
             self.fell_behind()
 
     def follow(self, topics: TopicSet, start: "Start") -> None:
-        """Begins, or begins anew, to follow topics from a position."""
+        """Begins, or begins anew, to follow topics from a position; not on the way out, for a goodbye comes last."""
+        if self._is_leaving:
+            return
         hub = self.runtime.hub
         hub.leave(self)
         self.position = start.position

@@ -105,6 +105,8 @@ class Session(Stream):
         Raises:
             ConnectionLost: the connection is closed, on either side.
         """
+        # First the tail: behind it may come a close frame, and nothing may follow that (RFC 6455 5.5.1).
+        await self.connection.drain()
         if isinstance(message, str) and self._protocol.state is ConnectionState.OPEN:
             await self.connection.send(wire.text_frame(message.encode()))
         else:
@@ -182,7 +184,7 @@ class Session(Stream):
         """The position now: topics that are added begin here, like those that are there already go on from here."""
         hub = self.runtime.hub
         if self.feed is None:
-            return hub.last_id
+            return self.position if self._topics else hub.last_id
         return hub.settled(self) if self.is_live else self.position
 
     # What comes in
@@ -288,6 +290,7 @@ class Session(Stream):
             self._protocol.receive_data(data)
 
     async def _send_event(self, event: Event) -> None:
+        await self.connection.drain()
         try:
             data = self._protocol.send(event)
         except LocalProtocolError:
