@@ -133,16 +133,17 @@ async def serve(
         max_keys=config.publish.idempotency_keys,
         clock=trio.current_time,
     )
-    with ExitStack() as admin_sockets, ExitStack() as sockets:
+    # Two scopes: what the drain closes first, and what stays to the end.
+    with ExitStack() as at_the_end, ExitStack() as sockets:
         spare = Spare()
-        admin_sockets.callback(spare.give_up)
+        at_the_end.callback(spare.give_up)
         routes = public_routes(runtime, idempotency)
         listeners = await listen(sockets, config.server.host, config.server.port, config)
         admin_listeners: list[socket.socket] = []
         if config.admin.enabled:
-            admin_listeners = await listen(admin_sockets, config.admin.host, config.admin.port, config)
+            admin_listeners = await listen(at_the_end, config.admin.host, config.admin.port, config)
         server = Server(runtime, tuple(map(url_of, listeners)), tuple(map(url_of, admin_listeners)))
-        admin_sockets.callback(server.stopped)
+        at_the_end.callback(server.stopped)
         async with log.open(hub.committed), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
             background.start_soon(runtime.wheel.run)

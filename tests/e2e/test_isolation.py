@@ -86,10 +86,8 @@ def raise_for_victim(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) ->
     monkeypatch.setattr(owner, name, method)
 
 
-# Requests
-
-
-async def test_a_route_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+def raise_for_events_of_victim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has publishing raise when it is to the topic ``victim``."""
     original = Hub.append
 
     async def append(self: Hub, drafts: Sequence[Draft]) -> list[EventId]:
@@ -98,6 +96,13 @@ async def test_a_route_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
         return await original(self, drafts)
 
     monkeypatch.setattr(Hub, "append", append)
+
+
+# Requests
+
+
+async def test_a_route_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    raise_for_events_of_victim(monkeypatch)
     async with ward() as guarded:
         answer = await ask(guarded.url, "POST", "/publish?topic=victim", body=b"1")
         assert (answer.status, answer.code) == (500, "internal-error")
@@ -106,14 +111,7 @@ async def test_a_route_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_publish_operation_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Hub.append
-
-    async def append(self: Hub, drafts: Sequence[Draft]) -> list[EventId]:
-        if drafts[0].topic == "victim":
-            raise Bug
-        return await original(self, drafts)
-
-    monkeypatch.setattr(Hub, "append", append)
+    raise_for_events_of_victim(monkeypatch)
     async with ward() as guarded:
         with await open_websocket(guarded.url, "/ws") as websocket:
             await websocket.wire.send(frame(TEXT, b'{"op":"publish","topic":"victim","data":1}'))
