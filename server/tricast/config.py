@@ -148,6 +148,7 @@ class WebSocketSection(Section):
     ping_timeout: PositiveDuration = 60.0
     close_timeout: PositiveDuration = 5.0
     max_message: PositiveSize = 64 * 2**10
+    permessage_deflate: bool = False
     handler: tuple[HandlerEntry, ...] = ()
 
     @model_validator(mode="after")

@@ -251,7 +251,8 @@ async def _flush_forever(hub: Hub, bell: _Bell) -> None:
 
 def _tick_of(config: Config) -> float:
     """A quarter of the shortest interval that is swept for, within what is neither busy nor late."""
-    shortest = min(config.sse.keepalive, config.websocket.ping_interval, config.websocket.ping_timeout)
+    websocket = config.websocket
+    shortest = min(config.sse.keepalive, websocket.ping_interval, websocket.ping_timeout, config.poll.timeout)
     return min(max(shortest / 4, 0.005), 0.25)
 
 

@@ -50,10 +50,14 @@ class Request:
         """The first value of a header, or None."""
         return next((value for found, value in self.headers if found == name), None)
 
+    def members(self, name: bytes) -> list[bytes]:
+        """A comma-separated header's members, over all its lines (RFC 9110 5.6.1)."""
+        values = b",".join([value for found, value in self.headers if found == name])
+        return [member.strip() for member in values.split(b",")] if values else []
+
     def tokens(self, name: bytes) -> set[bytes]:
-        """A comma-separated header's members in lower case, over all its lines (RFC 9110 5.6.1)."""
-        values = b",".join(value for found, value in self.headers if found == name)
-        return {token.strip().lower() for token in values.split(b",")} - {b""}
+        """The same members where their case does not matter, in lower case."""
+        return {member.lower() for member in self.members(name)} - {b""}
 
     def parameters(self, name: str) -> list[str]:
         """All values of a query parameter."""
@@ -69,6 +73,11 @@ class Request:
         if len(values) > 1:
             raise RemoteProtocolError(f"{name} is given {len(values)} times", code="bad-query")
         return values[0] if values else None
+
+    @property
+    def keeps_alive(self) -> bool:
+        """Whether the client wants to send another request (RFC 9112 9.3); HTTP/1.0 is not kept alive here."""
+        return self.is_http_11 and b"close" not in self.tokens(b"connection")
 
     @property
     def wants_websocket(self) -> bool:
@@ -107,6 +116,31 @@ class Response(NamedTuple):
     headers: Headers = ()
     body: bytes = b""
     closes: bool = False
+
+
+_STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+#: Asks for the body that the client holds back (RFC 9110 10.1.1).
+CONTINUE = _STATUS_LINES[100] + b"\r\n"
+CLOSE = b"connection: close\r\n"
+END_OF_HEAD = b"\r\n"
+
+
+def encode_head(status: int, *lines: bytes) -> bytes:
+    """A response up to its body, or to where the caller goes on (RFC 9112 4).
+
+    Written here and not by h11, which checks every field on its way out: what goes out is either our own text, or was
+    a field of a request, which h11 has checked on its way in. That check was a third of what an answer cost.
+
+    Args:
+        status: the status code.
+        lines: header lines (see ``encode_headers``), and the empty line that ends them.
+    """
+    return b"".join((_STATUS_LINES[status], *lines))
+
+
+def encode_headers(headers: Headers) -> bytes:
+    """Headers as the lines of a head (RFC 9112 5), in wire order; nothing in them may end a line."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 def split_target(target: bytes) -> tuple[str, tuple[tuple[str, str], ...]]:
