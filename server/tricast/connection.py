@@ -58,6 +58,13 @@ class Connection:
         self.last_received = trio.current_time()
         self.is_closed = False
 
+    async def open(self) -> None:
+        """Does what must be done before anything can be received or sent.
+
+        Raises:
+            ConnectionLost: the peer is gone, or cannot be agreed with.
+        """
+
     async def receive(self) -> bytes:
         """The next bytes from the peer; empty when it will send no more. Cancelling loses none.
 

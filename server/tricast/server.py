@@ -31,6 +31,7 @@ from tricast.publish import Idempotency
 from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
 from tricast.runtime import Handler, Logger, Runtime
 from tricast.sweep import Wheel
+from tricast.tls import load_context
 
 #: How often per second connections are ended while draining.
 _DRAIN_STEPS_PER_SECOND = 20
@@ -107,10 +108,11 @@ async def serve(
         task_status: started with the ``Server`` once it listens: ``server = await nursery.start(serve, config)``.
 
     Raises:
-        ConfigError: a WebSocket handler cannot be imported.
+        ConfigError: a WebSocket handler cannot be imported, or the certificate cannot be used.
         OSError: a listener's address cannot be had.
     """
     logger = logger if logger is not None else library_logger()
+    tls = load_context(config.tls)
     log = log or _log_of(config)
     wake = _Bell()
     hub = Hub(
@@ -142,7 +144,8 @@ async def serve(
         admin_listeners: list[socket.socket] = []
         if config.admin.enabled:
             admin_listeners = await listen(at_the_end, config.admin.host, config.admin.port, config)
-        server = Server(runtime, tuple(map(url_of, listeners)), tuple(map(url_of, admin_listeners)))
+        urls = tuple(url_of(listener, has_tls=tls is not None) for listener in listeners)
+        server = Server(runtime, urls, tuple(map(url_of, admin_listeners)))
         at_the_end.callback(server.stopped)
         async with log.open(hub.committed), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
@@ -159,6 +162,7 @@ async def serve(
                         spare,
                         capacity=_capacity_of(config),
                         max_refusing=config.limits.reserved_descriptors // 2,
+                        tls=tls,
                     )
                     for listener in listeners:
                         listening.start_soon(acceptor.accept_forever, listener)
@@ -323,6 +327,7 @@ async def _serve_connection(runtime: Runtime, route: Router, connection: Connect
     """One connection from its first byte to its end. The one guard: whatever it raises, it is the only one to end."""
     try:
         async with trio.open_nursery() as nursery:
+            await connection.open()
             stream = await HttpConnection(connection, runtime, route).run()
             if stream is not None:
                 await stream.run(nursery)
