@@ -138,7 +138,8 @@ class Connection:
         """
         while self.send_now(data) is Sent.NOTHING:
             await self.drain()
-        await self.drain()
+        if self._tail is not None:
+            await self.drain()
 
     async def send_soon(self, data: bytes) -> None:
         """Sends it in one call with what follows, and before anything is received, so that many answers cost one call.

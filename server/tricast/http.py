@@ -115,7 +115,6 @@ class Exchange:
             await self.connection.send(CONTINUE)
         body = bytearray()
         pieces = 0
-        # A request without a body has come to its end already.
         while self._h11.their_state is h11.SEND_BODY:
             event = self._h11.next_event()
             if isinstance(event, h11.Data):
@@ -310,8 +309,6 @@ class HttpConnection:
 
     async def _answer(self, exchange: Exchange) -> Answer:
         try:
-            if self._has_no_body(exchange.request):
-                self._h11.next_event()
             return await self._route(exchange)
         except (RemoteProtocolError, Unavailable) as error:
             return problem_of(error)
@@ -329,10 +326,6 @@ class HttpConnection:
         with suppress(ConnectionLost), trio.move_on_after(_LAST_WORD_SECONDS, shield=True):
             failure = problem(500, "the server failed at this", code="internal-error", closes=True)
             await self._respond(failure, exchange.request)
-
-    @staticmethod
-    def _has_no_body(request: Request) -> bool:
-        return request.header(b"transfer-encoding") is None and int(request.header(b"content-length") or 0) == 0
 
     async def _respond(self, response: Response, request: Request | None, *, is_head: bool = False) -> bool:
         """Sends a whole answer in one piece; returns whether another request may follow.
@@ -364,7 +357,7 @@ class HttpConnection:
 
     def _closes_after(self, request: Request) -> bool:
         # Where a request was not read to its end, the next one's beginning cannot be found.
-        is_unread = self._h11.their_state in (h11.SEND_BODY, h11.ERROR)
+        is_unread = request.has_body and self._h11.their_state in (h11.SEND_BODY, h11.ERROR)
         return is_unread or self._runtime.is_draining or not request.keeps_alive
 
     def _begin_cycle(self) -> None:

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from tricast import metrics
 from tricast.errors import RemoteProtocolError, Unavailable
-from tricast.event import DEFAULT_TYPE, Draft, TopicSet, data_as_json
+from tricast.event import DEFAULT_TYPE, Draft, data_as_json
 from tricast.http import Answer, Exchange, Handover
 from tricast.publish import NDJSON, Idempotency, batch_drafts
 from tricast.runtime import Handler, Runtime
@@ -116,7 +116,7 @@ async def subscribe(exchange: Exchange) -> Answer:
 
 async def _subscribe_over_http(exchange: Exchange) -> Answer:
     request, runtime = exchange.request, exchange.runtime
-    topics = TopicSet(check_topics(request.parameters("topic"), runtime))
+    topics = check_topics(request.parameters("topic"), runtime)
     start = await settle(start_of(last_id_of(request), runtime.hub.last_id), topics, runtime.hub)
     envelope = _wants_envelope(request)
     refuse_while_draining(runtime)
@@ -146,6 +146,8 @@ def _wants_envelope(request: Request) -> bool:
 
 async def _with_cors(exchange: Exchange, route: Route) -> Answer:
     """The route's answer, problems included, with the headers without which a page cannot read it (Fetch 3.2)."""
+    if not exchange.runtime.config.server.cors_origins:
+        return await route(exchange)
     try:
         answer = await route(exchange)
     except (RemoteProtocolError, Unavailable) as error:
@@ -195,7 +197,7 @@ async def subscribe_websocket(exchange: Exchange) -> Answer:
     # What the URL asks for is checked before the upgrade, so that a mistake in it gets an HTTP answer.
     if names := request.parameters("topic"):
         topics = check_topics(names, runtime)
-        start = await settle(start_of(last_id_of(request), runtime.hub.last_id), TopicSet(topics), runtime.hub)
+        start = await settle(start_of(last_id_of(request), runtime.hub.last_id), topics, runtime.hub)
         subscription = Subscription(topics, start)
     return upgrade(exchange, serve_topics, SUBPROTOCOL, subscription)
 

@@ -218,11 +218,12 @@ def _calm_garbage_collector() -> None:
     """Keeps the cycle collector from walking what lives as long as the process, again and again.
 
     A connection makes some twenty container objects and no cycles, so with the default threshold of 700 every 35th
-    accept would start a collection.
+    accept would start a collection. At 10,000 a collection of the youngest takes less than a millisecond; of the older
+    ones there is one for 50,000 connections.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(10_000, 100, 20)
 
 
 def _announce(server: Server, logger: Logger) -> None:

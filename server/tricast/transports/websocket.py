@@ -31,6 +31,7 @@ _FRAMES_PER_TURN = 32
 _MAX_TOGETHER = 100
 #: Close codes with their meaning (RFC 6455 7.4.1, and the registry for 1012).
 NORMAL, INTERNAL_ERROR, RESTARTING = 1000, 1011, 1012
+_NOTHING = TopicSet(())
 
 
 class Subscription(NamedTuple):
@@ -41,7 +42,7 @@ class Subscription(NamedTuple):
         start: where it begins.
     """
 
-    topics: frozenset[str]
+    topics: TopicSet
     start: Start
 
 
@@ -88,7 +89,7 @@ class Session(Stream):
         self._received: bytearray | None = bytearray(received) if received else None
         self._handler: Handler | None = handler
         self._subscription = subscription
-        self._topics: frozenset[str] = frozenset()
+        self._topics = _NOTHING
         self._parts: list[Any] | None = None  # str or bytes: wsproto does not mix kinds within a message
         self._size = 0
         self._frames = 0
@@ -112,7 +113,7 @@ class Session(Stream):
     @property
     def topics(self) -> frozenset[str]:
         """The topics and patterns that this connection is subscribed to."""
-        return self._topics
+        return self._topics.names
 
     def __aiter__(self) -> Self:
         return self
@@ -196,7 +197,8 @@ class Session(Stream):
 
     async def unsubscribe(self, *topics: str) -> None:
         """Takes topics away. Those that were not subscribed to do not matter."""
-        self.resubscribe(Subscription(self._topics - set(topics), Start(self._here(), is_given=False)))
+        rest = TopicSet(self.topics.difference(topics))
+        self.resubscribe(Subscription(rest, Start(self._here(), is_given=False)))
 
     async def close(self, code: int = NORMAL, reason: str = "") -> None:
         """Closes the connection; messages that come in from now on are thrown away.
@@ -218,8 +220,8 @@ class Session(Stream):
         Raises:
             RemoteProtocolError: a topic or the position is not one, there is none, or there are too many.
         """
-        together = check_topics({*self._topics, *check_topics(topics, self.runtime)}, self.runtime)
-        start = await settle(start_of(last_id, self._here()), TopicSet(together), self.runtime.hub)
+        together = check_topics(self.topics | check_topics(topics, self.runtime).names, self.runtime)
+        start = await settle(start_of(last_id, self._here()), together, self.runtime.hub)
         return Subscription(together, start)
 
     def pause(self) -> None:
@@ -235,11 +237,11 @@ class Session(Stream):
         self._check_open()
         self._topics = subscription.topics
         if self._topics:
-            self.follow(TopicSet(self._topics), subscription.start)
+            self.follow(self._topics, subscription.start)
         else:
             self.pause()
         if self.feed is not None:
-            self._topics = self.feed.topics.names  # the same, shared with all who follow it
+            self._topics = self.feed.topics  # the same, shared with all who follow it
 
     def _here(self) -> EventId:
         """The position now: topics that are added begin here, like those that are there already go on from here."""
@@ -525,7 +527,7 @@ async def _subscribe(session: Session, operation: wire.Subscribe) -> None:
 
 def _subscribed(subscription: Subscription, ref: Reference) -> bytes:
     topics, start = subscription
-    return wire.encode_reply("ok", "subscribe", ref, topics=sorted(topics), last_id=str(start.position))
+    return wire.encode_reply("ok", "subscribe", ref, topics=sorted(topics.names), last_id=str(start.position))
 
 
 def _error(error: RemoteProtocolError | Unavailable, ref: Reference) -> bytes:

@@ -5,6 +5,7 @@ Parsing heads and bodies is h11's; this module says what the parsed thing means 
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -44,7 +45,7 @@ class Request:
         self.target = target
         self.headers = headers
         self.is_http_11 = http_version == b"1.1"
-        self.path, self.query = split_target(target)
+        self.path, self.query = _split_again(target) if len(target) <= _MAX_REMEMBERED_BYTES else split_target(target)
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header, or None."""
@@ -80,9 +81,14 @@ class Request:
         return self.is_http_11 and b"close" not in self.tokens(b"connection")
 
     @property
+    def has_body(self) -> bool:
+        """Whether a body follows the head (RFC 9112 6.3)."""
+        return self.header(b"transfer-encoding") is not None or self.header(b"content-length") not in (None, b"0")
+
+    @property
     def wants_websocket(self) -> bool:
         """Whether the client asks for an upgrade: by GET (RFC 6455 4.1), and not in HTTP/1.0 (RFC 9110 7.8)."""
-        if self.method != "GET" or not self.is_http_11:
+        if self.method != "GET" or not self.is_http_11 or self.header(b"upgrade") is None:
             return False
         return b"websocket" in self.tokens(b"upgrade") and b"upgrade" in self.tokens(b"connection")
 
@@ -162,6 +168,11 @@ def split_target(target: bytes) -> tuple[str, tuple[tuple[str, str], ...]]:
         return unquote_to_bytes(path).decode(), tuple(pairs)
     except UnicodeDecodeError:
         raise RemoteProtocolError("the request target is not UTF-8 in percent encoding", code="bad-target") from None
+
+
+#: Subscribers of one topic ask for the same target, thousands of them; longer ones would make this a lot of memory.
+_MAX_REMEMBERED_BYTES = 256
+_split_again = lru_cache(maxsize=1024)(split_target)
 
 
 def json_response(status: int, value: object, headers: Headers = ()) -> Response:
