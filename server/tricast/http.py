@@ -31,6 +31,7 @@ from tricast.wire.http1 import (
 
 #: Pipelined bytes that are read while an answer is waited for; behind them, a client that leaves is seen late.
 _MAX_READ_AHEAD = 64 * 2**10
+_PIECES_PER_TURN = 64
 #: How long a client may take for the answer that its request made the server fail.
 _LAST_WORD_SECONDS = 2.0
 
@@ -105,28 +106,36 @@ class Exchange:
         length = self.request.header(b"content-length")
         if length is not None and int(length) > max_bytes:
             raise LimitExceeded(limit, max_bytes, int(length), closes=True)
+        body = bytearray()
+        if isinstance(self._take_pieces(body, limit, max_bytes), h11.EndOfMessage):
+            return bytes(body)  # it came with the head, as a short one does
         seconds = self.runtime.config.limits.body_timeout
         with trio.move_on_after(seconds):
-            return await self._read_body(limit, max_bytes)
+            await self._read_rest(body, limit, max_bytes)
+            return bytes(body)
         raise RemoteProtocolError(f"the body did not come within {seconds:g} s", status=408, closes=True)
 
-    async def _read_body(self, limit: str, max_bytes: int) -> bytes:
+    async def _read_rest(self, body: bytearray, limit: str, max_bytes: int) -> None:
         if self._h11.they_are_waiting_for_100_continue:
             await self.connection.send(CONTINUE)
-        body = bytearray()
-        pieces = 0
-        while self._h11.their_state is h11.SEND_BODY:
-            event = self._h11.next_event()
-            if isinstance(event, h11.Data):
-                body += event.data
-                if len(body) > max_bytes:
-                    raise LimitExceeded(limit, max_bytes, closes=True)
-                pieces += 1
-                if pieces % 64 == 0:  # chunks of one byte each come by the thousand in one read
-                    await trio.lowlevel.checkpoint()
-            elif event is h11.NEED_DATA:
+        while not isinstance(event := self._take_pieces(body, limit, max_bytes), h11.EndOfMessage):
+            if event is h11.NEED_DATA:
                 self._h11.receive_data(await self.connection.receive())
-        return bytes(body)
+            else:
+                await trio.lowlevel.checkpoint()
+
+    def _take_pieces(self, body: bytearray, limit: str, max_bytes: int) -> object:
+        """Takes what has come of the body, but not too much in a row; returns the last event of h11."""
+        # Chunks of one byte each come by the thousand in one read.
+        pieces = 0
+        while isinstance(event := self._h11.next_event(), h11.Data):
+            body += event.data
+            if len(body) > max_bytes:
+                raise LimitExceeded(limit, max_bytes, closes=True)
+            pieces += 1
+            if pieces == _PIECES_PER_TURN:
+                break
+        return event
 
     def stream_head(self, headers: Headers) -> bytes:
         """The head of a 200 response whose body is written from then on by somebody else.
@@ -153,7 +162,7 @@ class HttpConnection:
         route: answers requests.
 
     Attributes:
-        slot: its place on the wheel, where waiting polls are ended and then their connections.
+        slot: its place on the wheel, where what waits too long is ended.
     """
 
     __slots__ = (
@@ -163,6 +172,7 @@ class HttpConnection:
         "_exchange",
         "_failure",
         "_h11",
+        "_look_at",
         "_poll",
         "_route",
         "_runtime",
@@ -175,11 +185,13 @@ class HttpConnection:
         self._runtime = runtime
         self._route = route
         self._h11 = self._new_h11()
-        #: Around whatever waits for the client, and may be cut short by a drain or by an answer.
+        #: Around whatever waits for the client, and may be cut short: by its deadline, a drain or an answer. The
+        #: deadline is on the wheel, which costs a tenth of one in the scope.
         self._scope: trio.CancelScope | None = None
+        self._deadline = 0.0
+        self._look_at = 0.0  # when the wheel comes back here
         self._poll: LongPoll | None = None
         self._exchange: Exchange | None = None  # the poll's
-        self._deadline = 0.0  # when the poll, or after it the connection, has waited long enough
         self._closes = False
         self._failure: Exception | None = None
         self.slot = -1
@@ -228,10 +240,35 @@ class HttpConnection:
             self._end()
 
     def _end(self) -> None:
-        """Ends the connection while nothing is asked of it."""
+        """Ends the connection while nothing is asked of it, or nothing more of what was begun comes."""
         assert self._scope is not None
         self._closes = True
         self._scope.cancel()
+
+    def _wait_at_most(self, seconds: float) -> trio.CancelScope:
+        """A scope for something that waits for the client, with its deadline on the wheel."""
+        self._set_deadline(trio.current_time() + seconds)
+        self._scope = trio.CancelScope()
+        return self._scope
+
+    def _set_deadline(self, deadline: float) -> None:
+        self._deadline = deadline
+        # Most are set anew before they come, and then the wheel is told when it looks here.
+        if self.slot < 0 or deadline < self._look_at:
+            self._look_at = deadline
+            self._runtime.wheel.add(self, deadline)
+
+    def sweep(self, now: float) -> float | None:
+        """See ``Swept.sweep``."""
+        if self._scope is None:
+            return None  # busy; whatever waits next comes back here
+        if now >= self._deadline:
+            if self._poll is None:
+                self._end()
+                return None
+            self._poll.give_up()
+        self._look_at = self._deadline
+        return self._deadline
 
     # The head
 
@@ -263,21 +300,19 @@ class HttpConnection:
     async def _wait_for_head(self, *, is_first: bool) -> h11.Request | None:
         limits = self._runtime.config.limits
         has_begun = is_first or self._h11.trailing_data[0] != b""
-        seconds = limits.head_timeout if has_begun else limits.idle_timeout
-        scope = self._scope = trio.move_on_after(seconds)
-        with scope:
+        with self._wait_at_most(limits.head_timeout if has_begun else limits.idle_timeout):
             while (event := self._h11.next_event()) is h11.NEED_DATA:
                 data = await self._connection.receive()
                 if not has_begun:
                     has_begun = True
-                    scope.deadline = trio.current_time() + limits.head_timeout
+                    self._set_deadline(trio.current_time() + limits.head_timeout)
                 self._h11.receive_data(data)
             self._scope = None
             return event if isinstance(event, h11.Request) else None
         # Cut off here: by the deadline, or by a drain while nothing was on its way.
         self._scope = None
         if self._h11.trailing_data[0]:
-            raise RemoteProtocolError(f"the head did not come within {seconds:g} s", status=408)
+            raise RemoteProtocolError(f"the head did not come within {limits.head_timeout:g} s", status=408)
         return None
 
     def _check_head(self, request: h11.Request, fields: Headers) -> None:
@@ -401,12 +436,8 @@ class HttpConnection:
         return not self._closes
 
     async def _wait_for_answer(self) -> None:
-        self._deadline = trio.current_time() + self._runtime.config.poll.timeout
-        if self.slot < 0:
-            self._runtime.wheel.add(self, self._deadline)
         ahead = len(self._h11.trailing_data[0])
-        scope = self._scope = trio.CancelScope()
-        with scope:
+        with self._wait_at_most(self._runtime.config.poll.timeout) as scope:
             while ahead < _MAX_READ_AHEAD:
                 data = await self._connection.receive()
                 if self._poll is not None and not data:
@@ -427,7 +458,7 @@ class HttpConnection:
         self._poll = None
         self._runtime.hub.leave(poll)
         self._log(exchange, status)
-        self._deadline = self._runtime.wheel.now + self._runtime.config.limits.idle_timeout
+        self._set_deadline(self._runtime.wheel.now + self._runtime.config.limits.idle_timeout)
         self._closes = self._closes_after(exchange.request)
         closing = CLOSE if self._closes else b""
         sent = self._connection.send_now(
@@ -443,18 +474,6 @@ class HttpConnection:
         self._failure = error
         if self._scope is not None:
             self._scope.cancel()
-
-    def sweep(self, now: float) -> float | None:
-        """See ``Swept.sweep``: ends polls that found nothing, and the connections that ask nothing any more."""
-        if self._exchange is None:
-            return None  # busy with something else; the next poll comes back here
-        if now >= self._deadline:
-            if self._poll is None:
-                self._end()
-                return None
-            self._poll.give_up()
-        # Never later than the next poll could have to be ended.
-        return min(self._deadline, now + self._runtime.config.poll.timeout)
 
     def _log(self, exchange: Exchange, status: int) -> None:
         self._runtime.counters.requests[exchange.label, status] += 1
