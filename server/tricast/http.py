@@ -164,6 +164,7 @@ class HttpConnection:
         "_exchange",
         "_failure",
         "_h11",
+        "_late",
         "_poll",
         "_route",
         "_runtime",
@@ -182,6 +183,7 @@ class HttpConnection:
         self._exchange: Exchange | None = None  # the poll's
         self._deadline = 0.0  # when the poll, or after it the connection, has waited long enough
         self._closes = False
+        self._late: bytes | None = None  # the poll's answer, for which there is no room yet
         self._failure: Exception | None = None
         self.slot = -1
 
@@ -393,6 +395,9 @@ class HttpConnection:
             poll.answering = self
             if poll.kept is not None:
                 self.answer_poll(200, poll.kept)
+            elif self._runtime.is_draining:
+                # It began while the log was read, and found nothing here that it could end.
+                poll.give_up(self._runtime.jitter(self._runtime.config.drain.retry_after))
             else:
                 await self._wait_for_answer()
         finally:
@@ -402,10 +407,15 @@ class HttpConnection:
             if not isinstance(self._failure, ConnectionLost):
                 await self._tell_of_failure(exchange)
             raise self._failure
+        if self._late is not None:
+            late, self._late = self._late, None
+            await self._connection.send(late)
         await self._connection.drain()
-        if self._closes:
+        # The draining may have begun while this was sent.
+        closes = self._closes or (self._runtime.is_draining and not self._h11.trailing_data[0])
+        if closes:
             await self._connection.linger()
-        return not self._closes
+        return not closes
 
     async def _wait_for_answer(self) -> None:
         self._deadline = trio.current_time() + self._runtime.config.poll.timeout
@@ -423,6 +433,7 @@ class HttpConnection:
                     break
                 ahead += len(data)
             else:
+                await self._connection.flush()
                 await trio.sleep_forever()
         self._scope = None
 
@@ -434,16 +445,24 @@ class HttpConnection:
         self._poll = None
         self._runtime.hub.leave(poll)
         self._log(exchange, status)
-        self._deadline = self._runtime.wheel.now + self._runtime.config.limits.idle_timeout
+        self._wait_for_next()
         self._closes = self._closes_after(exchange.request)
         closing = CLOSE if self._closes else b""
-        sent = self._connection.send_now(
-            encode_head(status, poll.headers, self._runtime.common_headers(), closing, end)
-        )
+        answer = encode_head(status, poll.headers, self._runtime.common_headers(), closing, end)
+        sent = self._connection.send_now(answer)
+        if sent is Sent.NOTHING:  # the client has yet to read what it asked for before
+            self._late = answer
         must_wake = self._closes or sent is not Sent.ALL or self._h11.trailing_data[0] != b""
         self._begin_cycle()
         if must_wake and self._scope is not None:
             self._scope.cancel()
+
+    def _wait_for_next(self) -> None:
+        config = self._runtime.config
+        self._deadline = trio.current_time() + config.limits.idle_timeout
+        # On the wheel it is where the poll would have ended.
+        if self.slot >= 0 and config.limits.idle_timeout < config.poll.timeout:
+            self._runtime.wheel.add(self, self._deadline)
 
     def fail_poll(self, error: Exception) -> None:
         """See ``Answering.fail_poll``."""
