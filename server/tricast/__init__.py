@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     )
     from tricast.event import Event, EventId
     from tricast.hub import Hub
-    from tricast.server import Server, run, serve
+    from tricast.server import Server, serve
     from tricast.transports.websocket import Session
+    from tricast.workers.program import run
 
 __version__ = "0.1.0"
 
@@ -56,7 +57,7 @@ _MODULES = {
     "EventId": "event",
     "Hub": "hub",
     "Server": "server",
-    "run": "server",
+    "run": "workers.program",
     "serve": "server",
     "Session": "transports.websocket",
 }

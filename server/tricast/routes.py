@@ -4,8 +4,6 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
 
-from prometheus_client import CollectorRegistry
-
 from tricast import metrics
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.event import DEFAULT_TYPE, Draft, TopicSet, data_as_json
@@ -73,7 +71,7 @@ class Routes:
         return problem(405, f"{request.method} is not for this path", code="method-not-allowed", headers=(allowed,))
 
 
-def public_routes(runtime: Runtime, idempotency: Idempotency) -> Routes:
+def public_routes(runtime: Runtime, idempotency: Idempotency, expose: metrics.Expose) -> Routes:
     """The paths for subscribers and publishers, the page, and health and metrics unless these have a listener."""
     # HTML 9.2 names Last-Event-ID; the rest of what subscribers send is safelisted (Fetch 2.2.2).
     events: Mapping[str, Route] = {
@@ -94,13 +92,13 @@ def public_routes(runtime: Runtime, idempotency: Idempotency) -> Routes:
     if runtime.config.server.page:
         table.update({path: {"GET": page} for path, page in _page_routes().items()})
     if not runtime.config.admin.enabled:
-        table.update(_operations(runtime))
+        table.update(_operations(expose))
     return Routes(runtime, table)
 
 
-def admin_routes(runtime: Runtime) -> Routes:
+def admin_routes(runtime: Runtime, expose: metrics.Expose) -> Routes:
     """The paths for those who run the server."""
-    return Routes(runtime, _operations(runtime))
+    return Routes(runtime, _operations(expose))
 
 
 # Subscribing
@@ -259,9 +257,8 @@ class Publisher:
 # Operations
 
 
-def _operations(runtime: Runtime) -> Mapping[str, Mapping[str, Route]]:
-    registry = metrics.registry_of(runtime)
-    routes: tuple[Route, ...] = (health, ready, _Metrics(registry))
+def _operations(expose: metrics.Expose) -> Mapping[str, Mapping[str, Route]]:
+    routes: tuple[Route, ...] = (health, ready, _Metrics(expose))
     return {path: {"GET": route} for path, route in zip(_OPERATIONS, routes, strict=True)}
 
 
@@ -277,11 +274,11 @@ async def ready(exchange: Exchange) -> Response:
 
 
 class _Metrics:
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def __init__(self, expose: metrics.Expose) -> None:
+        self._expose = expose
 
     async def __call__(self, _: Exchange) -> Response:
-        return Response(200, ((b"content-type", metrics.CONTENT_TYPE.encode()),), metrics.expose(self._registry))
+        return Response(200, ((b"content-type", metrics.CONTENT_TYPE.encode()),), await self._expose())
 
 
 # The page

@@ -26,6 +26,7 @@ LAYERS = (
     ("routes",),
     ("listening", "logs"),
     ("server",),
+    ("workers",),
     ("",),  # the package itself: what it offers to those who import it
     ("client",),
     ("cli",),
