@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import trio
@@ -110,6 +110,7 @@ class ServerProcess:
         self.url = ""
         self.lines: list[str] = []
         self._begun = trio.Event()
+        self._more = trio.Event()
 
     async def read_log(self) -> None:
         """Reads what it logs, to the end."""
@@ -118,6 +119,7 @@ class ServerProcess:
         async for data in self.process.stdout:
             *lines, rest = (rest + data).split(b"\n")
             self.lines += [line.decode() for line in lines]
+            self._more.set()
             for line in self.lines:
                 if not self.url and (match := re.search(r"http://[\d.]+:\d+", line)):
                     self.url = match[0]
@@ -127,18 +129,47 @@ class ServerProcess:
         """Returns when it listens."""
         await self._begun.wait()
 
+    async def wait_said(self, text: str, times: int = 1) -> list[str]:
+        """The lines that hold the text, once there are so many."""
+        while len(found := self.said(text)) < times:
+            self._more = trio.Event()
+            await self._more.wait()
+        return found
+
+    def said(self, text: str) -> list[str]:
+        """The lines so far that hold the text."""
+        return [line for line in self.lines if text in line]
+
+
+Program = TypeVar("Program", bound=ServerProcess)
+
 
 @asynccontextmanager
 async def serving_process(*, within: float = 20.0, **sections: Any) -> AsyncIterator[ServerProcess]:
     """A server as a program, which is ended at the end of the block if it has not ended by then."""
     config = json.dumps({"server": {"port": 0}} | sections)
+    async with serving_as(sys.executable, "-c", _PROGRAM, config, within=within) as server:
+        yield server
+
+
+@asynccontextmanager
+async def serving_as(
+    *command: str, within: float = 20.0, kind: type[Program] = ServerProcess, **options: Any
+) -> AsyncIterator[Program]:
+    """A command that is a server, which is ended at the end of the block if it has not ended by then.
+
+    Args:
+        command: with its arguments.
+        within: seconds the whole block may take.
+        kind: the class of what is yielded.
+        options: of ``subprocess.Popen``.
+    """
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with trio.fail_after(within):
         async with trio.open_nursery() as nursery:
-            process = await trio.lowlevel.open_process(
-                [sys.executable, "-c", _PROGRAM, config], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
+            process = await trio.lowlevel.open_process(command, **streams, **options)
             async with ended(process):
-                server = ServerProcess(process)
+                server = kind(process)
                 nursery.start_soon(server.read_log)
                 await server.wait_begun()
                 yield server
