@@ -1,4 +1,4 @@
-"""A server of several processes: its workers die, hang, are replaced and end, and clients must not notice more than that.
+"""A server of several processes: its workers die, hang, are replaced and end, and clients notice as little as can be.
 
 Everything here runs as a program: the supervisor and its workers, on a free port.
 """
@@ -95,9 +95,13 @@ def is_alive(pid: int) -> bool:
 
 
 async def gone(pid: int) -> None:
-    """Returns when there is no such process."""
-    while is_alive(pid):
-        await trio.sleep(0.01)
+    """Returns when the process has ended, whether or not somebody has asked how."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    await trio.lowlevel.wait_readable(process)
+    os.close(process)
 
 
 # Sharing
