@@ -8,7 +8,6 @@ from pathlib import Path
 
 import trio
 
-import tricast
 from tricast.runtime import Logger
 from tricast.workers.control import Accept, Begin, Control, Failed, Ready, Retire
 
@@ -167,5 +166,5 @@ class Worker:
 
 def _safe_path() -> list[str]:
     """Keeps modules in the current folder from standing in for Python's, unless Tricast itself is found there."""
-    package = Path(tricast.__file__).parent
-    return [] if package.parent == Path.cwd() else ["-P"]
+    folder_of_package = Path(__file__).parents[2]
+    return [] if folder_of_package == Path.cwd() else ["-P"]
