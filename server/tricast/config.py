@@ -28,6 +28,8 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from tricast.errors import ConfigError, ConfigProblem
 
+#: What the URL of a log in a file begins with; the rest is the path, as SQLAlchemy has it.
+SQLITE_URL = "sqlite:///"
 ENV_PREFIX = "TRICAST_"
 ENV_DELIMITER = "__"
 
@@ -60,8 +62,11 @@ def _format_quantity(value: float, units: Mapping[str, float]) -> str:
 
 def _check_log_url(value: str) -> str:
     # The value is not repeated: a URL may hold a password.
-    if value != "memory:":
-        raise PydanticCustomError("order", 'Input should be "memory:", the only kind of log there is')
+    path = value.removeprefix(SQLITE_URL)
+    if value != "memory:" and (path == value or not path.strip("/") or path == ":memory:"):
+        raise PydanticCustomError(
+            "order", 'Input should be "memory:" or "sqlite:///path" (four slashes: from the root)'
+        )
     return value
 
 
@@ -118,6 +123,8 @@ class LogSection(Section):
     """Where the events are kept."""
 
     url: Annotated[str, AfterValidator(_check_log_url)] = "memory:"
+    synchronous: Literal["full", "normal", "off"] = "full"
+    cache_size: PositiveSize = 64 * 2**20
 
 
 class PollSection(Section):
