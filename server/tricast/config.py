@@ -28,6 +28,9 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from tricast.errors import ConfigError, ConfigProblem
 
+#: What the URL of a log in a file begins with; the rest is the path, as SQLAlchemy has it.
+SQLITE_URL = "sqlite:///"
+MEMORY_URL = "memory:"
 ENV_PREFIX = "TRICAST_"
 ENV_DELIMITER = "__"
 
@@ -61,8 +64,11 @@ def _format_quantity(value: float, units: Mapping[str, float]) -> str:
 
 def _check_log_url(value: str) -> str:
     # The value is not repeated: a URL may hold a password.
-    if value != "memory:":
-        raise PydanticCustomError("order", 'Input should be "memory:", the only kind of log there is')
+    path = value.removeprefix(SQLITE_URL)
+    if value != MEMORY_URL and (path == value or not path.strip("/") or path == ":memory:"):
+        raise PydanticCustomError(
+            "order", 'Input should be "memory:" or "sqlite:///path" (four slashes: from the root)'
+        )
     return value
 
 
@@ -128,7 +134,9 @@ class EventsSection(Section):
 class LogSection(Section):
     """Where the events are kept."""
 
-    url: Annotated[str, AfterValidator(_check_log_url)] = "memory:"
+    url: Annotated[str, AfterValidator(_check_log_url)] = MEMORY_URL
+    synchronous: Literal["full", "normal", "off"] = "full"
+    cache_size: PositiveSize = 64 * 2**20
 
 
 class PollSection(Section):

@@ -145,10 +145,15 @@ class Unavailable(TricastError):
 
 
 class LogUnavailable(Unavailable):
-    """The log cannot be written or read at the moment. What it acknowledged before stays acknowledged."""
+    """The log cannot be written or read at the moment. What it acknowledged before stays acknowledged.
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(f"the log is not available: {detail}", code="log-unavailable")
+    Attributes:
+        why: the detail without the beginning that all of these have.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the log is not available: {why}", code="log-unavailable")
+        self.why = why
 
 
 class ConnectionLost(TricastError):

@@ -72,6 +72,9 @@ class _RuntimeCollector(Collector):
         yield CounterMetricFamily("tricast_connections_accepted", "Connections accepted.", counters.accepted)
         yield CounterMetricFamily("tricast_connections_refused", "Connections answered with 503.", counters.refused)
         yield CounterMetricFamily("tricast_connections_failed", "Connections ended by a bug.", counters.failed)
+        yield CounterMetricFamily(
+            "tricast_connections_unavailable", "Connections ended because the log was not there.", counters.unavailable
+        )
         yield _labelled("tricast_connections_lost", "Connections that clients broke off.", "reason", counters.lost)
         yield _labelled("tricast_streams", "Subscriptions begun.", "transport", counters.streams)
         requests = CounterMetricFamily("tricast_http_requests", "Requests answered.", labels=["path", "status"])

@@ -14,22 +14,23 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import trio
 
 from tricast import metrics
-from tricast.config import Config
+from tricast.config import SQLITE_URL, Config
 from tricast.connection import Connection
 from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
-from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, leaf
+from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, Unavailable, leaf
 from tricast.http import HttpConnection, Router
 from tricast.hub import Hub
 from tricast.listening import Acceptor, Entrance, announce, listen, url_of
 from tricast.log.base import Log
 from tricast.log.memory import MemoryLog
+from tricast.log.sqlite import SqliteLog
 from tricast.logs import library_logger, program_logger
-from tricast.publish import Idempotency
 from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
 from tricast.runtime import Handler, Logger, Runtime
 from tricast.sweep import Wheel
@@ -150,10 +151,11 @@ async def serve(
 
     Raises:
         ConfigError: a WebSocket handler cannot be imported.
+        LogUnavailable: the log cannot be used.
         OSError: a listener's address cannot be had.
     """
     logger = logger if logger is not None else library_logger()
-    log = log or _log_of(config)
+    log = log or _log_of(config, logger)
     wake = _Bell()
     hub = Hub(
         log,
@@ -170,19 +172,14 @@ async def serve(
         logger=logger,
         handlers=load_handlers(config),
     )
-    idempotency = Idempotency(
-        window=config.publish.idempotency_window,
-        max_keys=config.publish.idempotency_keys,
-        clock=trio.current_time,
-    )
     # Two scopes: what the drain closes first, and what stays to the end.
     with ExitStack() as at_the_end, ExitStack() as sockets:
         spare = Spare()
         at_the_end.callback(spare.give_up)
         expose = metrics.alone(runtime) if share is None else share.boards.exposing(runtime)
-        routes = public_routes(runtime, idempotency, expose)
+        routes = public_routes(runtime, expose)
         listeners, admin_listeners = await _listeners_of(config, share, sockets, at_the_end)
-        async with log.open(hub.committed), trio.open_nursery() as background:
+        async with hub.open(), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
             background.start_soon(runtime.wheel.run)
             admin_entrance = _admin_entrance(runtime, expose, background, spare)
@@ -356,11 +353,23 @@ def _capacity_of(config: Config) -> int:
     return min(room, config.limits.connections or room)
 
 
-def _log_of(config: Config) -> Log:
+def _log_of(config: Config, logger: Logger) -> Log:
+    events = config.events
+    if config.log.url.startswith(SQLITE_URL):
+        return SqliteLog(
+            Path(config.log.url.removeprefix(SQLITE_URL)),
+            history=events.history,
+            history_age=events.history_age,
+            history_size=events.history_size,
+            cache_size=config.log.cache_size,
+            synchronous=config.log.synchronous,
+            clock=time.time,
+            logger=logger,
+        )
     return MemoryLog(
-        history=config.events.history,
-        history_age=config.events.history_age,
-        history_size=config.events.history_size,
+        history=events.history,
+        history_age=events.history_age,
+        history_size=events.history_size,
         clock=time.time,
     )
 
@@ -412,6 +421,10 @@ async def _serve_connection(runtime: Runtime, route: Router, connection: Connect
         lost = leaf(group)
         runtime.counters.lost[lost.reason] += 1
         runtime.logger.debug("connection lost", peer=connection.peer, why=str(lost))
+    except* Unavailable as group:
+        # The log says once what is wrong with it; this is one of those who could not be served meanwhile.
+        runtime.counters.unavailable += 1
+        runtime.logger.debug("connection ended", peer=connection.peer, why=str(leaf(group)))
     except* Exception:
         runtime.counters.failed += 1
         runtime.logger.exception("connection failed", peer=connection.peer)

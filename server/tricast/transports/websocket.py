@@ -25,8 +25,8 @@ from tricast.wire.http1 import Request
 
 #: Frames handled in a row before others get a turn: 64 KiB may hold ten thousand empty ones.
 _FRAMES_PER_TURN = 32
-#: Close codes with their meaning (RFC 6455 7.4.1, and the registry for 1012).
-NORMAL, INTERNAL_ERROR, RESTARTING = 1000, 1011, 1012
+#: Close codes with their meaning (RFC 6455 7.4.1, and the registry for 1012 and 1013).
+NORMAL, INTERNAL_ERROR, RESTARTING, TRY_AGAIN_LATER = 1000, 1011, 1012, 1013
 
 
 class Session(Stream):
@@ -260,9 +260,9 @@ class Session(Stream):
             # Its last word may have met a connection that is being closed from here, for instance by a drain.
             if self._protocol.state is not ConnectionState.LOCAL_CLOSING:
                 raise
-        except Exception:
+        except Exception as error:
             with trio.move_on_after(self.runtime.config.websocket.close_timeout, shield=True):
-                await self._finish(INTERNAL_ERROR)
+                await self._finish(TRY_AGAIN_LATER if isinstance(error, Unavailable) else INTERNAL_ERROR)
             raise
         await self._finish(NORMAL)
 

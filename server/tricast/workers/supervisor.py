@@ -7,15 +7,17 @@ wait in their queues rather than being turned away when a worker is not there.
 import json
 import os
 import random
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 
 import msgspec
 import trio
 
-from tricast.config import Config
+from tricast.config import MEMORY_URL, SQLITE_URL, Config
 from tricast.descriptors import raise_soft_limit
 from tricast.errors import ConfigError, ConfigProblem, WorkerFailed
 from tricast.listening import announce, listen, listen_in_groups, set_options
@@ -29,6 +31,7 @@ from tricast.workers.process import Worker
 _STEADY_SECONDS = 30.0
 _FIRST_DELAY = 0.5
 _LONGEST_DELAY = 30.0
+_PRIVATE_LOG = "log.db"
 #: What a reload cannot change, for the supervisor has it open or all workers must have the same.
 _FIXED = (
     ("server", "host"),
@@ -116,6 +119,9 @@ class Supervisor:
         self._board_fds = [Board.create(number) for number in range(self._count)]
         for fd in self._board_fds:
             at_the_end.callback(os.close, fd)
+        if config.log.url == MEMORY_URL:
+            self._folder = _private_folder()
+            at_the_end.callback(shutil.rmtree, self._folder, ignore_errors=True)
 
     async def _supervise(self, limits: tuple[int, int]) -> None:
         """Has as many workers as there should be, until it is told to go down."""
@@ -134,6 +140,12 @@ class Supervisor:
         raised = {} if before == after else {"raised_from": before}
         self._logger.info("workers", count=self._count, pids=[worker.pid for worker in self._workers])
         self._logger.info("descriptors of each worker", limit=after, **raised)
+        if self._folder:
+            self._logger.info(
+                f"log.url is {MEMORY_URL}, which several workers cannot share: "
+                "events are kept in a temporary folder and are gone when the server ends",
+                folder=self._folder,
+            )
         for number in range(self._count):
             policy.start_soon(self._keep, number)
         policy.start_soon(self._reload_when_asked)
@@ -143,11 +155,14 @@ class Supervisor:
             raise WorkerFailed(worker.lines or [f"worker {worker.number} could not begin: {_end_of(worker)}"])
 
     def _start(self, number: int, config: Config) -> Worker:
+        # As Python has it: a duration as text would be rounded.
+        settings = config.model_dump()
+        if self._folder:
+            settings["log"] |= {"url": f"{SQLITE_URL}{self._folder}/{_PRIVATE_LOG}", "synchronous": "off"}
         begin = Begin(
             worker=number,
             restarts=self._restarts[number],
-            # As Python has it: a duration as text would be rounded.
-            config=msgspec.Raw(json.dumps(config.model_dump()).encode()),
+            config=msgspec.Raw(json.dumps(settings).encode()),
             path=sys.path,
             listeners=[[listener.fileno() for listener in group] for group in self._listeners],
             admin_listeners=[listener.fileno() for listener in self._admin_listeners],
@@ -280,6 +295,18 @@ class Supervisor:
             else:
                 self._logger.info("draining", signal=name, workers=len(self._alive))
                 self._down.set()
+
+
+def _private_folder() -> str:
+    """A folder for nobody else.
+
+    Raises:
+        WorkerFailed: there is no place for it.
+    """
+    try:
+        return tempfile.mkdtemp(prefix="tricast-")
+    except OSError as error:
+        raise WorkerFailed([f"cannot make a temporary folder for the log: {error.strerror or error}"]) from None
 
 
 def _end_of(worker: Worker) -> str:
