@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         RemoteProtocolError,
         TricastError,
         Unavailable,
+        WorkerFailed,
     )
     from tricast.event import Event, EventId
     from tricast.hub import Hub
@@ -43,6 +44,7 @@ __all__ = [
     "Session",
     "TricastError",
     "Unavailable",
+    "WorkerFailed",
     "load_config",
     "run",
     "serve",

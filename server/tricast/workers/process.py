@@ -51,6 +51,7 @@ class Worker:
         self._ready_at: float | None = None
         self._decided = trio.Event()
         self._accepts_from = [begin.worker]
+        self._life = trio.CancelScope()
         self._seeing_out = trio.CancelScope()
         self._process: trio.Process | None = None
         ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -64,9 +65,10 @@ class Worker:
     async def run(self) -> None:
         """Starts the process, and returns when it has ended. Cancelling kills it."""
         try:
-            await self._start()
-            if self._process is not None:
-                await self._attend(self._process)
+            with self._life:
+                await self._start()
+                if self._process is not None:
+                    await self._attend(self._process)
         finally:
             await self._reap()
             self._control.close()
@@ -81,7 +83,7 @@ class Worker:
             await self._decided.wait()
         if not self._decided.is_set():
             self.lines = [f"it was not ready within {_START_SECONDS:g} s"]
-            self._signal(signal.SIGKILL)
+            self._life.cancel()
             await self.ended.wait()
         return self.is_accepting
 
@@ -92,9 +94,10 @@ class Worker:
             self._control.tell(Accept(numbers))
 
     def retire(self) -> None:
-        """Lets it drain and end, because another is there in its place."""
-        self._control.tell(Retire())
-        self.left.set()
+        """Lets it drain and end, because another is there in its place; it may have ended already."""
+        if not self.ended.is_set():
+            self._control.tell(Retire())
+            self.left.set()
 
     def drain(self) -> None:
         """Lets it drain and end, unless it does so already."""

@@ -132,9 +132,9 @@ class Supervisor:
 
     async def _begin_all(self, policy: trio.Nursery, limits: tuple[int, int]) -> None:
         self._workers = [self._start(number, self._config) for number in range(self._count)]
-        async with trio.open_nursery() as nursery:
-            for worker in self._workers:
-                nursery.start_soon(self._begin_or_fail, worker)
+        failed = await _first_to_fail(self._workers)
+        if failed is not None:
+            raise WorkerFailed(failed.lines or [f"worker {failed.number} could not begin: {_end_of(failed)}"])
         announce(self._listeners[0], self._admin_listeners, self._logger)
         before, after = limits
         raised = {} if before == after else {"raised_from": before}
@@ -149,10 +149,6 @@ class Supervisor:
         for number in range(self._count):
             policy.start_soon(self._keep, number)
         policy.start_soon(self._reload_when_asked)
-
-    async def _begin_or_fail(self, worker: Worker) -> None:
-        if not await worker.wait_ready():
-            raise WorkerFailed(worker.lines or [f"worker {worker.number} could not begin: {_end_of(worker)}"])
 
     def _start(self, number: int, config: Config) -> Worker:
         # As Python has it: a duration as text would be rounded.
@@ -295,6 +291,21 @@ class Supervisor:
             else:
                 self._logger.info("draining", signal=name, workers=len(self._alive))
                 self._down.set()
+
+
+async def _first_to_fail(workers: Sequence[Worker]) -> Worker | None:
+    """Returns None once all are ready, or one that cannot be any more: what is wrong is mostly wrong with all."""
+    failed: list[Worker] = []
+
+    async def watch(worker: Worker) -> None:
+        if not await worker.wait_ready():
+            failed.append(worker)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for worker in workers:
+            nursery.start_soon(watch, worker)
+    return failed[0] if failed else None
 
 
 def _private_folder() -> str:
