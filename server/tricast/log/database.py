@@ -381,7 +381,7 @@ class Database:
         skipped = None
         if state.dropped > known:
             skipped = known = state.dropped
-        events = []
+        events: list[Event] = []
         size = 0
         with self._events("WHERE id > ? ORDER BY id", known) as rows:
             for event in rows:

@@ -127,7 +127,7 @@ class Writer:
         self._database: Database | None = None
         self._wake: Wake | None = None
         self._known = 0
-                self._problem: str | None = None
+        self._problem: str | None = None
         self._look_at = 0.0
         self._trim_at = 0.0
 
@@ -177,7 +177,7 @@ class Writer:
             self._wake = Wake(self._path.with_name(self._path.name + ".wake"))
         except OSError as error:
             wake_failure = error.strerror
-                self._known = newest.last
+        self._known = newest.last
         self._post(self._receiver.opened, newest, wake_failure)
         while not self._is_stopped:
             self._turn()
