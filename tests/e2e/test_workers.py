@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 from cli.running import COMMAND, run
-from clients import TRANSPORTS, Answer, Closed, Ended, EventStream, ask, id_of, publish, subscribe
+from clients import TRANSPORTS, Answer, Closed, Ended, EventStream, Wire, ask, id_of, publish, subscribe
 from prometheus_client.parser import text_string_to_metric_families
 from serving import ServerProcess, serving_as, serving_process
 
@@ -385,10 +385,13 @@ async def test_a_wrong_configuration_changes_nothing_and_all_of_it_is_told(tmp_p
 
 async def test_what_takes_a_restart_is_told_and_the_rest_is_done(tmp_path: Path) -> None:
     async with serving_workers(tmp_path) as server:
+        before = await server.pids()
         text = '[admin]\nenabled = true\nport = 1\n[sse]\nretry = "70s"\n'
         await server.reload(QUICK_TO_END + text)
         said = server.said("not changed: that takes a restart")
         assert [line.partition("key=")[2] for line in said] == ["admin.enabled", "admin.port"]
+        for pid in before:
+            await gone(pid)
         with await subscribe("sse", server.url, "news") as stream:
             assert isinstance(stream, EventStream)
             assert stream.retry is not None
@@ -511,13 +514,22 @@ async def test_a_worker_that_hangs_is_killed(tmp_path: Path) -> None:
         await nothing_left(server, {*pids})
 
 
-async def test_a_signal_to_one_worker_has_it_replaced(tmp_path: Path) -> None:
-    async with serving_workers(tmp_path) as server:
+async def test_a_worker_that_somebody_tells_to_end_is_replaced_while_it_drains(tmp_path: Path) -> None:
+    async with serving_workers(tmp_path, SLOW_TO_END + '[limits]\nhead_timeout = "1h"\n') as server:
         pids = await server.pids()
-        os.kill(pids[1], signal.SIGTERM)
-        (line,) = await server.wait_said("worker died")
-        assert f"worker died: exit code 0 again_in=0.0s pid={pids[1]} worker=1" in line
-        await server.wait_said("worker replaced")
+        with ExitStack() as wires:
+            for _ in range(20):
+                wire = wires.enter_context(await Wire.open(server.url))
+                await wire.send(b"GET /readyz HTTP/1.1\r\n")
+            await samples_when(server.url, "tricast_connections", lambda each: sum(each.values()) > 20)
+            os.kill(pids[1], signal.SIGTERM)
+            (line,) = await server.wait_said("worker goes down, which its supervisor did not ask for")
+            assert f"again_in=0.0s pid={pids[1]} worker=1" in line
+            await server.wait_said("worker replaced")
+            assert is_alive(pids[1])
+            os.kill(pids[1], signal.SIGTERM)
+            await gone(pids[1])
+        assert not server.said("worker died")
 
 
 async def test_workers_do_not_outlive_their_supervisor(tmp_path: Path) -> None:

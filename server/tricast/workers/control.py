@@ -51,13 +51,17 @@ class Ready(msgspec.Struct, tag=True):
     """From a worker: it accepts connections."""
 
 
+class Leaving(msgspec.Struct, tag=True):
+    """From a worker: it lets nobody in any more and drains, whoever told it to."""
+
+
 class Failed(msgspec.Struct, tag=True):
     """From a worker: it cannot begin, and ends. Each line says why, for the person who started the program."""
 
     lines: list[str]
 
 
-Message = Begin | Accept | Retire | Ready | Failed
+Message = Begin | Accept | Retire | Ready | Leaving | Failed
 
 
 class Control:

@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from tricast.runtime import Logger
-from tricast.workers.control import Accept, Begin, Control, Failed, Ready, Retire
+from tricast.workers.control import Accept, Begin, Control, Failed, Leaving, Ready, Retire
 
 #: How long a worker may take until it is ready.
 _START_SECONDS = 60.0
@@ -17,6 +17,7 @@ _START_SECONDS = 60.0
 _MARGIN_SECONDS = 5.0
 #: How long it may take to end when it was told to end at once.
 _HURRY_SECONDS = 2.0
+_REAP_SECONDS = 5.0
 
 
 class Worker:
@@ -34,7 +35,7 @@ class Worker:
         ended: set when the process has ended.
         exit_code: how: the exit code, or the negative number of the signal.
         lines: why it could not begin, if it said so.
-        lived: seconds from when it was ready to its end.
+        is_leaving: whether it has said that it goes down.
     """
 
     def __init__(self, begin: Begin, drain_seconds: float, logger: Logger) -> None:
@@ -44,7 +45,7 @@ class Worker:
         self.ended = trio.Event()
         self.exit_code: int | None = None
         self.lines: Sequence[str] = ()
-        self.lived = 0.0
+        self.is_leaving = False
         self._begin = begin
         self._drain_seconds = drain_seconds
         self._logger = logger
@@ -62,6 +63,11 @@ class Worker:
         """Whether it lets clients in."""
         return self._ready_at is not None and not self.left.is_set()
 
+    @property
+    def lived(self) -> float:
+        """Seconds since it was ready; 0 when it never was."""
+        return 0.0 if self._ready_at is None else trio.current_time() - self._ready_at
+
     async def run(self) -> None:
         """Starts the process, and returns when it has ended. Cancelling kills it."""
         try:
@@ -70,10 +76,12 @@ class Worker:
                 if self._process is not None:
                     await self._attend(self._process)
         finally:
-            await self._reap()
+            self._signal(signal.SIGKILL)
+            # A killed process ends, but for one that the kernel holds up.
+            with trio.move_on_after(_REAP_SECONDS, shield=True):
+                if self._process is not None:
+                    self.exit_code = await self._process.wait()
             self._control.close()
-            if self._ready_at is not None:
-                self.lived = trio.current_time() - self._ready_at
             for event in (self.left, self.ended, self._decided):
                 event.set()
 
@@ -127,6 +135,7 @@ class Worker:
                 self._control.tell(begin)
             except OSError as error:
                 self.lines = [f"cannot start a process: {error.strerror or error}"]
+                self._life.cancel()
 
     async def _attend(self, process: trio.Process) -> None:
         if self.left.is_set():  # it was told to before there was a process
@@ -143,6 +152,9 @@ class Worker:
             if isinstance(message, Ready):
                 self._ready_at = trio.current_time()
                 self._decided.set()
+            elif isinstance(message, Leaving):
+                self.is_leaving = True
+                self.left.set()
             elif isinstance(message, Failed):
                 self.lines = message.lines
 
@@ -155,12 +167,6 @@ class Worker:
             await trio.sleep_forever()
         self._logger.warning("worker killed, it did not end in time", worker=self.number, pid=self.pid)
         process.kill()
-
-    async def _reap(self) -> None:
-        if self._process is not None:
-            self._signal(signal.SIGKILL)
-            with trio.CancelScope(shield=True):  # a killed process ends
-                self.exit_code = await self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:

@@ -186,25 +186,28 @@ class Supervisor:
             await worker.left.wait()
             if self._workers[number] is not worker:
                 continue
-            await worker.ended.wait()
-            Board(self._board_fds[number]).wipe()
             self._share_out()
             delay = backoff.next_delay(worker.lived)
-            self._tell_of_death(worker, delay)
+            self._tell_of_end(worker, delay)
+            if worker.ended.is_set():
+                Board(self._board_fds[number]).wipe()
             await trio.sleep(delay)
             if self._workers[number] is not worker:
                 continue
             self._restarts[number] += 1
-            worker = self._workers[number] = self._start(number, self._config)
-            if await worker.wait_ready():
+            successor = self._workers[number] = self._start(number, self._config)
+            if await successor.wait_ready():
                 self._share_out()
-                self._logger.info("worker replaced", worker=number, pid=worker.pid)
+                worker.retire()
+                self._logger.info("worker replaced", worker=number, pid=successor.pid)
 
-    def _tell_of_death(self, worker: Worker, delay: float) -> None:
+    def _tell_of_end(self, worker: Worker, delay: float) -> None:
+        about = {"worker": worker.number, "pid": worker.pid, "again_in": f"{delay:.1f}s"}
+        if worker.is_leaving:
+            self._logger.warning("worker goes down, which its supervisor did not ask for", **about)
+            return
         why = {"problem": "; ".join(worker.lines)} if worker.lines else {}
-        self._logger.error(
-            f"worker died: {_end_of(worker)}", worker=worker.number, pid=worker.pid, **why, again_in=f"{delay:.1f}s"
-        )
+        self._logger.error(f"worker died: {_end_of(worker)}", **why, **about)
 
     def _share_out(self) -> None:
         """Lets those who are there accept also from the listeners of those who are not."""

@@ -20,7 +20,7 @@ from tricast.logs import program_logger
 from tricast.metrics import Board, Noticeboards
 from tricast.runtime import Logger
 from tricast.server import Server, Share, run_process
-from tricast.workers.control import Accept, Begin, Control, Failed, Ready, Retire
+from tricast.workers.control import Accept, Begin, Control, Failed, Leaving, Ready, Retire
 
 #: A worker that is replaced goes on for a moment after it has closed its doors: who came in last has not asked yet.
 _LAST_ARRIVALS_SECONDS = 1.0
@@ -68,7 +68,12 @@ class _Worker:
 
     async def _begun(self, server: Server, nursery: trio.Nursery) -> None:
         nursery.start_soon(self._obey, server)
+        nursery.start_soon(self._tell_of_drain, server)
         self._control.tell(Ready())
+
+    async def _tell_of_drain(self, server: Server) -> None:
+        await server.wait_drain_asked()
+        self._control.tell(Leaving())
 
     async def _obey(self, server: Server) -> None:
         while (message := await self._control.next()) is not None:
@@ -84,8 +89,9 @@ class _Worker:
         self._boards.withdraw()
         server.close_doors()
         await trio.sleep(_LAST_ARRIVALS_SECONDS)
-        self._logger.info("draining: replaced by another", pid=os.getpid(), connections=server.connections)
-        server.drain()
+        if not server.is_draining:
+            self._logger.info("draining: replaced by another", pid=os.getpid(), connections=server.connections)
+            server.drain()
 
 
 def _sockets_of(fds: Sequence[int]) -> list[socket.socket]:
