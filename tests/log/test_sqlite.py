@@ -44,6 +44,7 @@ class Processes:
     async def begin(self, **settings: Any) -> World:
         world = self.prepare(**settings)
         await self._stack.enter_async_context(world.log.open(world.committed.extend, world.skipped.append))
+        await looked(log_of(world))  # as it does at first; what comes next is the test's
         return world
 
     def prepare(self, **settings: Any) -> World:
@@ -696,9 +697,12 @@ async def test_leaving_while_somebody_waits(processes: Processes) -> None:
     with other_program(processes.path) as database:
         async with trio.open_nursery() as nursery, world.log.open(world.committed.extend):
             database.execute("BEGIN IMMEDIATE")
+            log = log_of(world)
             for count in (1, 2):
                 nursery.start_soon(publish)
-                await until(lambda count=count: len(log_of(world)._jobs) == count)  # type: ignore[misc]
+                await until(lambda count=count: len(log._jobs) == count)  # type: ignore[misc]
+                # The first one is in the thread's hands, the second one in its queue.
+                await until(lambda count=count: log._writer is not None and len(log._writer._appends) == count - 1)  # type: ignore[misc]
     assert sorted(outcomes) == ["the database is locked by another program", "the log is not open"]
 
 
