@@ -531,6 +531,23 @@ async def test_a_lock_that_lasts(processes: Processes) -> None:
     assert processes.records.entries[0]["why"] == "the database is locked by another program"
 
 
+async def test_a_lock_while_old_events_have_to_go(processes: Processes) -> None:
+    world = await processes.begin(patience=0.05)
+    await world.append("a")
+    world.clock.seconds += 61
+    with other_program(processes.path) as database:
+        database.execute("BEGIN IMMEDIATE")
+        writer = log_of(world)._writer
+        assert writer is not None
+        writer._trim_at = 0.0
+        writer.look_again()
+        await until(lambda: world.log.problem is not None)
+        assert world.kept()[0] == 1
+    await until(lambda: world.log.problem is None)
+    await looked(log_of(world))
+    assert world.kept() == (0, 0)
+
+
 async def test_a_lock_that_is_let_go_in_time(processes: Processes) -> None:
     world = await processes.begin()
     with other_program(processes.path) as database:
