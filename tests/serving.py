@@ -35,18 +35,20 @@ def failures(records: LogCapture) -> list[str]:
 
 @asynccontextmanager
 async def serving(
-    *, records: LogCapture | None = None, log: Log | None = None, within: float = 20.0, **sections: Any
+    *, records: LogCapture | None = None, log: Log | dict[str, Any] | None = None, within: float = 20.0, **sections: Any
 ) -> AsyncIterator[tricast.Server]:
     """A server on a free port, gone at the end of the block.
 
     Args:
         records: takes what is logged, and then it is the test's to judge; otherwise any failure fails the test.
-        log: keeps the events, instead of the one that the configuration names.
+        log: keeps the events, instead of the one that the configuration names; or that section of it.
         within: seconds the whole block may take.
         sections: of the configuration, as dicts.
     """
     captured = records if records is not None else LogCapture()
     server = {"port": 0} | sections.pop("server", {})
+    if isinstance(log, dict):
+        sections, log = sections | {"log": log}, None
     config = tricast.Config.model_validate({"server": server} | sections)
     with trio.fail_after(within):
         async with trio.open_nursery() as nursery:

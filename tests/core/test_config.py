@@ -175,7 +175,7 @@ def test_variables_of_others_do_not_matter(load: Loader, monkeypatch: pytest.Mon
         ('[poll]\nmax_bytes = "1mib"', "FILE: poll.max_bytes: expected a size"),
         ('[poll]\nmax_bytes = "0B"', "FILE: poll.max_bytes: expected greater than 0, found '0B'"),
         ('[logging]\nlevel = "loud"', "FILE: logging.level: expected 'debug', 'info', 'warning' or 'error', found "),
-        ('[log]\nurl = "file:"', 'FILE: log.url: expected "memory:", the only kind of log there is'),
+        ('[log]\nurl = "file:"', 'FILE: log.url: expected "memory:" or "sqlite:///path" (four slashes: from the root)'),
         ('[websocket]\nping_interval = "60s"', "FILE: websocket: expected a ping_timeout longer than ping_interval"),
         ('[[websocket.handler]]\npath = "/"', "FILE: websocket.handler.0.handler: Field required"),
         (

@@ -41,6 +41,7 @@ ALLOWED = {
 SANS_IO = {
     "tricast.wire": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading", "time"},
     "tricast.hub": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
+    "tricast.log.window": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading", "sqlite3"},
     "tricast.log.memory": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
     "tricast.event": {"trio", "socket", "time"},
     "tricast.publish": {"trio", "socket", "time"},

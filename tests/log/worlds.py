@@ -94,9 +94,9 @@ class World:
         if isinstance(self.log, MemoryLog):
             return self.log.kept, self.log.size
         with closing(sqlite3.connect(self.path)) as database:
-            (row,) = database.execute("SELECT kept, size FROM log")
-            assert database.execute("SELECT count(*) FROM events").fetchone() == row[:1]
-        return int(row[0]), int(row[1])
+            ((kept, size, count),) = database.execute("SELECT kept, size, (SELECT count(*) FROM events) FROM log")
+        assert kept == count
+        return kept, size
 
 
 @asynccontextmanager

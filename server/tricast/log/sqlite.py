@@ -75,7 +75,7 @@ class SqliteLog:
         #: Where the file's log began.
         self._start = BEGINNING
         self._committed: Committed = _ignore
-        self._skipped: Skipped | None = None
+        self._skipped: Skipped = _ignore
         self._writer: Writer | None = None
         self._opened = trio.Event()
         self._ended = trio.Event()
@@ -99,7 +99,7 @@ class SqliteLog:
     @asynccontextmanager
     async def open(self, committed: Committed, skipped: Skipped | None = None) -> AsyncIterator[None]:
         """See ``Log.open``. Cancelling it waits for the transaction that is being written."""
-        self._committed, self._skipped = committed, skipped
+        self._committed, self._skipped = committed, skipped or _ignore
         self._opened, self._ended = trio.Event(), trio.Event()
         self._problem = None
         writer = self._writer = Writer(
@@ -119,7 +119,7 @@ class SqliteLog:
             yield
         finally:
             self._writer = None
-            self._committed, self._skipped = _ignore, None
+            self._committed = self._skipped = _ignore
             while self._idle_readers:
                 self._idle_readers.pop().close()
             writer.stop()
@@ -235,8 +235,7 @@ class SqliteLog:
         if delivery.skipped is not None:
             position = decode(delivery.skipped)
             self._window = self._empty_window(position)
-            if self._skipped is not None:
-                self._skipped(position)
+            self._skipped(position)
         if delivery.events:
             self._window.keep(delivery.events, oldest=self._oldest())
             self._committed(delivery.events)
@@ -283,5 +282,5 @@ class _Call:
         self.done.set()
 
 
-def _ignore(_: Sequence[Event]) -> None:
-    """Takes what is committed while nobody is there."""
+def _ignore(_: object) -> None:
+    """Takes what is committed or skipped while nobody is there for it."""

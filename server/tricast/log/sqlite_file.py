@@ -135,8 +135,8 @@ class SqliteFile:
             raise LogUnavailable("the database file is empty")
         self.run("PRAGMA trusted_schema = OFF")
         self.run(f"PRAGMA journal_size_limit = {_MAX_WAL_BYTES}")
-        if self._patiently(lambda: self._value("PRAGMA journal_mode = WAL")) != "wal":
-            raise LogUnavailable("this file system cannot hold a database that several processes write to (no WAL)")
+        # Where the file system does not allow it, SQLite goes on with a rollback journal: slower, and as safe.
+        self._patiently(lambda: self.run("PRAGMA journal_mode = WAL").fetchone())
         self.run(f"PRAGMA synchronous = {synchronous}")
         if is_new and tables is not None:
             self._create(tables)
@@ -150,9 +150,7 @@ class SqliteFile:
         if application_id != APPLICATION_ID:
             raise LogUnavailable("the file is a SQLite database of another program")
         if version != SCHEMA_VERSION:
-            raise LogUnavailable(
-                f"the file is of version {version} of the log, and only {SCHEMA_VERSION} is known here"
-            )
+            raise LogUnavailable(f"the log has version {version}, and only version {SCHEMA_VERSION} is known here")
         return False
 
     def _create(self, tables: str) -> None:
