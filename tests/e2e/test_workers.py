@@ -441,6 +441,16 @@ async def test_a_handler_that_cannot_be_imported_ends_it_with_a_line(tmp_path: P
     )
 
 
+async def test_a_log_that_cannot_be_used_ends_it_with_a_line(tmp_path: Path) -> None:
+    (tmp_path / "events.db").write_text("This is no database, but long enough to be looked at as if it were one. " * 99)
+    url = f"sqlite:///{tmp_path}/events.db"
+    said = {await run("serve", "--port", "0", "--log-url", url, "--workers", count) for count in ("1", "2")}
+    ((code, out, told),) = said
+    assert (code, out) == (1, "")
+    assert told.startswith("error: the log is not available: ")
+    assert told.count("\n") == 1
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_port_that_another_server_with_workers_has(tmp_path: Path, workers: int) -> None:
     async with serving_workers(tmp_path) as server:
