@@ -66,6 +66,17 @@ async def test_subscribers_of_both_see_what_is_published_on_either_in_one_order(
                 assert [event.data["n"] for event in events if event.data["from"] == name] == list(range(each))
 
 
+async def test_a_burst_longer_than_the_history_reaches_the_other_server_whole(path: Path) -> None:
+    async with process_at(path, history=5) as first, process_at(path, history=5) as second:
+        start = await publish(first.url, "news", "start")
+        with await subscribe("ws", second.url, "news", last_id=start) as subscriber:
+            for burst in range(3):
+                lines = b"".join(b'{"topic":"news","data":%d}\n' % n for n in range(500))
+                answer = await ask(first.url, "POST", "/publish", "Content-Type: application/x-ndjson", body=lines)
+                assert answer.status == 200, burst
+                assert [event.id for event in await subscriber.events(500)] == answer.json()["ids"]
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_resuming_on_the_other_server(path: Path, transport: str) -> None:
     async with two_at(path) as servers:

@@ -1,16 +1,14 @@
 """The hub over the real log: feeds, live and behind, flushes in several turns, and what it counts."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
-from hub.fakes import FORMS, FakeSubscriber, at_once
+from hub.fakes import FORMS, DeafLog, FakeSubscriber, at_once
 
 import tricast.hub
 from tricast.errors import LimitExceeded, LogUnavailable, RemoteProtocolError
-from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, TopicSet
+from tricast.event import BEGINNING, Draft, EventId, Gap, GapReason, TopicSet
 from tricast.hub import Hub, HubStatistics
-from tricast.log.base import Committed, Skipped
 from tricast.log.memory import MemoryLog
 
 
@@ -609,30 +607,17 @@ def test_the_first_of_what_is_kept(world: World) -> None:
 # What is not handed over
 
 
-class SkippedLog(MemoryLog):
-    """Hands nothing over while it is deaf, as if another process had appended it."""
-
-    is_deaf = False
-
-    def open(self, committed: Committed, skipped: Skipped | None = None) -> AbstractAsyncContextManager[None]:
-        def hand_over(events: Sequence[Event]) -> None:
-            if not self.is_deaf:
-                committed(events)
-
-        return super().open(hand_over, skipped)
-
-
 @pytest.fixture
 async def skipping() -> AsyncIterator[World]:
     world = World(history=3)
-    log = world.log = SkippedLog(history=3, history_age=60, history_size=10**6, clock=world.clock)
+    log = world.log = DeafLog(history=3, history_age=60, history_size=10**6, clock=world.clock)
     world.hub = Hub(log, max_topic_bytes=20, max_event_bytes=65536, wake=world.bell.ring)
     async with world.hub.open():
         yield world
 
 
 def skip(world: World, *topics: str) -> list[EventId]:
-    assert isinstance(world.log, SkippedLog)
+    assert isinstance(world.log, DeafLog)
     world.log.is_deaf = True
     ids = world.publish(*topics)
     world.log.is_deaf = False

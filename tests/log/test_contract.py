@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from log.worlds import KINDS, Clock, World, ids_of, world_of
 
@@ -405,6 +405,7 @@ async def test_a_key_outlives_its_events(new_world: NewWorld) -> None:
     topics=st.sets(st.sampled_from(["a", "b", "b.*", ">"]), min_size=1),
     max_bytes=st.integers(1, 8),
 )
+@example(steps=[(["a"], 1)] * 3 + [(["a"], 30_000)] * 2, topics={"a"}, max_bytes=1)  # as old as may be, to the ms
 @pytest.mark.parametrize("kind", KINDS)
 async def test_reading_to_the_end(
     kind: str, steps: list[tuple[list[str], int]], topics: set[str], max_bytes: int

@@ -8,8 +8,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from heapq import merge
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,7 +142,7 @@ class Newest(NamedTuple):
     last: int
 
 
-@dataclass
+@dataclass(slots=True)
 class _State:
     """The one row that is about everything.
 
@@ -458,7 +459,7 @@ class Database:
         try:
             with self._file.transaction("BEGIN IMMEDIATE", self._state) as state:
                 yield state
-                self._run(_UPDATE, *astuple(state))
+                self._run(_UPDATE, *_values_of(state))
         except BaseException:
             self._oldest = 0  # what was found out may have been undone
             raise
@@ -485,6 +486,7 @@ class Database:
 
 _SELECT = "SELECT id, topic, type, data FROM events "
 _COLUMNS = [field.name for field in fields(_State)]
+_values_of = attrgetter(*_COLUMNS)
 _STATE = f"SELECT {', '.join(_COLUMNS)} FROM log"  # noqa: S608
 _UPDATE = f"UPDATE log SET {', '.join(f'{name} = ?' for name in _COLUMNS)}"  # noqa: S608
 _FORGET_KEYS = """

@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
-from tricast.event import BEGINNING, Draft, Event, EventId, TopicSet
+from tricast.event import BEGINNING, Draft, EventId, TopicSet
 from tricast.log.base import Committed, IdempotencyKey, Skipped, Slice
 from tricast.log.database import Batch, Database, Newest, Retention, decode
 from tricast.log.sqlite_file import in_words
@@ -214,7 +214,8 @@ class SqliteLog:
         return found
 
     def _oldest(self) -> EventId:
-        return EventId(int((self._clock() - self._retention.age) * 1000), 0)
+        # Rounded as in the database, or the two would differ by a millisecond.
+        return EventId(int(self._clock() * 1000) - int(self._retention.age * 1000), 0)
 
     # What the writer has to say; see ``Receiver``
 

@@ -122,6 +122,8 @@ class Writer:
         self._appends: deque[Job] = deque()
         self._looks: deque[Job] = deque()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(self._bell, select.POLLIN)
         self._is_stopped = False
         # The thread's own:
         self._database: Database | None = None
@@ -175,6 +177,7 @@ class Writer:
             return in_words(error)
         try:
             self._wake = Wake(self._path.with_name(self._path.name + ".wake"))
+            self._poll.register(self._wake.fileno(), select.POLLIN)
         except OSError as error:
             wake_failure = error.strerror
         self._known = newest.last
@@ -186,12 +189,8 @@ class Writer:
 
     def _wait(self) -> None:
         """Returns when there is something to do."""
-        poll = select.poll()
-        poll.register(self._bell, select.POLLIN)
-        if self._wake is not None:
-            poll.register(self._wake.fileno(), select.POLLIN)
         seconds = 0.0 if self._appends else max(self._look_at - time.monotonic(), 0.0)
-        poll.poll(seconds * 1000)
+        self._poll.poll(seconds * 1000)
         with suppress(BlockingIOError):
             os.eventfd_read(self._bell)
         if self._wake is not None and self._wake.clear():
