@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import trio
@@ -35,18 +35,20 @@ def failures(records: LogCapture) -> list[str]:
 
 @asynccontextmanager
 async def serving(
-    *, records: LogCapture | None = None, log: Log | None = None, within: float = 20.0, **sections: Any
+    *, records: LogCapture | None = None, log: Log | dict[str, Any] | None = None, within: float = 20.0, **sections: Any
 ) -> AsyncIterator[tricast.Server]:
     """A server on a free port, gone at the end of the block.
 
     Args:
         records: takes what is logged, and then it is the test's to judge; otherwise any failure fails the test.
-        log: keeps the events, instead of the one that the configuration names.
+        log: keeps the events, instead of the one that the configuration names; or that section of it.
         within: seconds the whole block may take.
         sections: of the configuration, as dicts.
     """
     captured = records if records is not None else LogCapture()
     server = {"port": 0} | sections.pop("server", {})
+    if isinstance(log, dict):
+        sections, log = sections | {"log": log}, None
     config = tricast.Config.model_validate({"server": server} | sections)
     with trio.fail_after(within):
         async with trio.open_nursery() as nursery:
@@ -110,6 +112,7 @@ class ServerProcess:
         self.url = ""
         self.lines: list[str] = []
         self._begun = trio.Event()
+        self._more = trio.Event()
 
     async def read_log(self) -> None:
         """Reads what it logs, to the end."""
@@ -118,6 +121,7 @@ class ServerProcess:
         async for data in self.process.stdout:
             *lines, rest = (rest + data).split(b"\n")
             self.lines += [line.decode() for line in lines]
+            self._more.set()
             for line in self.lines:
                 if not self.url and (match := re.search(r"http://[\d.]+:\d+", line)):
                     self.url = match[0]
@@ -127,18 +131,47 @@ class ServerProcess:
         """Returns when it listens."""
         await self._begun.wait()
 
+    async def wait_said(self, text: str, times: int = 1) -> list[str]:
+        """The lines that hold the text, once there are so many."""
+        while len(found := self.said(text)) < times:
+            self._more = trio.Event()
+            await self._more.wait()
+        return found
+
+    def said(self, text: str) -> list[str]:
+        """The lines so far that hold the text."""
+        return [line for line in self.lines if text in line]
+
+
+Program = TypeVar("Program", bound=ServerProcess)
+
 
 @asynccontextmanager
 async def serving_process(*, within: float = 20.0, **sections: Any) -> AsyncIterator[ServerProcess]:
     """A server as a program, which is ended at the end of the block if it has not ended by then."""
     config = json.dumps({"server": {"port": 0}} | sections)
+    async with serving_as(sys.executable, "-c", _PROGRAM, config, within=within) as server:
+        yield server
+
+
+@asynccontextmanager
+async def serving_as(
+    *command: str, within: float = 20.0, kind: type[Program] = ServerProcess, **options: Any
+) -> AsyncIterator[Program]:
+    """A command that is a server, which is ended at the end of the block if it has not ended by then.
+
+    Args:
+        command: with its arguments.
+        within: seconds the whole block may take.
+        kind: the class of what is yielded.
+        options: of ``subprocess.Popen``.
+    """
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with trio.fail_after(within):
         async with trio.open_nursery() as nursery:
-            process = await trio.lowlevel.open_process(
-                [sys.executable, "-c", _PROGRAM, config], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
+            process = await trio.lowlevel.open_process(command, **streams, **options)
             async with ended(process):
-                server = ServerProcess(process)
+                server = kind(process)
                 nursery.start_soon(server.read_log)
                 await server.wait_begun()
                 yield server

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
         RemoteProtocolError,
         TricastError,
         Unavailable,
+        WorkerFailed,
     )
     from tricast.event import Event, EventId
     from tricast.hub import Hub
-    from tricast.server import Server, run, serve
+    from tricast.server import Server, serve
     from tricast.transports.websocket import Session
+    from tricast.workers.program import run
 
 __version__ = "0.1.0"
 
@@ -42,6 +44,7 @@ __all__ = [
     "Session",
     "TricastError",
     "Unavailable",
+    "WorkerFailed",
     "load_config",
     "run",
     "serve",
@@ -56,7 +59,7 @@ _MODULES = {
     "EventId": "event",
     "Hub": "hub",
     "Server": "server",
-    "run": "server",
+    "run": "workers.program",
     "serve": "server",
     "Session": "transports.websocket",
 }

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -98,20 +99,31 @@ _url_option = click.option(
     show_default="server.port, else 8080",
     help="Listen on this port; 0 picks a free one.",
 )
+@click.option(
+    "--workers",
+    metavar="N",
+    show_default="server.workers, else 1",
+    help="Serve with N processes; auto is one for each CPU.",
+)
 @click.option("--log-url", metavar="URL", show_default="log.url, else memory:", help="Where the events are kept.")
-def serve(file: str | None, host: str | None, port: int | None, log_url: str | None) -> None:
+def serve(file: str | None, host: str | None, port: int | None, workers: str | None, log_url: str | None) -> None:
     """Run the server.
 
     Settings come from the defaults, then the file, then TRICAST_SECTION__KEY variables, then these options.
     """
-    from tricast.server import run
+    from tricast.config import load_config
+    from tricast.workers.program import run
 
-    given: dict[str, dict[str, object]] = {"server": {"host": host, "port": port}, "log": {"url": log_url}}
+    given: dict[str, dict[str, object]] = {
+        "server": {"host": host, "port": port, "workers": workers},
+        "log": {"url": log_url},
+    }
     overrides = {
         section: {key: value for key, value in keys.items() if value is not None} for section, keys in given.items()
     }
     _find_modules_here()
-    _run(_serve, run, _load(file, overrides))
+    config = _load(file, overrides)
+    _run(_serve, partial(run, config, reload=partial(load_config, file, overrides=overrides)), config)
 
 
 def _find_modules_here() -> None:
@@ -119,10 +131,10 @@ def _find_modules_here() -> None:
     sys.path.insert(0, str(Path.cwd()))
 
 
-async def _serve(run: "Callable[[Config], Awaitable[None]]", config: "Config") -> None:
+async def _serve(run: "Callable[[], Awaitable[None]]", config: "Config") -> None:
     refused: list[str] = []
     try:
-        await run(config)
+        await run()
     except* OSError as group:
         refused = [_in_words(error) for error in _leaves(group)]
     if refused:

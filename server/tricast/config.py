@@ -28,9 +28,13 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from tricast.errors import ConfigError, ConfigProblem
 
+#: What the URL of a log in a file begins with; the rest is the path, as SQLAlchemy has it.
+SQLITE_URL = "sqlite:///"
+MEMORY_URL = "memory:"
 ENV_PREFIX = "TRICAST_"
 ENV_DELIMITER = "__"
 
+_MAX_WORKERS = 1024
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -60,9 +64,21 @@ def _format_quantity(value: float, units: Mapping[str, float]) -> str:
 
 def _check_log_url(value: str) -> str:
     # The value is not repeated: a URL may hold a password.
-    if value != "memory:":
-        raise PydanticCustomError("order", 'Input should be "memory:", the only kind of log there is')
+    path = value.removeprefix(SQLITE_URL)
+    if value != MEMORY_URL and (path == value or not path.strip("/") or path == ":memory:"):
+        raise PydanticCustomError(
+            "order", 'Input should be "memory:" or "sqlite:///path" (four slashes: from the root)'
+        )
     return value
+
+
+def _parse_workers(value: object) -> object:
+    count = int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+    is_count = isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= _MAX_WORKERS
+    if not is_count and count != "auto":
+        expected = f'a number from 1 to {_MAX_WORKERS}, or "auto"'
+        raise PydanticCustomError("workers", "Input should be {expected}", {"expected": expected})
+    return count
 
 
 def _check_origin(value: str) -> str:
@@ -101,6 +117,7 @@ class ServerSection(Section):
 
     host: str = "127.0.0.1"
     port: Port = 8080
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_parse_workers)] = 1
     backlog: Annotated[int, Field(ge=1, le=65535)] = 4096
     page: bool = True
     cors_origins: tuple[Annotated[str, AfterValidator(_check_origin)], ...] = ()
@@ -117,7 +134,9 @@ class EventsSection(Section):
 class LogSection(Section):
     """Where the events are kept."""
 
-    url: Annotated[str, AfterValidator(_check_log_url)] = "memory:"
+    url: Annotated[str, AfterValidator(_check_log_url)] = MEMORY_URL
+    synchronous: Literal["full", "normal", "off"] = "full"
+    cache_size: PositiveSize = 64 * 2**20
 
 
 class PollSection(Section):

@@ -4,6 +4,7 @@ The tree::
 
     TricastError
     ├── ConfigError              the configuration is wrong: all problems, each with file and key
+    ├── WorkerFailed             a worker process could not begin; says why, in lines for whoever started the program
     ├── RemoteProtocolError      the client's mistake: carries the HTTP status and the close code to answer with
     │   └── LimitExceeded        … it asked for more than a configured limit allows
     ├── Unavailable              not now, for a reason that is not the client's; says when to come back
@@ -51,6 +52,18 @@ class ConfigError(TricastError):
     def __init__(self, problems: Sequence[ConfigProblem]) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = tuple(problems)
+
+
+class WorkerFailed(TricastError):
+    """A worker process ended before it was ready.
+
+    Attributes:
+        lines: why, each for itself.
+    """
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = tuple(lines)
 
 
 class RemoteProtocolError(TricastError):
@@ -132,10 +145,15 @@ class Unavailable(TricastError):
 
 
 class LogUnavailable(Unavailable):
-    """The log cannot be written or read at the moment. What it acknowledged before stays acknowledged."""
+    """The log cannot be written or read at the moment. What it acknowledged before stays acknowledged.
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(f"the log is not available: {detail}", code="log-unavailable")
+    Attributes:
+        why: the detail without the beginning that all of these have.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the log is not available: {why}", code="log-unavailable")
+        self.why = why
 
 
 class ConnectionLost(TricastError):

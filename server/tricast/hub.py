@@ -9,7 +9,8 @@ What holds at all times: a live subscriber has got everything its feed ever flus
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 
 import msgspec
 
@@ -24,7 +25,7 @@ from tricast.event import (
     check_topic,
     check_type,
 )
-from tricast.log.base import Log, Slice
+from tricast.log.base import IdempotencyKey, Log, Slice
 from tricast.sent import Sent
 from tricast.wire.form import Form
 
@@ -136,6 +137,23 @@ class Hub:
         self._fell_behind = 0
         self._gaps = 0
 
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """The scope in which the log works for this hub.
+
+        Raises:
+            LogUnavailable: the log cannot be used.
+        """
+        async with self._log.open(self.committed, self.skipped):
+            # Only now does a log know where it is that was there before this process.
+            self._last_id = self._log.last_id
+            yield
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be published now; None while all is well."""
+        return self._log.problem
+
     # Publishing
 
     async def publish(self, topic: str, data: object, *, type: str = DEFAULT_TYPE) -> EventId:  # noqa: A002
@@ -167,13 +185,18 @@ class Hub:
             raise LimitExceeded("publish.max_event", self._max_event_bytes, len(draft.data))
         return draft
 
-    async def append(self, drafts: Sequence[Draft]) -> list[EventId]:
+    async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> list[EventId]:
         """Publishes checked drafts, all or none, and returns their ids once the log holds them.
+
+        Args:
+            drafts: what to publish.
+            key: where the log knows it, nothing is published, and the ids are those of the first time.
 
         Raises:
             LogUnavailable: none was kept.
+            RemoteProtocolError: the key was used for something else.
         """
-        return await self._log.append(drafts) if drafts else []
+        return await self._log.append(drafts, key) if drafts else []
 
     def committed(self, events: Sequence[Event]) -> None:
         """Takes what the log has committed, in id order, and marks the feeds that it concerns."""
@@ -187,6 +210,18 @@ class Hub:
             self._last_id = event.id
         if self._dirty:
             self._wake()
+
+    def skipped(self, upto: EventId) -> None:
+        """Has everybody who is live read on from the log: of what was committed up to here, not all is handed over."""
+        self._last_id = upto
+        for feed in self._feeds.values():
+            # Nobody becomes live again before having read up to here.
+            feed.flushed = upto
+            feed.pending.clear()
+            for subscriber in [each for members in feed.live.values() for each in members]:
+                self._stop_live(subscriber)
+                subscriber.was_live = False  # if there is a gap, it was not its own slowness
+                subscriber.fell_behind()
 
     # Subscribing
 

@@ -3,7 +3,7 @@
 import errno
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack, suppress
 
 import trio
@@ -12,7 +12,7 @@ from tricast.config import Config
 from tricast.connection import Connection
 from tricast.descriptors import Spare
 from tricast.errors import ConnectionLost
-from tricast.runtime import NothingToEnd, Runtime
+from tricast.runtime import Logger, NothingToEnd, Runtime
 from tricast.tls import TlsConnection
 from tricast.wire.http1 import problem, retry_after
 
@@ -34,31 +34,54 @@ async def listen(sockets: ExitStack, host: str, port: int, config: Config) -> li
     Raises:
         OSError: the name cannot be looked up, or the address cannot be had.
     """
-    found = await trio.socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    listeners: list[socket.socket] = []
-    for family, kind, protocol, _, address in found:
-        listener = sockets.enter_context(socket.socket(family, kind, protocol))
-        listener.setblocking(False)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _set_for_accepted(listener, config)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # Port 0 is chosen with the first address, and then used for all.
-        chosen = listeners[0].getsockname()[1] if listeners else port
-        listener.bind((address[0], chosen, *address[2:]))
-        listener.listen(config.server.backlog)
-        listeners.append(listener)
+    (listeners,) = await listen_in_groups(sockets, host, port, config, groups=1)
     return listeners
 
 
-def _set_for_accepted(listener: socket.socket, config: Config) -> None:
-    """Sets what accepted sockets inherit (on Linux), which saves as many system calls for each of them."""
+async def listen_in_groups(
+    sockets: ExitStack, host: str, port: int, config: Config, *, groups: int
+) -> list[list[socket.socket]]:
+    """As ``listen``, several times on the same port: the kernel spreads connections over the groups (SO_REUSEPORT).
+
+    Raises:
+        OSError: the name cannot be looked up, or the address cannot be had.
+    """
+    found = await trio.socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    opened: list[list[socket.socket]] = [[] for _ in range(groups)]
+    for family, kind, protocol, _, address in found:
+        for group in opened:
+            listener = sockets.enter_context(socket.socket(family, kind, protocol))
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # Port 0 is chosen with the first address, and then used for all.
+            chosen = opened[0][0].getsockname()[1] if opened[0] else port
+            # The first of each address is bound as if it were alone, for with SO_REUSEPORT another server of the same
+            # user that listens there would be no error, but would get half of the connections.
+            if group is not opened[0]:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind((address[0], chosen, *address[2:]))
+            if groups > 1:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            group.append(listener)
+    for listener in (listener for group in opened for listener in group):
+        set_options(listener, config)
+    return opened
+
+
+def set_options(listener: socket.socket, config: Config) -> None:
+    """Sets the backlog, and what accepted sockets inherit (on Linux), which saves a system call for each of them.
+
+    May be done again with another configuration; a send buffer that was set stays set.
+    """
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # A peer that vanished acknowledges nothing: without this the kernel goes on trying for a quarter of an hour.
     user_timeout_ms = int(config.limits.write_timeout * 1000)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
     if config.limits.send_buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.limits.send_buffer)
+    listener.listen(config.server.backlog)
 
 
 def url_of(listener: socket.socket, *, has_tls: bool = False) -> str:
@@ -66,6 +89,55 @@ def url_of(listener: socket.socket, *, has_tls: bool = False) -> str:
     host, port = listener.getsockname()[:2]
     scheme = "https" if has_tls else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def announce(
+    listeners: Iterable[socket.socket],
+    admin_listeners: Iterable[socket.socket],
+    logger: Logger,
+    *,
+    has_tls: bool,
+) -> None:
+    """Logs where the server can be reached, in words that programs may look for."""
+    for listener in listeners:
+        logger.info(f"listening on {url_of(listener, has_tls=has_tls)}")
+    for listener in admin_listeners:
+        logger.info(f"admin listening on {url_of(listener)}")
+
+
+class Entrance:
+    """Listeners that may be opened and closed while connections come in.
+
+    Args:
+        acceptor: takes connections off them.
+        nursery: where it does that.
+    """
+
+    def __init__(self, acceptor: "Acceptor", nursery: trio.Nursery) -> None:
+        self._acceptor = acceptor
+        self._nursery = nursery
+        self._open: dict[socket.socket, trio.CancelScope] = {}
+        self._is_closed = False
+
+    def accept_from(self, listeners: Iterable[socket.socket]) -> None:
+        """Accepts from these listeners and no others from now on; does nothing once it is closed."""
+        if self._is_closed:
+            return
+        wanted = dict.fromkeys(listeners)
+        for listener in self._open.keys() - wanted.keys():
+            self._open.pop(listener).cancel()
+        for listener in wanted.keys() - self._open.keys():
+            scope = self._open[listener] = trio.CancelScope()
+            self._nursery.start_soon(self._accept, listener, scope)
+
+    def close(self) -> None:
+        """Lets nobody in any more. The listeners stay open, for others who accept from them."""
+        self.accept_from(())
+        self._is_closed = True
+
+    async def _accept(self, listener: socket.socket, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._acceptor.accept_forever(listener)
 
 
 class Acceptor:

@@ -57,9 +57,10 @@ class _Lines:
         self._stream = stream
 
     def msg(self, message: str) -> None:
-        """Writes one line at once."""
+        """Writes one line at once, in one piece: several processes may write to the same place."""
         with suppress(OSError, ValueError):
-            print(message, file=self._stream, flush=True)
+            self._stream.write(f"{message}\n")
+            self._stream.flush()
 
     debug = info = warning = error = critical = msg
 

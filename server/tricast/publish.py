@@ -1,15 +1,13 @@
-"""What publishers send over HTTP: a body to drafts, and the memory of idempotency keys. Without I/O."""
+"""What publishers send over HTTP: a body to drafts, and an ``Idempotency-Key`` to what the log knows. Without I/O."""
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
 
 import msgspec
 
 from tricast.errors import LimitExceeded, RemoteProtocolError
 from tricast.event import DEFAULT_TYPE, Draft
-from tricast.wire.http1 import Response
+from tricast.log.base import IdempotencyKey
 
 NDJSON = b"application/x-ndjson"
 #: Longer keys are no keys: a UUID has 36 characters.
@@ -59,83 +57,21 @@ def _draft_of_line(number: int, line: bytes, check: Callable[[Draft], Draft]) ->
         raise RemoteProtocolError(f"line {number}: {error.detail}", code=error.code, status=error.status) from None
 
 
-class _Remembered(NamedTuple):
-    at: float
-    fingerprint: bytes
-    answer: Response | None
-
-    @property
-    def weight(self) -> int:
-        return 1 if self.answer is None else 1 + len(self.answer.body) // 1024
-
-
-class Idempotency:
-    """Remembers answers by ``Idempotency-Key``, so that a publisher may safely repeat a request.
+def idempotency_key(name: bytes, content: tuple[bytes, ...], *, window: float, max_keys: int) -> IdempotencyKey:
+    """The key under which the log remembers a request, so that a publisher may safely repeat it.
 
     Args:
-        window: seconds for which an answer is remembered.
-        max_keys: how many are remembered at most; the oldest are forgotten first. One of more than a kilobyte, the
-            answer to a large batch, counts as several.
-        clock: monotonic seconds.
+        name: what the publisher sent.
+        content: everything that makes the request what it is.
+        window: seconds for which it is remembered.
+        max_keys: how many are remembered at most.
+
+    Raises:
+        RemoteProtocolError: the name is empty or too long.
     """
-
-    def __init__(self, *, window: float, max_keys: int, clock: Callable[[], float]) -> None:
-        self._window = window
-        self._max_keys = max_keys
-        self._clock = clock
-        self._answers: OrderedDict[bytes, _Remembered] = OrderedDict()
-        self._weight = 0
-
-    def begin(self, key: bytes, content: tuple[bytes, ...]) -> Response | None:
-        """Returns the first answer to this key; or None, and from then on until ``end`` the key is in use.
-
-        Args:
-            key: what the publisher sent.
-            content: everything that makes the request what it is.
-
-        Raises:
-            RemoteProtocolError: the key is too long or was used for something else, or its first request is not
-                answered yet.
-        """
-        if not key or len(key) > MAX_KEY_BYTES:
-            raise RemoteProtocolError(
-                f"Idempotency-Key must have 1 to {MAX_KEY_BYTES} bytes, found {len(key)}",
-                code="bad-idempotency-key",
-            )
-        oldest = self._clock() - self._window
-        while self._answers and next(iter(self._answers.values())).at < oldest:
-            self._forget(next(iter(self._answers)))
-        fingerprint = hashlib.blake2b(msgspec.msgpack.encode(content), digest_size=16).digest()
-        known = self._answers.get(key)
-        if known is None:
-            self._remember(key, _Remembered(self._clock(), fingerprint, None))
-            return None
-        if known.fingerprint != fingerprint:
-            raise RemoteProtocolError(
-                "this Idempotency-Key was used for another request", code="idempotency-key-reused", status=422
-            )
-        if known.answer is None:
-            raise RemoteProtocolError(
-                "the first request with this Idempotency-Key is not answered yet",
-                code="idempotency-key-in-use",
-                status=409,
-                headers=((b"retry-after", b"1"),),
-            )
-        return known.answer
-
-    def end(self, key: bytes, answer: Response | None) -> None:
-        """Remembers the answer; None when there was none, so that the key may be used again."""
-        known = self._answers.get(key)
-        if known is not None:
-            self._forget(key)
-            if answer is not None:
-                self._remember(key, _Remembered(self._clock(), known.fingerprint, answer))
-
-    def _remember(self, key: bytes, remembered: _Remembered) -> None:
-        self._answers[key] = remembered
-        self._weight += remembered.weight
-        while self._weight > self._max_keys and len(self._answers) > 1:
-            self._forget(next(iter(self._answers)))
-
-    def _forget(self, key: bytes) -> None:
-        self._weight -= self._answers.pop(key).weight
+    if not name or len(name) > MAX_KEY_BYTES:
+        raise RemoteProtocolError(
+            f"Idempotency-Key must have 1 to {MAX_KEY_BYTES} bytes, found {len(name)}", code="bad-idempotency-key"
+        )
+    fingerprint = hashlib.blake2b(msgspec.msgpack.encode(content), digest_size=16).digest()
+    return IdempotencyKey(name, fingerprint, window, max_keys)

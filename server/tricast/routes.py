@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
 
-from prometheus_client import CollectorRegistry
-
 from tricast import metrics
-from tricast.errors import RemoteProtocolError, Unavailable
+from tricast.config import PublishSection
+from tricast.errors import LogUnavailable, RemoteProtocolError, Unavailable
 from tricast.event import DEFAULT_TYPE, Draft, data_as_json
 from tricast.http import Answer, Exchange, Handover
-from tricast.publish import NDJSON, Idempotency, batch_drafts
+from tricast.log.base import IdempotencyKey
+from tricast.publish import NDJSON, batch_drafts, idempotency_key
 from tricast.runtime import Handler, Runtime
 from tricast.transports.event_stream import EventStream
 from tricast.transports.long_poll import LongPoll
@@ -48,7 +48,7 @@ class Routes:
 
     Args:
         runtime: what all connections share.
-        idempotency: the remembered answers to publishers.
+        table: path to method to route.
     """
 
     def __init__(self, runtime: Runtime, table: Mapping[str, Mapping[str, Route]]) -> None:
@@ -74,7 +74,7 @@ class Routes:
         return problem(405, f"{request.method} is not for this path", code="method-not-allowed", headers=(allowed,))
 
 
-def public_routes(runtime: Runtime, idempotency: Idempotency) -> Routes:
+def public_routes(runtime: Runtime, expose: metrics.Expose) -> Routes:
     """The paths for subscribers and publishers, the page, and health and metrics unless these have a listener."""
     # HTML 9.2 names Last-Event-ID; the rest of what subscribers send is safelisted (Fetch 2.2.2).
     events: Mapping[str, Route] = {
@@ -82,7 +82,7 @@ def public_routes(runtime: Runtime, idempotency: Idempotency) -> Routes:
         "OPTIONS": _preflight_route(["GET", "HEAD"], b"last-event-id, cache-control"),
     }
     publish: Mapping[str, Route] = {
-        "POST": Publisher(idempotency),
+        "POST": publish_events,
         "OPTIONS": _preflight_route(["POST"], b"content-type, idempotency-key"),
     }
     table: dict[str, Mapping[str, Route]] = {
@@ -95,13 +95,13 @@ def public_routes(runtime: Runtime, idempotency: Idempotency) -> Routes:
     if runtime.config.server.page:
         table.update({path: {"GET": page} for path, page in _page_routes().items()})
     if not runtime.config.admin.enabled:
-        table.update(_operations(runtime))
+        table.update(_operations(expose))
     return Routes(runtime, table)
 
 
-def admin_routes(runtime: Runtime) -> Routes:
+def admin_routes(runtime: Runtime, expose: metrics.Expose) -> Routes:
     """The paths for those who run the server."""
-    return Routes(runtime, _operations(runtime))
+    return Routes(runtime, _operations(expose))
 
 
 # Subscribing
@@ -213,61 +213,41 @@ def _websocket_route(handler: Handler) -> Route:
 # Publishing
 
 
-class Publisher:
-    """``POST /publish``: one event, or a batch of them.
+async def publish_events(exchange: Exchange) -> Answer:
+    """``POST /publish``: one event, or a batch of them; with a key that is known, the answer of the first time."""
+    return await _with_cors(exchange, _publish)
 
-    Args:
-        idempotency: the remembered answers.
-    """
 
-    def __init__(self, idempotency: Idempotency) -> None:
-        self._idempotency = idempotency
+async def _publish(exchange: Exchange) -> Response:
+    request, hub, config = exchange.request, exchange.runtime.hub, exchange.runtime.config.publish
+    refuse_foreign_origin(request, exchange.runtime)
+    body = await exchange.read_body("publish.max_body", config.max_body)
+    content_type = request.header(b"content-type") or b""
+    key = _idempotency_key(request, (request.target, content_type, body), config)
+    is_batch = content_type.partition(b";")[0].strip().lower() == NDJSON
+    if is_batch:
+        drafts = batch_drafts(body, max_events=config.max_batch, check=hub.check)
+    else:
+        topic, event_type = request.parameter("topic"), request.parameter("type")
+        draft = Draft(topic or "", DEFAULT_TYPE if event_type is None else event_type, b"")
+        # The names first: they are wrong more often than the data, and cheaper to look at.
+        drafts = [hub.check(hub.check(draft)._replace(data=data_as_json(body)))]
+    ids = [str(event_id) for event_id in await hub.append(drafts, key)]
+    return json_response(200, {"ids": ids} if is_batch else {"id": ids[0]})
 
-    async def __call__(self, exchange: Exchange) -> Answer:
-        """Answers one request, or repeats the answer to its first copy."""
-        return await _with_cors(exchange, self._answer)
 
-    async def _answer(self, exchange: Exchange) -> Response:
-        request, config = exchange.request, exchange.runtime.config.publish
-        refuse_foreign_origin(request, exchange.runtime)
-        body = await exchange.read_body("publish.max_body", config.max_body)
-        key = request.header(b"idempotency-key")
-        if key is None:
-            return await self._publish(exchange, body)
-        content_type = request.header(b"content-type") or b""
-        known = self._idempotency.begin(key, (request.target, content_type, body))
-        if known is not None:
-            return known
-        answer: Response | None = None
-        try:
-            answer = await self._publish(exchange, body)
-        finally:
-            # Only what was published is remembered: a refusal may be tried again once its cause is gone.
-            self._idempotency.end(key, answer if answer is not None and answer.status == 200 else None)
-        return answer
-
-    async def _publish(self, exchange: Exchange, body: bytes) -> Response:
-        hub, request = exchange.runtime.hub, exchange.request
-        media_type = (request.header(b"content-type") or b"").partition(b";")[0].strip().lower()
-        is_batch = media_type == NDJSON
-        if is_batch:
-            max_events = exchange.runtime.config.publish.max_batch
-            drafts = batch_drafts(body, max_events=max_events, check=hub.check)
-        else:
-            topic, event_type = request.parameter("topic"), request.parameter("type")
-            draft = Draft(topic or "", DEFAULT_TYPE if event_type is None else event_type, b"")
-            # The names first: they are wrong more often than the data, and cheaper to look at.
-            drafts = [hub.check(hub.check(draft)._replace(data=data_as_json(body)))]
-        ids = [str(event_id) for event_id in await hub.append(drafts)]
-        return json_response(200, {"ids": ids} if is_batch else {"id": ids[0]})
+def _idempotency_key(request: Request, content: tuple[bytes, ...], config: PublishSection) -> IdempotencyKey | None:
+    name = request.header(b"idempotency-key")
+    if name is None:
+        return None
+    return idempotency_key(name, content, window=config.idempotency_window, max_keys=config.idempotency_keys)
 
 
 # Operations
 
 
-def _operations(runtime: Runtime) -> Mapping[str, Mapping[str, Route]]:
-    registry = metrics.registry_of(runtime)
-    routes: tuple[Route, ...] = (health, ready, _Metrics(registry))
+def _operations(expose: metrics.Expose) -> Mapping[str, Mapping[str, Route]]:
+    routes: tuple[Route, ...] = (health, ready, _Metrics(expose))
     return {path: {"GET": route} for path, route in zip(_OPERATIONS, routes, strict=True)}
 
 
@@ -277,17 +257,20 @@ async def health(_: Exchange) -> Response:
 
 
 async def ready(exchange: Exchange) -> Response:
-    """``GET /readyz``: 200 while new work is welcome, 503 when the server goes down."""
+    """``GET /readyz``: 200 while new work is welcome, 503 when the server goes down or the log is not available."""
     refuse_while_draining(exchange.runtime)
+    problem_with_log = exchange.runtime.hub.problem
+    if problem_with_log is not None:
+        raise LogUnavailable(problem_with_log)
     return json_response(200, {"status": "ready"}, ((b"cache-control", b"no-store"),))
 
 
 class _Metrics:
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def __init__(self, expose: metrics.Expose) -> None:
+        self._expose = expose
 
     async def __call__(self, _: Exchange) -> Response:
-        return Response(200, ((b"content-type", metrics.CONTENT_TYPE.encode()),), metrics.expose(self._registry))
+        return Response(200, ((b"content-type", metrics.CONTENT_TYPE.encode()),), await self._expose())
 
 
 # The page

@@ -44,6 +44,7 @@ class Counters:
         self.accepted = 0
         self.refused = 0
         self.failed = 0
+        self.unavailable = 0
         self.lost: Counter[str] = Counter()
         self.requests: Counter[tuple[str, int]] = Counter()
         self.streams: Counter[str] = Counter()

@@ -11,23 +11,26 @@ import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import trio
 
-from tricast.config import Config
+from tricast import metrics
+from tricast.config import SQLITE_URL, Config
 from tricast.connection import Connection
 from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
-from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, leaf
+from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, Unavailable, leaf
 from tricast.http import HttpConnection, Router
 from tricast.hub import Hub
-from tricast.listening import Acceptor, listen, url_of
+from tricast.listening import Acceptor, Entrance, announce, listen, url_of
 from tricast.log.base import Log
 from tricast.log.memory import MemoryLog
+from tricast.log.sqlite import SqliteLog
 from tricast.logs import library_logger, program_logger
-from tricast.publish import Idempotency
 from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
 from tricast.runtime import Handler, Logger, Runtime
 from tricast.sweep import Wheel
@@ -35,6 +38,23 @@ from tricast.tls import load_context
 
 #: How often per second connections are ended while draining.
 _DRAIN_STEPS_PER_SECOND = 20
+
+
+class Share(NamedTuple):
+    """What a process has of a server that consists of several, from the one that supervises them.
+
+    Attributes:
+        listeners: where it lets clients in.
+        others: listeners of other processes, which it can take over (``Server.accept_from``). The server closes its
+            copies of both when it goes down.
+        admin_listeners: the same for the admin listener.
+        boards: where all of them leave their numbers for the metrics.
+    """
+
+    listeners: Sequence[socket.socket]
+    others: Sequence[socket.socket]
+    admin_listeners: Sequence[socket.socket]
+    boards: metrics.Noticeboards
 
 
 class Server:
@@ -46,8 +66,17 @@ class Server:
         hub: publishes from the same Trio run: ``await server.hub.publish("news", {"n": 1})``.
     """
 
-    def __init__(self, runtime: Runtime, urls: tuple[str, ...], admin_urls: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        urls: tuple[str, ...],
+        admin_urls: tuple[str, ...],
+        entrance: Entrance,
+        admin_entrance: Entrance,
+    ) -> None:
         self._runtime = runtime
+        self._entrance = entrance
+        self._admin_entrance = admin_entrance
         self._drain_asked = trio.Event()
         self._stopped = trio.Event()
         self.urls = urls
@@ -74,6 +103,15 @@ class Server:
         """How many connections are open."""
         return len(self._runtime.open)
 
+    def accept_from(self, listeners: Iterable[socket.socket]) -> None:
+        """Lets clients in by these listeners and no others, until it goes down."""
+        self._entrance.accept_from(listeners)
+
+    def close_doors(self) -> None:
+        """Lets nobody in any more, also not by the admin listener. Those who are in are served as before."""
+        self._entrance.close()
+        self._admin_entrance.close()
+
     def drain(self) -> None:
         """Begins to go down; ``serve`` returns when all connections have ended or the grace is over."""
         self._runtime.is_draining = True
@@ -97,23 +135,29 @@ async def serve(
     *,
     log: Log | None = None,
     logger: Logger | None = None,
+    share: Share | None = None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until drained or cancelled. Cancelling ends all connections at once.
+
+    This is one process, whatever ``config.server.workers`` says: see ``tricast.run`` for several.
 
     Args:
         config: the configuration.
         log: where events are kept; the default is what ``config.log`` says.
         logger: where to log; the default is the standard library's logger ``tricast``.
+        share: what to listen on, for a process that is one of several; the default is to open ``config.server``'s
+            own address.
         task_status: started with the ``Server`` once it listens: ``server = await nursery.start(serve, config)``.
 
     Raises:
         ConfigError: a WebSocket handler cannot be imported, or the certificate cannot be used.
+        LogUnavailable: the log cannot be used.
         OSError: a listener's address cannot be had.
     """
     logger = logger if logger is not None else library_logger()
     tls = load_context(config.tls)
-    log = log or _log_of(config)
+    log = log or _log_of(config, logger)
     wake = _Bell()
     hub = Hub(
         log,
@@ -130,28 +174,18 @@ async def serve(
         logger=logger,
         handlers=load_handlers(config),
     )
-    idempotency = Idempotency(
-        window=config.publish.idempotency_window,
-        max_keys=config.publish.idempotency_keys,
-        clock=trio.current_time,
-    )
     # Two scopes: what the drain closes first, and what stays to the end.
     with ExitStack() as at_the_end, ExitStack() as sockets:
         spare = Spare()
         at_the_end.callback(spare.give_up)
-        routes = public_routes(runtime, idempotency)
-        listeners = await listen(sockets, config.server.host, config.server.port, config)
-        admin_listeners: list[socket.socket] = []
-        if config.admin.enabled:
-            admin_listeners = await listen(at_the_end, config.admin.host, config.admin.port, config)
-        urls = tuple(url_of(listener, has_tls=tls is not None) for listener in listeners)
-        server = Server(runtime, urls, tuple(map(url_of, admin_listeners)))
-        at_the_end.callback(server.stopped)
-        async with log.open(hub.committed), trio.open_nursery() as background:
+        expose = metrics.alone(runtime) if share is None else share.boards.exposing(runtime)
+        routes = public_routes(runtime, expose)
+        listeners, admin_listeners = await _listeners_of(config, share, sockets, at_the_end)
+        async with hub.open(), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
             background.start_soon(runtime.wheel.run)
-            if admin_listeners:
-                _open_admin_door(runtime, admin_listeners, background, spare)
+            admin_entrance = _admin_entrance(runtime, expose, background, spare)
+            admin_entrance.accept_from(admin_listeners)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as listening:
                     serve_one = partial(_serve_connection, runtime, routes)
@@ -164,12 +198,19 @@ async def serve(
                         max_refusing=config.limits.reserved_descriptors // 2,
                         tls=tls,
                     )
-                    for listener in listeners:
-                        listening.start_soon(acceptor.accept_forever, listener)
-                    _announce(server, logger)
+                    entrance = Entrance(acceptor, listening)
+                    entrance.accept_from(listeners)
+                    urls = tuple(url_of(listener, has_tls=tls is not None) for listener in listeners)
+                    admin_urls = tuple(map(url_of, admin_listeners))
+                    server = Server(runtime, urls, admin_urls, entrance, admin_entrance)
+                    at_the_end.callback(server.stopped)
+                    if share is None:
+                        announce(listeners, admin_listeners, logger, has_tls=tls is not None)
+                    else:
+                        background.start_soon(share.boards.post_forever, runtime)
                     task_status.started(server)
                     await server.wait_drain_asked()
-                    listening.cancel_scope.cancel()
+                    entrance.close()
                 sockets.close()
                 await _end_connections(runtime, connections)
                 connections.cancel_scope.deadline = trio.current_time() + config.drain.grace
@@ -177,7 +218,7 @@ async def serve(
 
 
 async def run(config: Config, *, logger: Logger | None = None) -> None:
-    """Serves as a program does: raises the descriptor limit, and goes down on SIGTERM or SIGINT.
+    """Serves as a program of one process does: raises the descriptor limit, and goes down on SIGTERM or SIGINT.
 
     The first signal drains, the second ends it at once.
 
@@ -187,15 +228,41 @@ async def run(config: Config, *, logger: Logger | None = None) -> None:
     """
     logger = logger if logger is not None else program_logger(config.logging)
     before, after = raise_soft_limit()
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+
+    async def begun(_: Server, __: trio.Nursery) -> None:
+        if before == after:
+            logger.info("descriptors", limit=after)
+        else:
+            logger.info("descriptors", limit=after, raised_from=before)
+
+    await run_process(config, logger, begun)
+
+
+async def run_process(
+    config: Config,
+    logger: Logger,
+    begun: Callable[[Server, trio.Nursery], Awaitable[None]],
+    *,
+    share: Share | None = None,
+) -> None:
+    """Serves as all that a process does: obeys its signals, and keeps the garbage collector calm.
+
+    Args:
+        config: the configuration.
+        logger: where to log.
+        begun: called once it listens, with a nursery for what has to be done beside the server.
+        share: see ``serve``.
+
+    Raises:
+        ConfigError: see ``serve``.
+        OSError: see ``serve``.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
-            server: Server = await nursery.start(partial(serve, config, logger=logger))
-            if before == after:
-                logger.info("descriptors", limit=after)
-            else:
-                logger.info("descriptors", limit=after, raised_from=before)
+            server: Server = await nursery.start(partial(serve, config, logger=logger, share=share))
             _calm_garbage_collector()
             nursery.start_soon(_obey_signals, signals, server, logger, nursery.cancel_scope)
+            await begun(server, nursery)
             await server.wait_stopped()
             logger.info("stopped")
             nursery.cancel_scope.cancel()
@@ -206,7 +273,9 @@ async def _obey_signals(
 ) -> None:
     async for number in signals:
         name = signal.Signals(number).name
-        if server.is_draining:
+        if number == signal.SIGHUP:
+            logger.warning("not reloaded: that needs server.workers of 2 or more, or a restart", signal=name)
+        elif server.is_draining:
             logger.warning("ending at once", signal=name)
             everything.cancel()
         else:
@@ -226,11 +295,24 @@ def _calm_garbage_collector() -> None:
     gc.set_threshold(10_000, 100, 20)
 
 
-def _announce(server: Server, logger: Logger) -> None:
-    for url in server.urls:
-        logger.info(f"listening on {url}")
-    for url in server.admin_urls:
-        logger.info(f"admin listening on {url}")
+async def _listeners_of(
+    config: Config, share: Share | None, public: ExitStack, admin: ExitStack
+) -> tuple[Sequence[socket.socket], Sequence[socket.socket]]:
+    """What to listen on for clients, and for those who run the server; closed with these stacks.
+
+    Raises:
+        OSError: a listener's address cannot be had.
+    """
+    if share is not None:
+        for listener in (*share.listeners, *share.others):
+            public.enter_context(listener)
+        for listener in share.admin_listeners:
+            admin.enter_context(listener)
+        return share.listeners, share.admin_listeners
+    listeners = await listen(public, config.server.host, config.server.port, config)
+    if not config.admin.enabled:
+        return listeners, []
+    return listeners, await listen(admin, config.admin.host, config.admin.port, config)
 
 
 class _Bell:
@@ -268,18 +350,15 @@ def _tick_of(config: Config) -> float:
     return min(max(shortest / 4, 0.005), 0.25)
 
 
-def _open_admin_door(
-    runtime: Runtime, listeners: Sequence[socket.socket], background: trio.Nursery, spare: Spare
-) -> None:
+def _admin_entrance(runtime: Runtime, expose: metrics.Expose, background: trio.Nursery, spare: Spare) -> Entrance:
     """Lets those in who run the server, to the very end: that it is not ready must be seen while it goes down.
 
     Their connections come out of the reserve, so that health can be asked for when all others are in use.
     """
-    serve_one = partial(_serve_connection, runtime, admin_routes(runtime))
+    serve_one = partial(_serve_connection, runtime, admin_routes(runtime, expose))
     reserve = runtime.config.limits.reserved_descriptors
     acceptor = Acceptor(runtime, serve_one, background, spare, capacity=reserve // 4, max_refusing=reserve // 8)
-    for listener in listeners:
-        background.start_soon(acceptor.accept_forever, listener)
+    return Entrance(acceptor, background)
 
 
 def _capacity_of(config: Config) -> int:
@@ -287,11 +366,23 @@ def _capacity_of(config: Config) -> int:
     return min(room, config.limits.connections or room)
 
 
-def _log_of(config: Config) -> Log:
+def _log_of(config: Config, logger: Logger) -> Log:
+    events = config.events
+    if config.log.url.startswith(SQLITE_URL):
+        return SqliteLog(
+            Path(config.log.url.removeprefix(SQLITE_URL)),
+            history=events.history,
+            history_age=events.history_age,
+            history_size=events.history_size,
+            cache_size=config.log.cache_size,
+            synchronous=config.log.synchronous,
+            clock=time.time,
+            logger=logger,
+        )
     return MemoryLog(
-        history=config.events.history,
-        history_age=config.events.history_age,
-        history_size=config.events.history_size,
+        history=events.history,
+        history_age=events.history_age,
+        history_size=events.history_size,
         clock=time.time,
     )
 
@@ -344,6 +435,10 @@ async def _serve_connection(runtime: Runtime, route: Router, connection: Connect
         lost = leaf(group)
         runtime.counters.lost[lost.reason] += 1
         runtime.logger.debug("connection lost", peer=connection.peer, why=str(lost))
+    except* Unavailable as group:
+        # The log says once what is wrong with it; this is one of those who could not be served meanwhile.
+        runtime.counters.unavailable += 1
+        runtime.logger.debug("connection ended", peer=connection.peer, why=str(leaf(group)))
     except* Exception:
         runtime.counters.failed += 1
         runtime.logger.exception("connection failed", peer=connection.peer)

@@ -101,7 +101,7 @@ def test_what_cannot_be_listened_on(error, words):
         cli.Failure,
         match=f"^cannot listen on 127.0.0.1:8080 or 127.0.0.1:9090: {words}$".replace("(", r"\(").replace(")", r"\)"),
     ):
-        cli._run(cli._serve, partial(refuse, error), config)
+        cli._run(cli._serve, partial(refuse, error, config), config)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Reading the configuration, and everything that can be wrong with it."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -174,7 +175,7 @@ def test_variables_of_others_do_not_matter(load: Loader, monkeypatch: pytest.Mon
         ('[poll]\nmax_bytes = "1mib"', "FILE: poll.max_bytes: expected a size"),
         ('[poll]\nmax_bytes = "0B"', "FILE: poll.max_bytes: expected greater than 0, found '0B'"),
         ('[logging]\nlevel = "loud"', "FILE: logging.level: expected 'debug', 'info', 'warning' or 'error', found "),
-        ('[log]\nurl = "file:"', 'FILE: log.url: expected "memory:", the only kind of log there is'),
+        ('[log]\nurl = "file:"', 'FILE: log.url: expected "memory:" or "sqlite:///path" (four slashes: from the root)'),
         ('[websocket]\nping_interval = "60s"', "FILE: websocket: expected a ping_timeout longer than ping_interval"),
         ('[[websocket.handler]]\npath = "/"', "FILE: websocket.handler.0.handler: Field required"),
         (
@@ -297,3 +298,23 @@ def test_values_that_do_not_go_together(load: Loader) -> None:
 def test_the_url_of_a_log_is_not_repeated(load: Loader) -> None:
     (found,) = load.problems('[log]\nurl = "redis://user:secret@host"')
     assert "secret" not in found
+
+
+# The number of workers
+
+
+@pytest.mark.parametrize(("text", "workers"), [("4", 4), ('"4"', 4), ('"auto"', "auto"), ("1024", 1024)])
+def test_a_number_of_workers(load: Loader, text: str, workers: object) -> None:
+    assert load(f"[server]\nworkers = {text}\n").server.workers == workers
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1025", "1.5", "true", '"all"', '""', "[]"])
+def test_no_number_of_workers(load: Loader, text: str) -> None:
+    (problem,) = load.problems(f"[server]\nworkers = {text}\n")
+    assert problem.startswith('FILE: server.workers: expected a number from 1 to 1024, or "auto", found ')
+
+
+def test_what_is_dumped_is_loaded_again_as_it_was(load: Loader) -> None:
+    """Workers get their configuration like that."""
+    config = load('[events]\nhistory_age = "1234567s"\n[poll]\ntimeout = "25.123456789s"\n[server]\nworkers = 2\n')
+    assert Config.model_validate(json.loads(json.dumps(config.model_dump()))) == config

@@ -27,6 +27,7 @@ LAYERS = (
     ("routes",),
     ("listening", "logs"),
     ("server",),
+    ("workers",),
     ("",),  # the package itself: what it offers to those who import it
     ("client",),
     ("cli",),
@@ -41,6 +42,7 @@ ALLOWED = {
 SANS_IO = {
     "tricast.wire": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading", "time"},
     "tricast.hub": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
+    "tricast.log.window": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading", "sqlite3"},
     "tricast.log.memory": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
     "tricast.event": {"trio", "socket", "time"},
     "tricast.publish": {"trio", "socket", "time"},

@@ -1,9 +1,13 @@
 """The metrics as text: names, kinds and labels as Prometheus reads them."""
 
+import os
 import random
+from collections.abc import Iterator
 
 import pytest
 import structlog
+import trio
+import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
 from tricast import metrics
@@ -26,6 +30,15 @@ def runtime() -> Runtime:
         logger=structlog.wrap_logger(None, processors=[]),
         handlers={},
     )
+
+
+@pytest.fixture
+def boards() -> Iterator[list[metrics.Board]]:
+    """The boards of two workers."""
+    fds = [metrics.Board.create(number) for number in range(2)]
+    yield [metrics.Board(fd) for fd in fds]
+    for fd in fds:
+        os.close(fd)
 
 
 def text_of(runtime: Runtime) -> str:
@@ -79,3 +92,81 @@ def test_two_servers_in_one_process_have_metrics_of_their_own(runtime: Runtime) 
     runtime.counters.accepted += 1
     assert "tricast_connections_accepted_total 0.0\n" in before
     assert "tricast_connections_accepted_total 1.0\n" in text_of(runtime)
+
+
+# Several processes
+
+
+def notice(worker: int = 0, text: str = "") -> metrics.Notice:
+    """A notice without numbers; the text makes it long."""
+    return metrics.Notice(worker, os.getpid(), 0.0, [metrics._Family("tricast_x", text, "gauge", [])])
+
+
+def test_a_board_has_the_last_notice(boards: list[metrics.Board]) -> None:
+    board = boards[0]
+    assert board.read() is None
+    for text in ("short", "long" * 1000, "short again"):
+        board.post(notice(text=text))
+        assert board.read() == notice(text=text)
+    board.wipe()
+    assert board.read() is None
+
+
+def test_a_notice_that_is_not_whole_is_none(boards: list[metrics.Board]) -> None:
+    board = boards[0]
+    board.post(notice(text="a" * 1000))
+    os.pwrite(board._fd, b"b", 500)
+    assert board.read() is None
+
+
+async def test_whoever_is_asked_tells_of_all(runtime: Runtime, boards: list[metrics.Board]) -> None:
+    first, second = (metrics.Noticeboards(number, 3 * number, boards) for number in range(2))
+    runtime.counters.accepted = 5
+    runtime.counters.streams.update({"sse": 2})
+    boards[1].post(second._notice(runtime))
+    runtime.counters.accepted = 7  # the asked one tells of itself what is true now
+    found = {
+        (sample.name, *sample.labels.items()): sample.value
+        for family in text_string_to_metric_families((await first.exposing(runtime)()).decode())
+        for sample in family.samples
+    }
+    expected = {
+        ("tricast_connections_accepted_total", ("worker", "0")): 7,
+        ("tricast_connections_accepted_total", ("worker", "1")): 5,
+        ("tricast_streams_total", ("transport", "sse"), ("worker", "1")): 2,
+        ("tricast_worker_restarts_total", ("worker", "0")): 0,
+        ("tricast_worker_restarts_total", ("worker", "1")): 3,
+    }
+    assert {key: found[key] for key in expected} == expected
+    for worker in "01":
+        assert found["process_resident_memory_bytes", ("worker", worker)] > 0
+        assert 0 <= found["tricast_worker_silence_seconds", ("worker", worker)] < 60
+
+
+async def test_of_a_process_that_is_gone_the_numbers_stay_until_they_are_wiped(
+    runtime: Runtime, boards: list[metrics.Board]
+) -> None:
+    expose = metrics.Noticeboards(0, 0, boards).exposing(runtime)
+    gone = metrics.Noticeboards(1, 0, boards)._notice(runtime)
+    gone.pid = 2**30
+    boards[1].post(gone)
+    text = (await expose()).decode()
+    assert 'tricast_connections{worker="1"} 0.0' in text
+    assert 'process_open_fds{worker="1"}' not in text
+    boards[1].wipe()
+    assert 'worker="1"' not in (await expose()).decode()
+
+
+async def test_numbers_are_renewed_until_another_process_has_the_number(
+    runtime: Runtime, boards: list[metrics.Board], autojump_clock: object
+) -> None:
+    noticeboards = metrics.Noticeboards(0, 0, boards)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(noticeboards.post_forever, runtime)
+        await trio.testing.wait_all_tasks_blocked()
+        boards[0].wipe()
+        await trio.sleep(1.5)
+        assert boards[0].read() is not None
+        boards[0].wipe()
+        noticeboards.withdraw()
+    assert boards[0].read() is None

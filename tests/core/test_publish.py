@@ -1,13 +1,11 @@
-"""Bodies to drafts, and the memory of idempotency keys."""
-
-import json
+"""Bodies to drafts, and headers to idempotency keys."""
 
 import pytest
 
 from tricast.errors import LimitExceeded, RemoteProtocolError
 from tricast.event import Draft, check_topic, check_type
-from tricast.publish import Idempotency, batch_drafts
-from tricast.wire.http1 import Response
+from tricast.log.base import IdempotencyKey
+from tricast.publish import batch_drafts, idempotency_key
 
 
 def check(draft: Draft) -> Draft:
@@ -99,171 +97,30 @@ def test_a_batch_of_too_many() -> None:
 
 # Idempotency keys
 
-FIRST = Response(200, (), b'{"id":"1-0"}')
-SECOND = Response(200, (), b'{"id":"2-0"}')
 CONTENT = (b"news", b"message", b"1")
 
 
-class World:
-    """A memory of keys, with a clock."""
-
-    def __init__(self, *, max_keys: int = 3) -> None:
-        self.now = 1000.0
-        self.keys = Idempotency(window=60, max_keys=max_keys, clock=lambda: self.now)
-
-    def answered(self, key: bytes, answer: Response = FIRST) -> None:
-        assert self.keys.begin(key, CONTENT) is None
-        self.keys.end(key, answer)
+def key(name: bytes, content: tuple[bytes, ...] = CONTENT) -> IdempotencyKey:
+    return idempotency_key(name, content, window=60.0, max_keys=5)
 
 
-def test_the_first_answer_is_given_again() -> None:
-    world = World()
-    world.answered(b"k", FIRST)
-    assert world.keys.begin(b"k", CONTENT) is FIRST
-    assert world.keys.begin(b"k", CONTENT) is FIRST
-    world.answered(b"other", SECOND)
-    assert world.keys.begin(b"k", CONTENT) is FIRST
+def test_a_key_is_what_the_log_needs() -> None:
+    found = key(b"k")
+    assert (found.name, found.window, found.max_keys) == (b"k", 60.0, 5)
+    assert found == key(b"k")
 
 
-def test_a_key_is_forgotten_after_its_window() -> None:
-    world = World()
-    world.answered(b"k")
-    world.now += 60
-    assert world.keys.begin(b"k", CONTENT) is FIRST
-    world.now += 0.1
-    assert world.keys.begin(b"k", CONTENT) is None
+def test_other_content_has_another_fingerprint() -> None:
+    contents = [CONTENT, (b"news", b"message", b"2"), (b"newsmessage", b"", b"1"), (b"news", b"message1")]
+    assert len({key(b"k", content).fingerprint for content in contents}) == len(contents)
 
 
-def test_the_window_begins_with_the_answer() -> None:
-    world = World()
-    world.keys.begin(b"k", CONTENT)
-    world.now += 50
-    world.keys.end(b"k", FIRST)
-    world.now += 50
-    assert world.keys.begin(b"k", CONTENT) is FIRST
-
-
-def test_a_key_in_use() -> None:
-    world = World()
-    world.keys.begin(b"k", CONTENT)
-    with pytest.raises(RemoteProtocolError, match="not answered yet") as caught:
-        world.keys.begin(b"k", CONTENT)
-    assert (caught.value.status, caught.value.code) == (409, "idempotency-key-in-use")
-    assert dict(caught.value.headers) == {b"retry-after": b"1"}
-    world.keys.end(b"k", FIRST)
-    assert world.keys.begin(b"k", CONTENT) is FIRST
-
-
-def test_a_key_without_an_answer_may_be_used_again() -> None:
-    world = World()
-    world.keys.begin(b"k", CONTENT)
-    world.keys.end(b"k", None)
-    world.answered(b"k", SECOND)
-    assert world.keys.begin(b"k", CONTENT) is SECOND
-
-
-@pytest.mark.parametrize("is_answered", [True, False])
-def test_a_key_that_was_used_for_something_else(is_answered: bool) -> None:
-    world = World()
-    world.keys.begin(b"k", CONTENT)
-    if is_answered:
-        world.keys.end(b"k", FIRST)
-    for content in [(b"news", b"message", b"2"), (b"newsmessage", b"", b"1"), (b"news", b"message1")]:
-        with pytest.raises(RemoteProtocolError, match="another request") as caught:
-            world.keys.begin(b"k", content)
-        assert (caught.value.status, caught.value.code) == (422, "idempotency-key-reused")
-
-
-@pytest.mark.parametrize("key", [b"", b"x" * 256])
-def test_keys_that_are_none(key: bytes) -> None:
+@pytest.mark.parametrize("name", [b"", b"x" * 256])
+def test_keys_that_are_none(name: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match="1 to 255 bytes") as caught:
-        World().keys.begin(key, CONTENT)
+        key(name)
     assert caught.value.code == "bad-idempotency-key"
 
 
 def test_the_longest_key() -> None:
-    World().answered(b"x" * 255)
-
-
-def test_the_oldest_are_forgotten_when_there_are_too_many() -> None:
-    world = World(max_keys=3)
-    for key in (b"a", b"b", b"c"):
-        world.answered(key)
-    # Asking for one that is known needs no room, so it forgets none.
-    for key in (b"a", b"b", b"c"):
-        assert world.keys.begin(key, CONTENT) is FIRST
-    world.answered(b"d")
-    assert world.keys.begin(b"b", CONTENT) is FIRST
-    assert world.keys.begin(b"a", CONTENT) is None
-
-
-def test_an_answer_to_a_key_that_was_forgotten() -> None:
-    world = World(max_keys=1)
-    world.keys.begin(b"a", CONTENT)
-    world.keys.begin(b"b", CONTENT)
-    world.keys.end(b"a", FIRST)
-    world.keys.end(b"b", SECOND)
-    assert world.keys.begin(b"b", CONTENT) is SECOND
-
-
-def test_answers_are_json_that_can_be_sent_again() -> None:
-    world = World()
-    world.answered(b"k")
-    again = world.keys.begin(b"k", CONTENT)
-    assert again is not None
-    assert json.loads(again.body) == {"id": "1-0"}
-
-
-def large(kilobytes: int) -> Response:
-    """The answer to a large batch."""
-    return Response(200, (), b"x" * (1024 * kilobytes))
-
-
-def remembers(world: World, key: bytes) -> bool:
-    """Whether the answer to this key is known. Asking for one that is not takes room, so it is given back."""
-    if world.keys.begin(key, CONTENT) is not None:
-        return True
-    world.keys.end(key, None)
-    return False
-
-
-def test_a_large_answer_counts_as_several() -> None:
-    world = World(max_keys=10)
-    for n in range(6):
-        world.answered(b"small-%d" % n)
-    world.answered(b"large", large(3))
-    # Six and four are ten: nothing had to go.
-    assert world.keys.begin(b"small-0", CONTENT) is FIRST
-    assert world.keys.begin(b"large", CONTENT) == large(3)
-    world.answered(b"larger", large(4))
-    # Now five had to.
-    assert [world.keys.begin(b"small-5", CONTENT), world.keys.begin(b"large", CONTENT)] == [FIRST, large(3)]
-    assert not remembers(world, b"small-4")
-
-
-def test_an_answer_below_a_kilobyte_counts_as_one() -> None:
-    world = World(max_keys=3)
-    answer = Response(200, (), b"x" * 1023)
-    for key in (b"a", b"b", b"c"):
-        world.answered(key, answer)
-    assert all(remembers(world, key) for key in (b"a", b"b", b"c"))
-
-
-def test_room_is_given_back_when_an_answer_is_forgotten() -> None:
-    world = World(max_keys=10)
-    for _ in range(20):
-        world.answered(b"large", large(8))
-        world.now += 61
-    for n in range(10):
-        world.answered(b"small-%d" % n)
-    assert all(remembers(world, b"small-%d" % n) for n in range(10))
-
-
-def test_an_answer_that_is_larger_than_all_room_is_remembered_alone() -> None:
-    world = World(max_keys=3)
-    world.answered(b"a")
-    world.answered(b"huge", large(100))
-    assert world.keys.begin(b"huge", CONTENT) == large(100)
-    world.answered(b"b")
-    assert world.keys.begin(b"b", CONTENT) is FIRST
-    assert not remembers(world, b"huge")
+    assert key(b"x" * 255).name == b"x" * 255

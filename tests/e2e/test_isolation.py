@@ -25,7 +25,7 @@ from structlog.testing import LogCapture
 import tricast
 from tricast.event import Draft, EventId, TopicSet
 from tricast.hub import Hub
-from tricast.log.base import Slice
+from tricast.log.base import IdempotencyKey, Slice
 from tricast.log.memory import MemoryLog
 from tricast.transports.event_stream import EventStream as ServerEventStream
 from tricast.transports.long_poll import LongPoll as ServerLongPoll
@@ -90,10 +90,10 @@ def raise_for_events_of_victim(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has publishing raise when it is to the topic ``victim``."""
     original = Hub.append
 
-    async def append(self: Hub, drafts: Sequence[Draft]) -> list[EventId]:
+    async def append(self: Hub, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> list[EventId]:
         if drafts[0].topic == "victim":
             raise Bug
-        return await original(self, drafts)
+        return await original(self, drafts, key)
 
     monkeypatch.setattr(Hub, "append", append)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import trio
-from clients import TEXT, WebSocket, WebSocketClosed, frame, open_websocket
+from clients import TEXT, TRANSPORTS, WebSocket, WebSocketClosed, frame, open_websocket, subscribe
+from hub.fakes import DeafLog
 from serving import serving, until
 
 import tricast
@@ -30,6 +31,28 @@ async def test_topics_added_right_behind_a_position_that_is_ahead_of_the_log() -
             await server.hub.publish("a", 1)
             await server.hub.publish("b", 2)
             assert [event.data for event in await websocket.events(2)] == [1, 2]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_what_is_not_handed_over_is_read_from_the_log(transport: str) -> None:
+    log = DeafLog(history=3, history_age=1000.0, history_size=10**6, clock=lambda: 1000.0)
+    async with serving(log=log, poll={"timeout": "100s"}) as server:
+        first = str(await server.hub.publish("news", 0))
+        with await subscribe(transport, server.url, "news", last_id=first) as subscriber:
+            async with trio.open_nursery() as nursery:
+
+                async def follow() -> None:
+                    # A poll that waits is answered at once, with nothing, so that the next one is told.
+                    assert (await subscriber.gap()).reason == "evicted"
+                    assert [event.data for event in await subscriber.events(3)] == [3, 4, 5]
+
+                nursery.start_soon(follow)
+                await until(lambda: server.hub.statistics().subscribers == 1 and not server.hub.statistics().behind)
+                log.is_deaf = True
+                for n in range(1, 6):
+                    await server.hub.publish("news", n)
+                log.is_deaf = False
+                server.hub.skipped(log.last_id)
 
 
 async def test_publishing_nothing() -> None:

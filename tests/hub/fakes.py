@@ -1,12 +1,14 @@
 """A subscriber with a wire of limited room instead of a socket, and what its client has got over it."""
 
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, TypeVar
 
 from tricast.event import BEGINNING, Event, EventId, Gap, GapReason, TopicSet
 from tricast.hub import Feed, Hub, Subscriber
-from tricast.log.base import Slice
+from tricast.log.base import Committed, Skipped, Slice
+from tricast.log.memory import MemoryLog
 from tricast.sent import Sent
 from tricast.wire.form import StreamForm
 
@@ -197,6 +199,19 @@ class FakeSubscriber(Subscriber):
         hub.advance(self, found)
         if found.complete and not self.tail:
             hub.try_go_live(self)
+
+
+class DeafLog(MemoryLog):
+    """Hands nothing over while it is deaf, as if another process had appended it."""
+
+    is_deaf = False
+
+    def open(self, committed: Committed, skipped: Skipped | None = None) -> AbstractAsyncContextManager[None]:
+        def hand_over(events: Sequence[Event]) -> None:
+            if not self.is_deaf:
+                committed(events)
+
+        return super().open(hand_over, skipped)
 
 
 def _cut(data: bytes, room: int) -> int:

@@ -5,7 +5,7 @@ moment, also in the middle of a flush.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hub.fakes import FORMS, FakeSubscriber, Got, Switched, at_once
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 import tricast.hub
-from tricast.event import BEGINNING, Draft, EventId, Gap, GapReason, TopicSet
+from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, TopicSet
 from tricast.hub import Hub
 from tricast.log.memory import MemoryLog
 
@@ -101,9 +101,14 @@ class Contiguity(RuleBasedStateMachine):
     def open(self) -> None:
         self.log = MemoryLog(history=HISTORY, history_age=10, history_size=9_000, clock=self.clock)
         self.hub = Hub(self.log, max_topic_bytes=255, max_event_bytes=65536, wake=lambda: None)
-        self.scope = self.log.open(self.hub.committed)
+        self.is_deaf = False
+        self.scope = self.log.open(self.committed)
         at_once(self.scope.__aenter__())
         self.flushing: Iterator[None] | None = None
+
+    def committed(self, events: Sequence[Event]) -> None:
+        if not self.is_deaf:
+            self.hub.committed(events)
 
     def clock(self) -> float:
         return (self.now_ms + 0.5) / 1000  # in the middle, so that no rounding makes it another millisecond
@@ -232,7 +237,10 @@ class Contiguity(RuleBasedStateMachine):
 
     # What happens now and then
 
-    @rule(what=st.sampled_from(["evict", "leave", "break", "wait", "step back", "grow old", "restart"]), index=clients)
+    @rule(
+        what=st.sampled_from(["evict", "leave", "break", "wait", "step back", "grow old", "restart", "skip"]),
+        index=clients,
+    )
     def disturb(self, what: str, index: int) -> None:
         if what == "evict":
             self.publish(list(TOPICS[: index + 1]) * (HISTORY + 1), 2)
@@ -242,8 +250,17 @@ class Contiguity(RuleBasedStateMachine):
             self.clients[index].subscriber.error = ConnectionError("reset")
         elif what == "restart":
             self.restart()
+        elif what == "skip":
+            self.skip(TOPICS[index])
         else:
             self.now_ms += {"wait": 40, "step back": -500, "grow old": 11_000}[what]
+
+    def skip(self, topic: str) -> None:
+        """What another process had committed is not handed over."""
+        self.is_deaf = True
+        self.publish([topic] * 2, 2)
+        self.is_deaf = False
+        self.hub.skipped(self.log.last_id)
 
     def restart(self) -> None:
         for client in self.clients:

@@ -2,9 +2,9 @@
 
 import pytest
 import trio
-from hub.fakes import FORMS, FakeSubscriber, Got, Switched, at_once, decode
+from hub.fakes import FORMS, DeafLog, FakeSubscriber, Got, Switched, at_once, decode
 
-from tricast.event import Event, EventId, Gap, GapReason, TopicSet
+from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, TopicSet
 from tricast.sent import Sent
 
 ONE = Event(EventId(1, 0), "a.1", "message", b"1")
@@ -81,3 +81,16 @@ def test_a_broken_wire_raises_and_failures_are_kept() -> None:
         subscriber.push(b"")
     subscriber.fail(subscriber.error)
     assert subscriber.failures == [subscriber.error]
+
+
+async def test_a_deaf_log_keeps_and_does_not_tell() -> None:
+    log = DeafLog(history=10, history_age=60, history_size=10**6, clock=lambda: 1000.0)
+    told: list[Event] = []
+    async with log.open(told.extend):
+        log.is_deaf = True
+        (first,) = await log.append([Draft("a", "message", b"1")])
+        log.is_deaf = False
+        (second,) = await log.append([Draft("a", "message", b"2")])
+    assert [event.id for event in told] == [second]
+    kept = (await log.read(TopicSet(["a"]), BEGINNING, max_bytes=1000)).events
+    assert [event.id for event in kept] == [first, second]

@@ -1,13 +1,13 @@
 """The hub over the real log: feeds, live and behind, flushes in several turns, and what it counts."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
-from hub.fakes import FORMS, FakeSubscriber, at_once
+from hub.fakes import FORMS, DeafLog, FakeSubscriber, at_once
 
 import tricast.hub
 from tricast.errors import LimitExceeded, LogUnavailable, RemoteProtocolError
-from tricast.event import BEGINNING, Draft, EventId, GapReason, TopicSet
+from tricast.event import BEGINNING, Draft, EventId, Gap, GapReason, TopicSet
 from tricast.hub import Hub, HubStatistics
 from tricast.log.memory import MemoryLog
 
@@ -602,3 +602,65 @@ def test_the_first_of_what_is_kept(world: World) -> None:
     ids = world.publish("news", "other", "news")
     found = at_once(world.hub.peek(TopicSet(["news"]), BEGINNING))
     assert [event.id for event in found.events] == ids[:1]
+
+
+# What is not handed over
+
+
+@pytest.fixture
+async def skipping() -> AsyncIterator[World]:
+    world = World(history=3)
+    log = world.log = DeafLog(history=3, history_age=60, history_size=10**6, clock=world.clock)
+    world.hub = Hub(log, max_topic_bytes=20, max_event_bytes=65536, wake=world.bell.ring)
+    async with world.hub.open():
+        yield world
+
+
+def skip(world: World, *topics: str) -> list[EventId]:
+    assert isinstance(world.log, DeafLog)
+    world.log.is_deaf = True
+    ids = world.publish(*topics)
+    world.log.is_deaf = False
+    world.hub.skipped(ids[-1])
+    return ids
+
+
+async def test_who_is_live_reads_what_was_skipped_from_the_log(skipping: World) -> None:
+    subscriber, other = skipping.join("a"), skipping.join("b", form=1)
+    pending = skipping.publish("a", "b")
+    ids = skip(skipping, "a", "a")
+    assert skipping.hub.last_id == ids[-1]
+    assert (subscriber.is_live, other.is_live) == (False, False)
+    assert skipping.flush() == 0  # what was pending is read from the log as well
+    for each in (subscriber, other):
+        skipping.catch_up(each)
+        assert each.is_live
+    later = skipping.publish("a", "b")
+    skipping.flush()
+    assert subscriber.ids == [pending[0], *ids, later[0]]
+    assert other.ids == [pending[1], later[1]]
+    assert not subscriber.gaps
+
+
+async def test_what_was_skipped_and_dropped_is_a_gap_that_is_not_the_clients_fault(skipping: World) -> None:
+    subscriber = skipping.join("a")
+    before = skipping.hub.last_id
+    ids = skip(skipping, *["a"] * 5)
+    skipping.catch_up(subscriber)
+    assert subscriber.gaps == [Gap(GapReason.EVICTED, before, ids[1])]
+    assert subscriber.ids == ids[2:]
+
+
+async def test_who_read_before_something_was_skipped_reads_on(skipping: World) -> None:
+    position = skipping.hub.last_id
+    subscriber = skipping.join("a", position=position)
+    subscriber.catch_up(skipping.hub, max_bytes=1000)  # has read to the end, and not yet gone live
+    ids = skip(skipping, "a")
+    assert not subscriber.is_live
+    skipping.catch_up(subscriber)
+    assert subscriber.is_live
+    assert subscriber.ids == ids
+
+
+async def test_a_hub_tells_what_is_wrong_with_its_log(skipping: World) -> None:
+    assert skipping.hub.problem is None

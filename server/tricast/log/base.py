@@ -4,10 +4,30 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
+from tricast.errors import RemoteProtocolError
 from tricast.event import Draft, Event, EventId, Gap, TopicSet
 
 #: Called with events in id order, each exactly once, as soon as they are in the log.
 Committed = Callable[[Sequence[Event]], None]
+#: Called with a position when events at or before it were dropped, or are too many, to be handed over one by one:
+#: what was committed up to there is read from the log, which tells what is missing.
+Skipped = Callable[[EventId], None]
+
+
+class IdempotencyKey(NamedTuple):
+    """What makes two appends the same one.
+
+    Attributes:
+        name: what the publisher named it.
+        fingerprint: what was to be published, digested.
+        window: seconds for which the log remembers it.
+        max_keys: how many keys the log remembers at most; the oldest are forgotten first.
+    """
+
+    name: bytes
+    fingerprint: bytes
+    window: float
+    max_keys: int
 
 
 class Slice(NamedTuple):
@@ -36,15 +56,33 @@ class Log(Protocol):
         """The newest position: every event committed so far is at or before it."""
         ...
 
-    def open(self, committed: Committed) -> AbstractAsyncContextManager[None]:
-        """The scope in which the log works, and hands over what is appended, by whomever."""
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be appended now, in a few words; None while all is well."""
         ...
 
-    async def append(self, drafts: Sequence[Draft]) -> list[EventId]:
-        """Gives the drafts ids and keeps them, all or none. Cancelling leaves open which of the two it was.
+    def open(self, committed: Committed, skipped: Skipped | None = None) -> AbstractAsyncContextManager[None]:
+        """The scope in which the log works, and hands over what is appended, by whomever.
+
+        Args:
+            committed: takes the events.
+            skipped: is told where events are not handed over; None where nobody has to know.
 
         Raises:
-            LogUnavailable: none of them was kept.
+            LogUnavailable: the log cannot be used.
+        """
+        ...
+
+    async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> list[EventId]:
+        """Gives the drafts ids and keeps them, all or none. Cancelling leaves open which of the two it was.
+
+        Args:
+            drafts: at least one.
+            key: where it is known, nothing is appended, and the ids are those of the first time.
+
+        Raises:
+            LogUnavailable: none of them was kept, as far as this log can know.
+            RemoteProtocolError: the key was used for something else.
         """
         ...
 
@@ -60,3 +98,10 @@ class Log(Protocol):
             LogUnavailable: the log cannot be read now.
         """
         ...
+
+
+def key_reused() -> RemoteProtocolError:
+    """The answer to a key that comes back with other content."""
+    return RemoteProtocolError(
+        "this Idempotency-Key was used for another request", code="idempotency-key-reused", status=422
+    )

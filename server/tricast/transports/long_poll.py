@@ -95,7 +95,8 @@ class LongPoll(Subscriber):
         return Sent.ALL
 
     def fell_behind(self) -> None:
-        """See ``Subscriber.fell_behind``: this takes any block, and so never does."""
+        """See ``Subscriber.fell_behind``: what was missed is in the log, for the next poll."""
+        self.give_up()
 
     def fail(self, error: Exception) -> None:
         """See ``Subscriber.fail``."""

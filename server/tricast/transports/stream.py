@@ -7,7 +7,7 @@ from typing import NamedTuple
 import trio
 
 from tricast.connection import Connection
-from tricast.errors import LimitExceeded, RemoteProtocolError
+from tricast.errors import LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.event import BEGINNING, EventId, TopicSet, check_pattern
 from tricast.hub import Hub, Subscriber
 from tricast.runtime import NothingToEnd, Runtime
@@ -126,7 +126,13 @@ class Stream(Subscriber):
         await self.connection.drain()
         while (feed := self.feed) is not None and not self.is_live:
             position = self.position
-            found = await hub.read(self)
+            try:
+                found = await hub.read(self)
+            except Unavailable as error:
+                # It comes back with its position, to this process or another one.
+                self.runtime.counters.unavailable += 1
+                self.drain(self.runtime.jitter(error.retry_after))
+                return
             await trio.lowlevel.checkpoint()
             # While this waited, the client may have subscribed to something else, or been sent an answer that waits.
             if self.feed is feed and self.position is position and not self.connection.has_tail:

@@ -29,8 +29,8 @@ from tricast.wire.websocket import Kind
 _FRAMES_PER_TURN = 32
 #: Operations that publish are taken together, so that they cost the log one append and the client's socket one send.
 _MAX_TOGETHER = 100
-#: Close codes with their meaning (RFC 6455 7.4.1, and the registry for 1012).
-NORMAL, INTERNAL_ERROR, RESTARTING = 1000, 1011, 1012
+#: Close codes with their meaning (RFC 6455 7.4.1, and the registry for 1012 and 1013).
+NORMAL, INTERNAL_ERROR, RESTARTING, TRY_AGAIN_LATER = 1000, 1011, 1012, 1013
 _NOTHING = TopicSet(())
 
 
@@ -371,9 +371,9 @@ class Session(Stream):
             # Its last word may have met a connection that is being closed from here, for instance by a drain.
             if self._wsproto().state is not ConnectionState.LOCAL_CLOSING:
                 raise
-        except Exception:
+        except Exception as error:
             with trio.move_on_after(self.runtime.config.websocket.close_timeout, shield=True):
-                await self._finish(INTERNAL_ERROR)
+                await self._finish(TRY_AGAIN_LATER if isinstance(error, Unavailable) else INTERNAL_ERROR)
             raise
         await self._finish(NORMAL)
 

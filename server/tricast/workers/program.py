@@ -1,0 +1,38 @@
+"""A server as a program, of as many processes as the configuration says."""
+
+import os
+from collections.abc import Callable
+
+from tricast import server
+from tricast.config import Config
+from tricast.runtime import Logger
+from tricast.workers.supervisor import Supervisor
+
+
+async def run(config: Config, *, logger: Logger | None = None, reload: Callable[[], Config] | None = None) -> None:
+    """Serves as a program does: raises the descriptor limit, and goes down on SIGTERM or SIGINT.
+
+    The first signal drains, the second ends it at once. With ``server.workers`` of 2 or more this process supervises as
+    many others, and SIGHUP replaces them one by one. Cancelling ends all connections at once.
+
+    Args:
+        config: the configuration.
+        logger: where to log; the default is stderr, where workers always log.
+        reload: loads the configuration again for SIGHUP; the default is that it does not change.
+
+    Raises:
+        ConfigError: a WebSocket handler cannot be imported.
+        WorkerFailed: a worker could not begin, for whatever reason.
+        OSError: a listener's address cannot be had.
+    """
+    count = count_of(config)
+    if count == 1:
+        await server.run(config, logger=logger)
+    else:
+        await Supervisor(config, count, logger=logger, reload=reload or (lambda: config)).run()
+
+
+def count_of(config: Config) -> int:
+    """How many processes the configuration asks for; "auto" is one for each CPU that this process may use."""
+    workers = config.server.workers
+    return len(os.sched_getaffinity(0)) if workers == "auto" else workers

@@ -1,0 +1,332 @@
+"""The supervisor: starts workers, replaces those that die, reloads, and brings all of them down.
+
+It serves nobody itself. What it holds for as long as it lives are the listening sockets of all workers, so that clients
+wait in their queues rather than being turned away when a worker is not there.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
+
+import msgspec
+import trio
+
+from tricast.config import MEMORY_URL, SQLITE_URL, Config
+from tricast.descriptors import raise_soft_limit
+from tricast.errors import ConfigError, ConfigProblem, WorkerFailed
+from tricast.listening import announce, listen, listen_in_groups, set_options
+from tricast.logs import program_logger
+from tricast.metrics import Board
+from tricast.runtime import Logger
+from tricast.workers.control import Begin
+from tricast.workers.process import Worker
+
+#: A worker that lived for so long has not died of what the one before died of.
+_STEADY_SECONDS = 30.0
+_FIRST_DELAY = 0.5
+_LONGEST_DELAY = 30.0
+_PRIVATE_LOG = "log.db"
+#: What a reload cannot change, for the supervisor has it open or all workers must have the same.
+_FIXED = (
+    ("server", "host"),
+    ("server", "port"),
+    ("server", "workers"),
+    ("admin", "enabled"),
+    ("admin", "host"),
+    ("admin", "port"),
+    ("log", "url"),
+)
+
+
+class Backoff:
+    """How long to wait before a worker is replaced that died.
+
+    Args:
+        randomness: for jitter.
+    """
+
+    def __init__(self, randomness: random.Random) -> None:
+        self._random = randomness
+        self._deaths = 0
+
+    def next_delay(self, lived: float) -> float:
+        """The seconds to wait after a worker that lived for so long: none at first, then ever more."""
+        self._deaths = 1 if lived >= _STEADY_SECONDS else self._deaths + 1
+        if self._deaths == 1:
+            return 0.0
+        longest = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(self._deaths - 2, 10))
+        return longest * self._random.uniform(0.5, 1.0)
+
+
+class Supervisor:
+    """Several processes that are one server.
+
+    Args:
+        config: the configuration.
+        count: how many processes.
+        logger: where to log; the default is stderr.
+        reload: loads the configuration again.
+    """
+
+    def __init__(self, config: Config, count: int, *, logger: Logger | None, reload: Callable[[], Config]) -> None:
+        self._config = config
+        self._count = count
+        self._own_logger = logger
+        self._logger: Logger = logger if logger is not None else program_logger(config.logging)
+        self._reload = reload
+        self._reload_asked = trio.Event()
+        self._down = trio.Event()
+        self._random = random.Random()  # noqa: S311 - jitter
+        self._restarts = [0] * count
+        self._workers: list[Worker] = []  # by number: the newest that was ready, or is to replace one that died
+        self._alive: dict[Worker, None] = {}
+        self._folder = ""
+
+    async def run(self) -> None:
+        """Supervises until it is told to go down and all processes have ended. Cancelling kills them.
+
+        Raises:
+            WorkerFailed: a worker could not begin.
+            OSError: a listener's address cannot be had.
+        """
+        limits = raise_soft_limit()
+        signals_of = trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        with signals_of as signals, ExitStack() as at_the_end, ExitStack() as doors:
+            await self._open(at_the_end, doors)
+            async with trio.open_nursery() as processes:
+                self._processes = processes
+                processes.start_soon(self._obey, signals)
+                await self._supervise(limits)
+                doors.close()
+                for worker in self._alive:
+                    worker.drain()
+                while self._alive:
+                    await next(iter(self._alive)).ended.wait()
+                processes.cancel_scope.cancel()
+        self._logger.info("stopped")
+
+    async def _open(self, at_the_end: ExitStack, doors: ExitStack) -> None:
+        config = self._config
+        server, admin = config.server, config.admin
+        self._listeners = await listen_in_groups(doors, server.host, server.port, config, groups=self._count)
+        self._admin_listeners = await listen(doors, admin.host, admin.port, config) if admin.enabled else []
+        self._board_fds = [Board.create(number) for number in range(self._count)]
+        for fd in self._board_fds:
+            at_the_end.callback(os.close, fd)
+        if config.log.url == MEMORY_URL:
+            self._folder = _private_folder()
+            at_the_end.callback(shutil.rmtree, self._folder, ignore_errors=True)
+
+    async def _supervise(self, limits: tuple[int, int]) -> None:
+        """Has as many workers as there should be, until it is told to go down."""
+        async with trio.open_nursery() as policy:
+            policy.start_soon(self._begin_all, policy, limits)
+            await self._down.wait()
+            policy.cancel_scope.cancel()
+
+    async def _begin_all(self, policy: trio.Nursery, limits: tuple[int, int]) -> None:
+        self._workers = [self._start(number, self._config) for number in range(self._count)]
+        failed = await _first_to_fail(self._workers)
+        if failed is not None:
+            raise WorkerFailed(failed.lines or [f"worker {failed.number} could not begin: {_end_of(failed)}"])
+        has_tls = self._config.tls.certificate != ""
+        announce(self._listeners[0], self._admin_listeners, self._logger, has_tls=has_tls)
+        before, after = limits
+        raised = {} if before == after else {"raised_from": before}
+        self._logger.info("workers", count=self._count, pids=[worker.pid for worker in self._workers])
+        self._logger.info("descriptors of each worker", limit=after, **raised)
+        if self._folder:
+            self._logger.info(
+                f"log.url is {MEMORY_URL}, which several workers cannot share: "
+                "events are kept in a temporary folder and are gone when the server ends",
+                folder=self._folder,
+            )
+        for number in range(self._count):
+            policy.start_soon(self._keep, number)
+        policy.start_soon(self._reload_when_asked)
+
+    def _start(self, number: int, config: Config) -> Worker:
+        # As Python has it: a duration as text would be rounded.
+        settings = config.model_dump()
+        if self._folder:
+            settings["log"] |= {"url": f"{SQLITE_URL}{self._folder}/{_PRIVATE_LOG}", "synchronous": "off"}
+        begin = Begin(
+            worker=number,
+            restarts=self._restarts[number],
+            config=msgspec.Raw(json.dumps(settings).encode()),
+            path=sys.path,
+            listeners=[[listener.fileno() for listener in group] for group in self._listeners],
+            admin_listeners=[listener.fileno() for listener in self._admin_listeners],
+            boards=self._board_fds,
+            folder=self._folder,
+        )
+        worker = Worker(begin, config.drain.period + config.drain.grace, self._logger)
+        self._alive[worker] = None
+        self._processes.start_soon(self._run, worker)
+        return worker
+
+    async def _run(self, worker: Worker) -> None:
+        try:
+            await worker.run()
+        finally:
+            del self._alive[worker]
+
+    # Workers that die
+
+    async def _keep(self, number: int) -> None:
+        """Replaces the worker of this number whenever it dies."""
+        backoff = Backoff(self._random)
+        while True:
+            worker = self._workers[number]
+            await worker.left.wait()
+            if self._workers[number] is not worker:
+                continue
+            self._share_out()
+            delay = backoff.next_delay(worker.lived)
+            self._tell_of_end(worker, delay)
+            if worker.ended.is_set():
+                Board(self._board_fds[number]).wipe()
+            await trio.sleep(delay)
+            if self._workers[number] is not worker:
+                continue
+            self._restarts[number] += 1
+            successor = self._workers[number] = self._start(number, self._config)
+            if await successor.wait_ready():
+                self._share_out()
+                worker.retire()
+                self._logger.info("worker replaced", worker=number, pid=successor.pid)
+
+    def _tell_of_end(self, worker: Worker, delay: float) -> None:
+        about = {"worker": worker.number, "pid": worker.pid, "again_in": f"{delay:.1f}s"}
+        if worker.is_leaving:
+            self._logger.warning("worker goes down, which its supervisor did not ask for", **about)
+            return
+        why = {"problem": "; ".join(worker.lines)} if worker.lines else {}
+        self._logger.error(f"worker died: {_end_of(worker)}", **why, **about)
+
+    def _share_out(self) -> None:
+        """Lets those who are there accept also from the listeners of those who are not."""
+        accepting = [worker for worker in self._workers if worker.is_accepting]
+        if not accepting:
+            return
+        shares = {worker: [worker.number] for worker in accepting}
+        orphans = [worker.number for worker in self._workers if not worker.is_accepting]
+        for index, number in enumerate(orphans):
+            shares[accepting[index % len(accepting)]].append(number)
+        for worker, numbers in shares.items():
+            worker.accept_from(numbers)
+
+    # Reloading
+
+    async def _reload_when_asked(self) -> None:
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked = trio.Event()
+            await self._reload_once()
+
+    async def _reload_once(self) -> None:
+        config = self._load_again()
+        if config is None:
+            return
+        if self._own_logger is None:
+            self._logger = program_logger(config.logging)
+        self._logger.info("reloading")
+        for listener in (listener for group in (*self._listeners, self._admin_listeners) for listener in group):
+            set_options(listener, config)
+        for number in range(self._count):
+            if not await self._replace(number, config):
+                return
+        self._config = config
+        self._logger.info("reloaded", pids=[worker.pid for worker in self._workers])
+
+    def _load_again(self) -> Config | None:
+        """The configuration as it is to be now; None, and all problems told, when it is wrong."""
+        problems: Sequence[ConfigProblem] = ()
+        try:
+            return self._with_what_is_fixed(self._reload())
+        except ConfigError as error:
+            problems = error.problems
+        for problem in problems:
+            self._logger.error("not reloaded: the configuration is wrong", problem=str(problem))
+        return None
+
+    async def _replace(self, number: int, config: Config) -> bool:
+        """Puts a worker with another configuration in the place of one; returns whether that worked."""
+        worker = self._start(number, config)
+        if not await worker.wait_ready():
+            problem = "; ".join(worker.lines) or _end_of(worker)
+            self._logger.error("not reloaded: a worker could not begin", worker=number, problem=problem)
+            return False
+        before, self._workers[number] = self._workers[number], worker
+        self._share_out()
+        before.retire()
+        return True
+
+    def _with_what_is_fixed(self, asked: Config) -> Config:
+        """The configuration that was asked for, but for what takes a restart."""
+        fixed = list(_FIXED)
+        if not asked.limits.send_buffer:  # once set it cannot be left to the kernel again
+            fixed.append(("limits", "send_buffer"))
+        for section, key in fixed:
+            now = getattr(getattr(self._config, section), key)
+            if getattr(getattr(asked, section), key) != now:
+                self._logger.warning("not changed: that takes a restart", key=f"{section}.{key}")
+                changed = getattr(asked, section).model_copy(update={key: now})
+                asked = asked.model_copy(update={section: changed})
+        return asked
+
+    # Going down
+
+    async def _obey(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            name = signal.Signals(number).name
+            if number == signal.SIGHUP:
+                self._reload_asked.set()
+            elif self._down.is_set():
+                self._logger.warning("ending at once", signal=name)
+                for worker in self._alive:
+                    worker.hurry()
+            else:
+                self._logger.info("draining", signal=name, workers=len(self._alive))
+                self._down.set()
+
+
+async def _first_to_fail(workers: Sequence[Worker]) -> Worker | None:
+    """Returns None once all are ready, or one that cannot be any more: what is wrong is mostly wrong with all."""
+    failed: list[Worker] = []
+
+    async def watch(worker: Worker) -> None:
+        if not await worker.wait_ready():
+            failed.append(worker)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for worker in workers:
+            nursery.start_soon(watch, worker)
+    return failed[0] if failed else None
+
+
+def _private_folder() -> str:
+    """A folder for nobody else.
+
+    Raises:
+        WorkerFailed: there is no place for it.
+    """
+    try:
+        return tempfile.mkdtemp(prefix="tricast-")
+    except OSError as error:
+        raise WorkerFailed([f"cannot make a temporary folder for the log: {error.strerror or error}"]) from None
+
+
+def _end_of(worker: Worker) -> str:
+    """How the process ended, in words."""
+    code = worker.exit_code
+    if code is None:
+        return "there was no process"
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name

@@ -1,0 +1,63 @@
+"""Listening sockets: one for each address, or as many as there are workers to share them."""
+
+import socket
+from contextlib import ExitStack
+
+import pytest
+
+from tricast.config import Config
+from tricast.listening import listen, listen_in_groups, set_options
+
+
+def taken(listener: socket.socket) -> int:
+    """How many connections wait at a listener; they are closed."""
+    count = 0
+    while True:
+        try:
+            sock, _ = listener.accept()
+        except BlockingIOError:
+            return count
+        sock.close()
+        count += 1
+
+
+@pytest.mark.parametrize(("host", "families"), [("127.0.0.1", {socket.AF_INET}), ("", None)])
+async def test_groups_share_every_address_and_the_port(host: str, families: set[socket.AddressFamily] | None) -> None:
+    with ExitStack() as sockets:
+        groups = await listen_in_groups(sockets, host, 0, Config(), groups=3)
+        addresses = [[listener.getsockname() for listener in group] for group in groups]
+        assert addresses[0] == addresses[1] == addresses[2]
+        assert len({address[1] for address in addresses[0]}) == 1
+        if families is not None:
+            assert {listener.family for listener in groups[0]} == families
+        clients = [socket.create_connection(("127.0.0.1", addresses[0][0][1])) for _ in range(100)]
+        counts = [sum(map(taken, group)) for group in groups]
+        assert sum(counts) == 100
+        assert min(counts) > 0
+        for client in clients:
+            client.close()
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("second", [1, 2])
+async def test_two_servers_never_share(first: int, second: int) -> None:
+    with ExitStack() as sockets:
+        groups = await listen_in_groups(sockets, "127.0.0.1", 0, Config(), groups=first)
+        port = groups[0][0].getsockname()[1]
+        with pytest.raises(OSError, match="Address already in use"):
+            await listen_in_groups(sockets, "127.0.0.1", port, Config(), groups=second)
+
+
+async def test_options_can_be_set_again() -> None:
+    def timeout() -> int:
+        return listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+    with ExitStack() as sockets:
+        (listener,) = await listen(sockets, "127.0.0.1", 0, Config())
+        assert timeout() == 30_000
+        assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        set_options(listener, Config.model_validate({"limits": {"write_timeout": "7s", "send_buffer": 8192}}))
+        assert timeout() == 7000
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 8192  # as Linux counts it
+        with socket.create_connection(listener.getsockname()):
+            assert taken(listener) == 1
