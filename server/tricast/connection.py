@@ -209,17 +209,28 @@ class Connection:
         except OSError:
             return
 
+    async def finish(self) -> None:
+        """Sends what still waits, and then tells the peer that nothing more will come.
+
+        Raises:
+            ConnectionLost: as ``send``.
+        """
+        if self._held is not None:
+            await self.send(b"")
+        await self.drain()
+        self.shutdown_write()
+
     async def linger(self) -> None:
         """Lets the peer read the last answer before the connection is closed.
 
         Closing with unread input makes the kernel send a reset, which can destroy the answer on its way (RFC 9112
         9.6). So: no more output, and the rest of the input is read and thrown away, bounded in time and size.
         """
-        self.shutdown_write()
         left = _MAX_LINGER_BYTES
         with trio.move_on_after(_LINGER_SECONDS):
             try:
-                while left > 0 and (data := await self.receive()):
+                await self.finish()
+                while left > 0 and (data := await Connection.receive(self)):  # as it came: nobody wants it decrypted
                     left -= len(data)
             except ConnectionLost:
                 return
