@@ -119,7 +119,7 @@ class ServerProcess:
             *lines, rest = (rest + data).split(b"\n")
             self.lines += [line.decode() for line in lines]
             for line in self.lines:
-                if not self.url and (match := re.search(r"http://[\d.]+:\d+", line)):
+                if not self.url and (match := re.search(r"https?://[\d.]+:\d+", line)):
                     self.url = match[0]
                     self._begun.set()
 
