@@ -35,6 +35,9 @@ class Connection:
         is_closed: whether ``close`` was called.
     """
 
+    #: One receive, at most.
+    _receive_bytes = RECEIVE_BYTES
+
     __slots__ = (
         "_drained",
         "_held",
@@ -80,7 +83,7 @@ class Connection:
             try:
                 # Not in a method of its own: each frame of a coroutine that waits here is memory for every connection.
                 await trio.lowlevel.wait_readable(self._sock)
-                data = self._sock.recv(RECEIVE_BYTES)
+                data = self._sock.recv(self._receive_bytes)
             except BlockingIOError:
                 continue
             except trio.ClosedResourceError:
@@ -97,7 +100,7 @@ class Connection:
             ConnectionLost: reset.
         """
         try:
-            return self._sock.recv(RECEIVE_BYTES)
+            return self._sock.recv(self._receive_bytes)
         except BlockingIOError:
             return None
         except OSError as error:
