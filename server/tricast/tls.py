@@ -20,7 +20,13 @@ from tricast.wire.http1 import CLOSE, END_OF_HEAD, encode_head, encode_headers, 
 
 _PROBLEM = problem(400, "this port speaks HTTPS", code="https-required")
 #: For clients that speak plain HTTP to it: an alert of TLS would tell them nothing.
-_SPOKE_HTTP = encode_head(400, encode_headers(_PROBLEM.headers), CLOSE, END_OF_HEAD, _PROBLEM.body)
+_SPOKE_HTTP = encode_head(
+    400,
+    encode_headers((*_PROBLEM.headers, (b"content-length", b"%d" % len(_PROBLEM.body)))),
+    CLOSE,
+    END_OF_HEAD,
+    _PROBLEM.body,
+)
 #: How PEM begins (RFC 7468 2), with what OpenSSL takes as well: TRUSTED CERTIFICATE, EC PRIVATE KEY and so on.
 _CERTIFICATE = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----")
 _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
