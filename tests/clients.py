@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlencode, urlsplit
 
 import trio
+from encryption import TlsSocket
 
 TRANSPORTS = ("poll", "sse", "sse-envelope", "ws")
 WEBSOCKET_HEADERS = (
@@ -50,14 +51,14 @@ class Wire:
         buffer: what was received and not used yet.
     """
 
-    def __init__(self, sock: trio.socket.SocketType, budget: int | None = None) -> None:
+    def __init__(self, sock: trio.socket.SocketType | TlsSocket, budget: int | None = None) -> None:
         self._sock = sock
         self._budget = budget
         self.buffer = bytearray()
 
     @classmethod
     async def open(cls, url: str, *, receive_buffer: int = 0, budget: int | None = None) -> Self:
-        """Connects to the URL's host and port."""
+        """Connects to the URL's host and port, with TLS where it says so."""
         parts = urlsplit(url)
         family = socket.AF_INET6 if ":" in (parts.hostname or "") else socket.AF_INET
         sock = trio.socket.socket(family)
@@ -65,10 +66,10 @@ class Wire:
             if receive_buffer:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             await sock.connect((parts.hostname, parts.port))
+            return cls(await TlsSocket.over(sock) if parts.scheme == "https" else sock, budget)
         except BaseException:
             sock.close()
             raise
-        return cls(sock, budget)
 
     def __enter__(self) -> Self:
         return self

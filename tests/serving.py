@@ -123,7 +123,7 @@ class ServerProcess:
             self.lines += [line.decode() for line in lines]
             self._more.set()
             for line in self.lines:
-                if not self.url and (match := re.search(r"http://[\d.]+:\d+", line)):
+                if not self.url and (match := re.search(r"https?://[\d.]+:\d+", line)):
                     self.url = match[0]
                     self._begun.set()
 

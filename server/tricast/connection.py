@@ -35,6 +35,9 @@ class Connection:
         is_closed: whether ``close`` was called.
     """
 
+    #: One receive, at most.
+    _receive_bytes = RECEIVE_BYTES
+
     __slots__ = (
         "_drained",
         "_held",
@@ -80,7 +83,7 @@ class Connection:
             try:
                 # Not in a method of its own: each frame of a coroutine that waits here is memory for every connection.
                 await trio.lowlevel.wait_readable(self._sock)
-                data = self._sock.recv(RECEIVE_BYTES)
+                data = self._sock.recv(self._receive_bytes)
             except BlockingIOError:
                 continue
             except trio.ClosedResourceError:
@@ -97,7 +100,7 @@ class Connection:
             ConnectionLost: reset.
         """
         try:
-            return self._sock.recv(RECEIVE_BYTES)
+            return self._sock.recv(self._receive_bytes)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -219,17 +222,28 @@ class Connection:
         except OSError:
             return
 
+    async def finish(self) -> None:
+        """Sends what still waits, and then tells the peer that nothing more will come.
+
+        Raises:
+            ConnectionLost: as ``send``.
+        """
+        if self._held is not None:
+            await self.send(b"")
+        await self.drain()
+        self.shutdown_write()
+
     async def linger(self) -> None:
         """Lets the peer read the last answer before the connection is closed.
 
         Closing with unread input makes the kernel send a reset, which can destroy the answer on its way (RFC 9112
         9.6). So: no more output, and the rest of the input is read and thrown away, bounded in time and size.
         """
-        self.shutdown_write()
         left = _MAX_LINGER_BYTES
         with trio.move_on_after(_LINGER_SECONDS):
             try:
-                while left > 0 and (data := await self.receive()):
+                await self.finish()
+                while left > 0 and (data := await Connection.receive(self)):  # as it came: nobody wants it decrypted
                     left -= len(data)
             except ConnectionLost:
                 return

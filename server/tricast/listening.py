@@ -140,6 +140,22 @@ class Entrance:
             await self._acceptor.accept_forever(listener)
 
 
+class _Handshake:
+    """What a connection is busy with before HTTP begins on it.
+
+    Args:
+        connection: it.
+    """
+
+    def __init__(self, connection: TlsConnection) -> None:
+        self._connection = connection
+
+    def drain(self, retry_after: float) -> None:  # noqa: ARG002 - nothing can be told yet
+        """See ``Drainable.drain``: ends it where nothing has come in; otherwise a request is on its way."""
+        if not self._connection.has_begun:
+            self._connection.close()
+
+
 class Acceptor:
     """Takes connections off listeners, and turns those away for which there is no room.
 
@@ -198,7 +214,8 @@ class Acceptor:
         else:
             self._inside += 1
             self._runtime.counters.accepted += 1
-            self._runtime.open[connection] = NothingToEnd()
+            begins_with = _Handshake(connection) if isinstance(connection, TlsConnection) else NothingToEnd()
+            self._runtime.open[connection] = begins_with
             self._connections.start_soon(self._serve, connection, self._left)
 
     def _connection(self, sock: socket.socket, peer: str) -> Connection:

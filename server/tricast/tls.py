@@ -4,21 +4,34 @@ The only place that knows the ``ssl`` module. OpenSSL works on memory (``ssl.Mem
 non-blocking call, and what the kernel does not take is kept encrypted as the tail.
 """
 
+import re
 import socket
 import ssl
 from contextlib import suppress
+from pathlib import Path
 
 import trio
 
 from tricast.config import TlsSection
-from tricast.connection import RECEIVE_BYTES, Connection
+from tricast.connection import Connection
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost
 from tricast.sent import Sent
 from tricast.wire.http1 import CLOSE, END_OF_HEAD, encode_head, encode_headers, problem
 
 _PROBLEM = problem(400, "this port speaks HTTPS", code="https-required")
 #: For clients that speak plain HTTP to it: an alert of TLS would tell them nothing.
-_SPOKE_HTTP = encode_head(400, encode_headers(_PROBLEM.headers), CLOSE, END_OF_HEAD, _PROBLEM.body)
+_SPOKE_HTTP = encode_head(
+    400,
+    encode_headers((*_PROBLEM.headers, (b"content-length", b"%d" % len(_PROBLEM.body)))),
+    CLOSE,
+    END_OF_HEAD,
+    _PROBLEM.body,
+)
+#: How PEM begins (RFC 7468 2), with what OpenSSL takes as well: TRUSTED CERTIFICATE, EC PRIVATE KEY and so on.
+_CERTIFICATE = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----")
+_PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
+#: The most that a record holds (RFC 8446 5.1), and so the most that one call decrypts.
+_RECORD_BYTES = 2**14
 
 
 def load_context(config: TlsSection) -> ssl.SSLContext | None:
@@ -29,26 +42,46 @@ def load_context(config: TlsSection) -> ssl.SSLContext | None:
     """
     if not config.certificate:
         return None
+    problems = _problems_with(config.certificate, "tls.certificate", _CERTIFICATE, "holds no certificate in PEM format")
+    if config.key:
+        problems += _problems_with(config.key, "tls.key", _PRIVATE_KEY, "holds no private key in PEM format")
+    elif not problems:
+        missing = "holds no private key in PEM format, and tls.key names no other file"
+        problems = _problems_with(config.certificate, "tls.certificate", _PRIVATE_KEY, missing)
+    if problems:
+        raise ConfigError(problems)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # What has neither forward secrecy nor encryption that authenticates is for clients that nobody has any more.
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
     # A client that asks for new keys in the middle costs the server more than itself (and TLS 1.3 has no such thing).
     context.options |= ssl.OP_NO_RENEGOTIATION
+    # Who offers only other protocols should get an alert (RFC 7301 3.2), for which the ssl module has no means: they
+    # are told that nothing was chosen, and are answered in HTTP/1.1 whatever they go on with.
     context.set_alpn_protocols(["http/1.1"])
-    for key, file in (("certificate", config.certificate), ("key", config.key)):
-        try:
-            if file:
-                with open(file, "rb"):  # noqa: PTH123 - ssl does not say which of the two files it could not read
-                    pass
-        except OSError as error:
-            raise ConfigError([ConfigProblem("configuration", f"tls.{key}", f"{file}: {error.strerror}")]) from None
     try:
         context.load_cert_chain(config.certificate, config.key or None, password=_no_password)
     except (OSError, ValueError) as error:
-        # OpenSSL's words are few: [SSL: KEY_VALUES_MISMATCH] key values mismatch (_ssl.c:3900)
-        words = str(getattr(error, "reason", None) or error).lower().replace("_", " ")
-        message = f"the certificate in {config.certificate} cannot be used with its key: {words}"
+        message = f"the certificate in {config.certificate} cannot be used with its key: {_in_words(error)}"
         raise ConfigError([ConfigProblem("configuration", "tls.certificate", message)]) from None
     return context
+
+
+def _problems_with(file: str, key: str, wanted: re.Pattern[bytes], missing: str) -> list[ConfigProblem]:
+    """What is wrong with a file as such: OpenSSL does not say which of the two it was, and of many mistakes nothing."""
+    try:
+        if wanted.search(Path(file).read_bytes()):
+            return []
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+        missing = getattr(error, "strerror", None) or str(error)
+    return [ConfigProblem("configuration", key, f"{file}: {missing}")]
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        # There are reasons such as KEY_VALUES_MISMATCH and EE_KEY_TOO_SMALL, but none for what is broken.
+        return error.reason.lower().replace("_", " ") if error.reason else "one is broken between BEGIN and END"
+    return str(error)
 
 
 def _no_password() -> str:
@@ -65,9 +98,15 @@ class TlsConnection(Connection):
         context: certificate, key and what may be negotiated.
         write_timeout: as without TLS.
         handshake_timeout: seconds that the handshake may take.
+
+    Attributes:
+        has_begun: whether the client has sent anything.
     """
 
-    __slots__ = ("_handshake_timeout", "_incoming", "_outgoing", "_tls")
+    # All of it is decrypted at once, and in it may be key updates by the hundred, of 15 µs each.
+    _receive_bytes = _RECORD_BYTES
+
+    __slots__ = ("_handshake_timeout", "_incoming", "_outgoing", "_tls", "has_begun")
 
     def __init__(
         self,
@@ -83,6 +122,7 @@ class TlsConnection(Connection):
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self.has_begun = False
 
     async def open(self) -> None:
         """See ``Connection.open``: the handshake. Cancelling leaves a connection that can only be closed."""
@@ -92,16 +132,14 @@ class TlsConnection(Connection):
             raise ConnectionLost(f"no TLS handshake within {self._handshake_timeout:g} s", reason="tls")
 
     async def _shake_hands(self) -> None:
+        first = b""
         while True:
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._send_outgoing()
             except ssl.SSLError as error:
-                if error.reason == "HTTP_REQUEST":
-                    super().send_now(_SPOKE_HTTP)
-                else:
-                    await self._send_outgoing()  # the alert, which tells the client why
+                await self._refuse_handshake(first)
                 raise _failed(error) from None
             else:
                 await self._send_outgoing()  # the last of the handshake, and session tickets
@@ -109,18 +147,33 @@ class TlsConnection(Connection):
             sealed = await super().receive()
             if not sealed:
                 raise ConnectionLost("left during the TLS handshake", reason="left")
+            self.has_begun = True
+            first = first or sealed[:1]
             self._incoming.write(sealed)
+
+    async def _refuse_handshake(self, first: bytes) -> None:
+        # No record of TLS begins with a letter, and every request of HTTP does (RFC 8446 5.1, RFC 9110 9.1).
+        if first.isalpha():
+            super().send_now(_SPOKE_HTTP)
+        else:
+            await self._send_outgoing()  # the alert, which tells the client why
+        await self.linger()
 
     async def receive(self) -> bytes:
         """See ``Connection.receive``."""
         if self._held is not None:
             await self.send(b"")
-        while (data := self._opened()) is None:
-            self._take(await super().receive())
-            # An answer of TLS itself, to a key update; where there is no room, it goes out before what is sent next.
-            if self._outgoing.pending and not self.has_tail:
-                super().send_now(self._outgoing.read())
-        return data
+        while True:
+            # What TLS itself answers to a key update goes out before more is read: who asks for many and takes no
+            # answer must not make them pile up here.
+            if self._outgoing.pending:
+                await self._send_outgoing()
+            self._check_open()
+            data = self._opened()
+            if data is not None:
+                return data
+            if not self._outgoing.pending:
+                self._take(await super().receive())
 
     def receive_now(self) -> bytes | None:
         """See ``Connection.receive_now``."""
@@ -139,16 +192,29 @@ class TlsConnection(Connection):
             self._held = None
         return super().send_now(self._sealed(data))
 
-    def shutdown_write(self) -> None:
-        """See ``Connection.shutdown_write``: says in TLS as well that this is the end, and not a cut (RFC 8446 6.1)."""
-        with suppress(ssl.SSLError):  # it would also wait for the peer's word, which nobody needs
+    async def finish(self) -> None:
+        """See ``Connection.finish``: says in TLS as well that this is the end, and not a cut (RFC 8446 6.1)."""
+        if self._held is not None:
+            await self.send(b"")
+        self._seal_end()
+        await self._send_outgoing()
+        self.shutdown_write()
+
+    def close(self) -> None:
+        """See ``Connection.close``: without waiting, says the end or why it failed, unless it is in the middle."""
+        if not self.is_closed and self._tail is None:
+            self._held = None
+            self._seal_end()
+            if self._outgoing.pending:
+                with suppress(ConnectionLost):
+                    super().send_now(self._outgoing.read())
+        super().close()
+
+    def _seal_end(self) -> None:
+        # A second time adds nothing. It would also wait for the peer's word, which nobody needs; and in place of it
+        # stands an alert where TLS has failed.
+        with suppress(ssl.SSLError):
             self._tls.unwrap()
-        try:
-            if self._outgoing.pending and not self.has_tail and not self.is_closed:
-                super().send_now(self._outgoing.read())
-        except ConnectionLost:
-            return
-        super().shutdown_write()
 
     def _take(self, sealed: bytes) -> None:
         if sealed:
@@ -157,18 +223,24 @@ class TlsConnection(Connection):
             self._incoming.write_eof()
 
     def _opened(self) -> bytes | None:
-        """What was decrypted; empty at the end, None when more is needed.
+        """All that can be decrypted; empty at the end, None when more is needed.
 
         An end without TLS's own is an end all the same: HTTP and WebSocket know by themselves what is complete.
         """
+        pieces = []
         try:
-            return self._tls.read(RECEIVE_BYTES)
+            pieces.append(self._tls.read(_RECORD_BYTES))
+            while pieces[-1] and self._incoming.pending:  # behind the end may be anything
+                pieces.append(self._tls.read(_RECORD_BYTES))
         except ssl.SSLWantReadError:
-            return None
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            return b""
+            pass
         except ssl.SSLError as error:
+            if pieces:  # it comes again in the next call
+                return b"".join(pieces)
+            if isinstance(error, ssl.SSLZeroReturnError) or self._incoming.eof:
+                return b""
             raise _failed(error) from None
+        return b"".join(pieces) if pieces else None
 
     def _sealed(self, data: bytes) -> bytes:
         try:
@@ -182,9 +254,11 @@ class TlsConnection(Connection):
         return self._outgoing.read()
 
     async def _send_outgoing(self) -> None:
-        if self._outgoing.pending:
-            super().send_now(self._outgoing.read())
+        """Sends what TLS itself has to say, behind whatever still waits."""
+        while self._outgoing.pending:
             await self.drain()
+            self.send_now(b"")  # which takes along what is held: that must not go out as it is
+        await self.drain()
 
 
 def _failed(error: ssl.SSLError) -> ConnectionLost:

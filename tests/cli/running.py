@@ -1,5 +1,6 @@
 """Running the real command, and reading what it says line by line."""
 
+import re
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -91,5 +92,5 @@ async def serving_command(*args: str, port: int = 0):
     """``tricast serve`` on a free port; yields it and its URL."""
     async with running("serve", "--port", str(port), *args) as server:
         line = await server.err.next()
-        assert "listening on http://127.0.0.1:" in line
+        assert re.search("listening on https?://127.0.0.1:", line)
         yield server, line.partition("listening on ")[2].strip()

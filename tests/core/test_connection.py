@@ -448,7 +448,7 @@ async def test_lingering_reads_until_the_peer_is_done(pair: Pair) -> None:
 
 async def test_lingering_reads_no_more_than_so_much(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tricast.connection, "_MAX_LINGER_BYTES", 100)
-    monkeypatch.setattr(tricast.connection, "RECEIVE_BYTES", 60)
+    monkeypatch.setattr(Connection, "_receive_bytes", 60)
     pair.peer.send(b"x" * 1000)
     await pair.connection.linger()
     assert len(pair.sock.recv(2000)) == 880

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 import pytest
 import trio
@@ -19,6 +20,7 @@ from clients import (
     query_of,
     subscribe,
 )
+from encryption import tls_section
 from serving import serving_at, until
 
 import tricast
@@ -27,9 +29,9 @@ import tricast
 OpenServer = Callable[..., AbstractAsyncContextManager[tuple[tricast.Server, str]]]
 
 
-@pytest.fixture
-def open_server() -> OpenServer:
-    return serving_at
+@pytest.fixture(params=["plain", "tls"])
+def open_server(request: pytest.FixtureRequest) -> OpenServer:
+    return serving_at if request.param == "plain" else partial(serving_at, tls=tls_section())
 
 
 @pytest.fixture(params=TRANSPORTS)

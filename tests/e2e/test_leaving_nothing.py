@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 import trio
 from clients import TEXT, WEBSOCKET_HEADERS, Wire, frame, head, read_answer, read_head
+from encryption import tls_section
 from serving import open_descriptors, serving, until
 
 import tricast
@@ -174,9 +175,12 @@ STAGES = [
 ]
 
 
+@pytest.mark.parametrize("has_tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("how", ["close", "reset", "cancel", "drain"])
 @pytest.mark.parametrize("stage", STAGES)
-async def test_nothing_is_left(stage: Callable[[tricast.Server, Wire], Awaitable[None]], how: str) -> None:
+async def test_nothing_is_left(
+    stage: Callable[[tricast.Server, Wire], Awaitable[None]], how: str, has_tls: bool
+) -> None:
     before = open_descriptors()
     with ExitStack() as wires:
         async with serving(
@@ -189,6 +193,7 @@ async def test_nothing_is_left(stage: Callable[[tricast.Server, Wire], Awaitable
                 "handler": [{"path": "/echo", "handler": "tricast.handlers:echo"}],
             },
             drain={"period": "0s", "grace": "100ms"},
+            tls=tls_section() if has_tls else {},
         ) as server:
             during = open_descriptors()
             wire = wires.enter_context(await Wire.open(server.url, receive_buffer=4096))

@@ -72,18 +72,12 @@ class EventStream(Stream):
     def say_goodbye(self, retry_after: float) -> None:
         """Ends the body as HTTP ends one, so that nobody takes it for a failure."""
         goodbye = self._framed(sse.farewell(retry_ms=round(retry_after * 1000)))
-        sent = self.connection.send_now(goodbye + LAST_CHUNK if self._is_chunked else goodbye)
-        if sent is Sent.ALL:
-            self._end()
-        else:  # the room that there was a moment ago was not enough
-            self.nursery.start_soon(self._end_later)
+        self.connection.send_now(goodbye + LAST_CHUNK if self._is_chunked else goodbye)
+        self.runtime.wheel.discard(self)  # no comment behind the end
+        self.nursery.start_soon(self._end)  # the room that there was a moment ago may not have been enough
 
-    async def _end_later(self) -> None:
-        await self.connection.drain()
-        self._end()
-
-    def _end(self) -> None:
-        self.connection.shutdown_write()
+    async def _end(self) -> None:
+        await self.connection.finish()
         self.nursery.cancel_scope.cancel()
 
     def _framed(self, text: bytes) -> bytes:
