@@ -172,6 +172,7 @@ class HttpConnection:
         "_exchange",
         "_failure",
         "_h11",
+        "_late",
         "_look_at",
         "_poll",
         "_route",
@@ -193,6 +194,7 @@ class HttpConnection:
         self._poll: LongPoll | None = None
         self._exchange: Exchange | None = None  # the poll's
         self._closes = False
+        self._late: bytes | None = None  # the poll's answer, for which there is no room yet
         self._failure: Exception | None = None
         self.slot = -1
 
@@ -421,6 +423,9 @@ class HttpConnection:
             poll.answering = self
             if poll.kept is not None:
                 self.answer_poll(200, poll.kept)
+            elif self._runtime.is_draining:
+                # It began while the log was read, and found nothing here that it could end.
+                poll.give_up(self._runtime.jitter(self._runtime.config.drain.retry_after))
             else:
                 await self._wait_for_answer()
         finally:
@@ -430,10 +435,15 @@ class HttpConnection:
             if not isinstance(self._failure, ConnectionLost):
                 await self._tell_of_failure(exchange)
             raise self._failure
+        if self._late is not None:
+            late, self._late = self._late, None
+            await self._connection.send(late)
         await self._connection.drain()
-        if self._closes:
+        # The draining may have begun while this was sent.
+        closes = self._closes or (self._runtime.is_draining and not self._h11.trailing_data[0])
+        if closes:
             await self._connection.linger()
-        return not self._closes
+        return not closes
 
     async def _wait_for_answer(self) -> None:
         ahead = len(self._h11.trailing_data[0])
@@ -447,6 +457,7 @@ class HttpConnection:
                     break
                 ahead += len(data)
             else:
+                await self._connection.flush()
                 await trio.sleep_forever()
         self._scope = None
 
@@ -461,9 +472,10 @@ class HttpConnection:
         self._set_deadline(self._runtime.wheel.now + self._runtime.config.limits.idle_timeout)
         self._closes = self._closes_after(exchange.request)
         closing = CLOSE if self._closes else b""
-        sent = self._connection.send_now(
-            encode_head(status, poll.headers, self._runtime.common_headers(), closing, end)
-        )
+        answer = encode_head(status, poll.headers, self._runtime.common_headers(), closing, end)
+        sent = self._connection.send_now(answer)
+        if sent is Sent.NOTHING:  # the client has yet to read what it asked for before
+            self._late = answer
         must_wake = self._closes or sent is not Sent.ALL or self._h11.trailing_data[0] != b""
         self._begin_cycle()
         if must_wake and self._scope is not None:
