@@ -409,6 +409,7 @@ async def test_a_drain_answers_a_poll_that_waits() -> None:
         assert 7 <= int(answer.headers["retry-after"]) <= 11
         assert answer.headers["connection"] == "close"
         assert await wire.rest() == b"", "what is behind it is for another server"
+        wire.close()
         await server.wait_stopped()
 
 
@@ -420,6 +421,7 @@ async def test_a_drain_closes_after_an_answered_poll() -> None:
         assert told(await read_answer(wire)) == [1]
         server.drain()
         assert await wire.rest() == b""
+        wire.close()
         await server.wait_stopped()
 
 
@@ -434,6 +436,7 @@ async def test_a_drain_while_an_answer_is_not_read_waits_for_that_only() -> None
         await until(lambda: server._runtime.is_draining)
         assert told(await read_answer(wire)) == ["x" * 60_000]
         assert await wire.rest() == b""
+        wire.close()
         await server.wait_stopped()
 
 
@@ -485,6 +488,7 @@ async def test_a_drain_while_the_log_is_read_answers_all_the_same() -> None:
         assert 7 <= int(answer.headers["retry-after"]) <= 11
         assert answer.headers["connection"] == "close"
         assert await wire.rest() == b""
+        wire.close()
         await server.wait_stopped()
 
 
