@@ -298,7 +298,7 @@ async def test_a_poll_that_is_the_last(headers: Sequence[str], version: str, is_
 
 
 async def test_a_last_poll_without_events() -> None:
-    async with polling(poll={"timeout": "20ms"}) as (server, wire):
+    async with polling(poll={"timeout": "20ms"}) as (_, wire):
         await wire.send(poll(None, "Connection: close"))
         answer = await read_answer(wire)
         assert (answer.status, answer.headers["connection"]) == (204, "close")
@@ -364,13 +364,13 @@ async def test_leaving_as_the_answer_comes(leave: str) -> None:
 # Deadlines
 
 
-@pytest.mark.parametrize("timeout", ["1h", "20ms"])
+@pytest.mark.parametrize("waits_for", ["1h", "20ms"])
 @pytest.mark.parametrize("cycles", [1, 3])
-async def test_who_asks_nothing_any_more_is_closed(timeout: str, cycles: int) -> None:
-    async with polling(poll={"timeout": timeout}, limits=NEVER | {"idle_timeout": "300ms"}) as (server, wire):
+async def test_who_asks_nothing_any_more_is_closed(waits_for: str, cycles: int) -> None:
+    async with polling(poll={"timeout": waits_for}, limits=NEVER | {"idle_timeout": "300ms"}) as (server, wire):
         for n in range(cycles):
             await wire.send(poll())
-            if timeout == "1h":
+            if waits_for == "1h":
                 await waits(server)
                 await server.hub.publish("news", n)
                 assert told(await read_answer(wire)) == [n]

@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def post(body: bytes, *headers: str, topic: str = "news") -> bytes:
 async def send_in_pieces(wire: Wire, data: bytes, source: random.Random) -> None:
     """Sends all of it, cut at a few places."""
     cuts = sorted({0, len(data), *(source.randrange(len(data)) for _ in range(source.randrange(10)))})
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in pairwise(cuts):
         await wire.send(data[begin:end])
         await trio.lowlevel.checkpoint()
 

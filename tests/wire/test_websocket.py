@@ -332,7 +332,7 @@ END = client_frame(PING, b"end") + b"\xff\xff\xff" * 70_000
 def test_what_is_read_is_what_wsproto_alone_reads(data: bytes, cuts: list[int], max_payload: int) -> None:
     alone = WithWsproto(data + END)
     assert alone.is_over
-    for pieces in (split(data, cuts) + [END], split(data + END, cuts), [data + END]):
+    for pieces in ([*split(data, cuts), END], split(data + END, cuts), [data + END]):
         together = WithReadFrame(max_payload)
         for piece in pieces:
             together.receive(piece)
