@@ -371,14 +371,15 @@ class HttpConnection:
         except ConnectionLost:
             raise
         except Exception:
-            await self._tell_of_failure(exchange.label, request)
+            with trio.move_on_after(_LAST_WORD_SECONDS, shield=True):
+                await self._tell_of_failure(exchange.label, request)
             raise
         return exchange.label, answer
 
     async def _tell_of_failure(self, label: str, request: Request) -> None:
         """Answers with 500. What failed is for the guard around the connection."""
         self._log(label, request, 500)
-        with suppress(ConnectionLost), trio.move_on_after(_LAST_WORD_SECONDS, shield=True):
+        with suppress(ConnectionLost):
             await self._respond(problem(500, "the server failed at this", code="internal-error", closes=True), request)
 
     async def _respond(self, response: Response, request: Request | None, *, is_head: bool = False) -> bool:
@@ -454,7 +455,8 @@ class HttpConnection:
             self._runtime.hub.leave(poll)
         if self._failure is not None:
             if not isinstance(self._failure, ConnectionLost):
-                await self._tell_of_failure(label, request)
+                with trio.move_on_after(_LAST_WORD_SECONDS):
+                    await self._tell_of_failure(label, request)
             raise self._failure
         if self._late is not None:
             late, self._late = self._late, None

@@ -133,16 +133,18 @@ class TlsConnection(Connection):
 
     async def _shake_hands(self) -> None:
         first = b""
+        failure: ssl.SSLError | None = None
         while True:
             try:
                 self._tls.do_handshake()
+                is_done = True
             except ssl.SSLWantReadError:
-                await self._send_outgoing()
+                is_done = False
             except ssl.SSLError as error:
-                await self._refuse_handshake(first)
-                raise _failed(error) from None
-            else:
-                await self._send_outgoing()  # the last of the handshake, and session tickets
+                failure = error
+                break
+            await self._send_outgoing()  # of the handshake, with session tickets at its end
+            if is_done:
                 return
             sealed = await super().receive()
             if not sealed:
@@ -150,6 +152,8 @@ class TlsConnection(Connection):
             self.has_begun = True
             first = first or sealed[:1]
             self._incoming.write(sealed)
+        await self._refuse_handshake(first)
+        raise _failed(failure)
 
     async def _refuse_handshake(self, first: bytes) -> None:
         # No record of TLS begins with a letter, and every request of HTTP does (RFC 8446 5.1, RFC 9110 9.1).

@@ -382,7 +382,13 @@ def test_a_message_that_was_too_big_does_not_go_on() -> None:
     )
     bomb = deflate(bytes(2**20))
     assert extension.frame_inbound_payload_data(decoder, bomb[:500]) is CloseReason.MESSAGE_TOO_BIG
-    assert extension.frame_inbound_payload_data(decoder, bomb[500:]) is CloseReason.MESSAGE_TOO_BIG
+    tracemalloc.start()
+    try:
+        assert extension.frame_inbound_payload_data(decoder, bomb[500:]) is CloseReason.MESSAGE_TOO_BIG
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**16
 
 
 def test_the_extension_is_only_made_for_who_negotiated_it() -> None:

@@ -10,7 +10,7 @@ from clients import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame
 from clients import frame as client_frame
 from hypothesis import example, given
 from hypothesis import strategies as st
-from wsproto.connection import Connection, ConnectionType
+from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 from wsproto.events import Ping as PingEvent
 
@@ -224,7 +224,9 @@ class WithWsproto:
                 case PingEvent():
                     self.seen.append(Pinged(bytes(event.payload)))
                 case CloseConnection():
-                    self.seen.append(Closed(int(event.code), event.reason))
+                    # What wsproto says of a mistake depends on how much had come when it saw it.
+                    is_mistake = self._protocol.state is ConnectionState.OPEN
+                    self.seen.append(Closed(int(event.code), None if is_mistake else event.reason))
                     return
 
 
