@@ -117,6 +117,7 @@ async def test_nothing_has_happened() -> None:
             ("connections_accepted_total",): 1,
             ("connections_refused_total",): 0,
             ("connections_failed_total",): 0,
+            ("connections_unavailable_total",): 0,
         }
 
 
@@ -179,6 +180,7 @@ async def test_exactly_what_happened_is_counted() -> None:
                 "connections_accepted_total": 3 + 3 + 5 + 1,
                 "connections_refused_total": 0,
                 "connections_failed_total": 0,
+                "connections_unavailable_total": 0,
             }
         assert about(await metrics_of(admin), "http_requests_total")["/metrics", "200"] == 1
 
