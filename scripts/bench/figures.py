@@ -13,13 +13,13 @@ class Spread(NamedTuple):
         median: the figure to quote.
         low: the smallest.
         high: the largest.
-        count: how many there were.
+        repetitions: how many there were.
     """
 
     median: float
     low: float
     high: float
-    count: int
+    repetitions: int
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -50,5 +50,3 @@ def divide(above: Mapping[int, float], below: Mapping[int, float]) -> Spread | N
     """Returns the ratio of two figures, taken within each repetition that has both, so that common noise cancels."""
     shared = above.keys() & below.keys()
     return spread(above[repetition] / below[repetition] for repetition in shared if below[repetition])
-
-

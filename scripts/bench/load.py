@@ -58,7 +58,7 @@ class Again(NamedTuple):
 class Opened(NamedTuple):
     """What opening came to."""
 
-    count: int
+    clients: int
     seconds: float
     failures: list[str]
 
@@ -208,6 +208,12 @@ class Crowd:
         latencies, self._latencies = self._latencies, []
         return Received(self._marks, self._closed, latencies, self._answers, dict(self._per_event or {}))
 
+    def hold(self, seconds: float, grace: float, until_marks: int) -> Received:
+        """Reads for all of this time, and then on until so many further events have come, or the grace is over."""
+        until_marks += self._marks
+        self.receive(seconds)
+        return self.receive(grace, until_marks=until_marks)
+
     def track_events(self) -> None:
         """From now on also counts event by event, which costs more: for low rates."""
         self._per_event = {}
@@ -291,10 +297,7 @@ class Crowd:
                 self._marks += answer.count(MARK)
                 self._answers += 1
                 self._sample(answer)
-                if read_status(answer) not in (200, 204, 304):
-                    raise AnswerError(f"an error: {answer[:200]!r}")
-                head = answer[: answer.index(b"\r\n\r\n") + 4]
-                client.sock.send(client.again.running.poll_next(client.again.topic, head))
+                client.sock.send(_write_next_poll(client.again, answer))
         except (AnswerError, ValueError, OSError):
             self._closed += 1
             self._drop(descriptor)
@@ -348,6 +351,12 @@ def trusting_context() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _write_next_poll(again: Again, answer: bytes) -> bytes:
+    if read_status(answer) not in (200, 204, 304):
+        raise AnswerError(f"an error: {answer[:200]!r}")
+    return again.running.poll_next(again.topic, answer[: answer.index(b"\r\n\r\n") + 4])
 
 
 class LoadError(Exception):

@@ -4,10 +4,10 @@ import os
 import platform
 from pathlib import Path
 
-# What one TCP socket takes beside its queued bytes: struct sock and inode, file and name, its place in epoll sets.
-_SOCKET_SLABS = frozenset(
-    {"TCP", "sock_inode_cache", "filp", "dentry", "eventpoll_epi", "eventpoll_pwq", "tcp_bind2_bucket"}
-)
+# The kernel's objects for a TCP socket: struct sock, its inode, and its place in epoll sets.
+_OWN_SLABS = frozenset({"TCP", "TCPv6", "sock_inode_cache", "eventpoll_epi", "eventpoll_pwq"})
+# Each has one of these as well, but so has every other file: they are counted with the inodes of sockets.
+_SHARED_SLABS = frozenset({"filp", "dentry"})
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -52,8 +52,10 @@ def read_socket_bytes() -> int | None:
         lines = Path("/proc/slabinfo").read_text().splitlines()[2:]
     except OSError:  # only root may
         return None
-    fields = [line.split() for line in lines]
-    return sum(int(field[1]) * int(field[3]) for field in fields if field[0] in _SOCKET_SLABS)
+    slabs = {name: (int(active), int(size)) for name, active, _, size in (line.split()[:4] for line in lines)}
+    sockets = slabs.get("sock_inode_cache", (0, 0))[0]
+    own = sum(active * size for name, (active, size) in slabs.items() if name in _OWN_SLABS)
+    return own + sum(sockets * size for name, (_, size) in slabs.items() if name in _SHARED_SLABS)
 
 
 def read_kernel_bytes() -> int | None:

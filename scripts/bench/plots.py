@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib as mpl
-from figures import Spread, spread
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+
+from figures import Spread, spread
 from results import REFERENCES, TRICAST, Results, read_results
 
 _HIGHLIGHT, _PLAIN, _REFERENCE, _INK = "#c2410c", "#8aa0b4", "#cfd6dd", "#1f2933"
@@ -29,7 +30,14 @@ class Plot(NamedTuple):
 
 PLOTS = (
     Plot("fan-out", "fan-out", "cpu_us", "CPU of the server per delivery, µs"),
-    Plot("saturation", "saturation", "per_cpu_second", "Deliveries per CPU second at saturation", is_high_better=True, digits=0),
+    Plot(
+        "saturation",
+        "saturation",
+        "per_cpu_second",
+        "Deliveries per CPU second at saturation",
+        is_high_better=True,
+        digits=0,
+    ),
     Plot("memory", "connections", "rss_bytes", "Resident memory per idle connection, bytes", digits=0),
     Plot("accept", "connections", "accept_cpu_us", "CPU of the server to accept a connection, µs", digits=0),
     Plot("idle-cpu", "idle-cpu", "cpu_percent", "Idle CPU with default keepalives, % of a core", digits=2),
@@ -87,7 +95,7 @@ def _draw_panel(panel: Axes, bars: Sequence[tuple[str, Spread]], plot: Plot, tit
     panel.barh(names, [values.median for _, values in bars], color=[_color(name) for name in names], height=0.68)
     widest = max(values.high for _, values in bars)
     for row, (_, values) in enumerate(bars):
-        if values.count > 1:
+        if values.repetitions > 1:
             panel.plot([values.low, values.high], [row, row], color=_INK, linewidth=1, solid_capstyle="butt")
         text = f"{values.median:,.{plot.digits}f}"
         panel.text(max(values.high, values.median) + widest * 0.015, row, text, va="center", color=_INK, fontsize=9)

@@ -23,12 +23,12 @@ class Published(NamedTuple):
     """What publishing at a rate came to.
 
     Attributes:
-        count: requests that were answered with a 2xx.
+        answered: requests that were answered with a 2xx.
         seconds: from the first intended time to the last answer.
         latest_ms: how much later than intended a request was sent, at worst.
     """
 
-    count: int
+    answered: int
     seconds: float
     latest_ms: float
 

@@ -74,17 +74,17 @@ def render_readme(results: Results, folder: str) -> str:
 def _introduce(results: Results) -> str:
     machine = results.machine
     repetitions = len({one.repetition for one in results.measurements})
-    lines = [
+    text = (
         f"Made {results.made[:10]} on {machine.get('cores')} cores ({machine.get('processor')}), "
         f"{machine.get('memory_gib')} GiB, {machine.get('system')} {machine.get('kernel')}, "
-        f"Python {machine.get('python')}; clients and servers on the same machine, in turn.",
+        f"Python {machine.get('python')}; clients and servers on the same machine, in turn.\n\n"
         f"Repetitions: {repetitions}; figures are medians, in brackets the lowest and the highest. CPU is that of all "
         "processes of a server, user and system. Ratios are taken within each repetition. — means that a server "
-        "cannot do this.",
-    ]
+        "cannot do this."
+    )
     if results.is_quick:
-        lines.append("**A quick run: everything is smaller, and the figures only show that the bench works.**")
-    return "\n\n".join(lines)
+        text += "\n\n**A quick run: everything is smaller, and the figures only show that the bench works.**"
+    return text
 
 
 def _describe(scenario: Scenario, results: Results) -> str:
@@ -101,7 +101,9 @@ def _render_table(results: Results, scenario: Scenario, transport: str) -> str:
         if peer.missing or scenario.only not in ("", peer.name):
             continue
         cells = [_render_cell(results, scenario, transport, peer.name, one, one == main) for one in columns]
-        rows.append([peer.name, *cells, *([_render_ratio(results, scenario, transport, peer.name)] if has_floor else [])])
+        rows.append(
+            [peer.name, *cells, *([_render_ratio(results, scenario, transport, peer.name)] if has_floor else [])]
+        )
     return _draw(heads, rows)
 
 
@@ -110,9 +112,7 @@ def _anybody(results: Results, scenario: Scenario, transport: str, key: str) -> 
     return key == scenario.columns[0].key or any(found)
 
 
-def _render_cell(
-    results: Results, scenario: Scenario, transport: str, peer: str, column: Column, is_main: bool
-) -> str:
+def _render_cell(results: Results, scenario: Scenario, transport: str, peer: str, column: Column, is_main: bool) -> str:
     found = spread(results.pick(scenario.name, transport, peer, column.key).values())
     if found is None:
         return _excuse(results, scenario.name, transport, peer)
@@ -144,13 +144,19 @@ def _render_peers(peers: Sequence[PeerFacts]) -> str:
         [peer.name, _escape(peer.about), _escape(f"not measured: {peer.missing}" if peer.missing else peer.version)]
         for peer in peers
     ]
-    return _draw(["", "what it is", "version"], rows)
+    return _draw(["", "what it is", "version"], rows, is_text=True)
 
 
-def _draw(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    emphasized = [[f"**{cell}**" if line[0] == TRICAST else cell for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in emphasized)
+def _draw(heads: Sequence[str], rows: Sequence[Sequence[str]], *, is_text: bool = False) -> str:
+    rule = "---" if is_text else "---:"
+    lines = [heads, ["---", *[rule] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(_emphasize(line))} |" for line in lines)
+
+
+def _emphasize(line: Sequence[str]) -> list[str]:
+    """Returns the cells of a line, the ones with figures of Tricast in bold."""
+    is_ours = line[0].startswith(TRICAST)
+    return [f"**{cell}**" if is_ours and len(cell) < 40 and cell != NOTHING else cell for cell in line]
 
 
 def _format(value: float, digits: int) -> str:
@@ -159,7 +165,7 @@ def _format(value: float, digits: int) -> str:
 
 def _format_spread(found: Spread, digits: int) -> str:
     text = _format(found.median, digits)
-    if found.count > 1:
+    if found.repetitions > 1:
         text += f" ({_format(found.low, digits)}–{_format(found.high, digits)})"
     return text
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TextIO
 
 import report
 from machine import describe_machine, read_load
@@ -50,6 +50,7 @@ def main() -> int:
     """Reads the command line and does what it asks for; returns the exit status."""
     options = parse(sys.argv[1:])
     out: Path = options.out or (BUILD / "quick" if options.quick else RESULTS)
+    is_whole = True
     if options.report_only:
         results = read_results(out / FILE)
     else:
@@ -61,7 +62,7 @@ def main() -> int:
             say("interrupted: the report shows what there is")
     write_report(results, out, with_plots=not options.no_plots, with_readme=options.readme)
     say(f"wrote {out / report.FILE}")
-    return 0 if options.report_only or is_whole else 130
+    return 0 if is_whole else 130
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -120,6 +121,7 @@ def prepare(peer: Peer) -> PeerFacts:
         facts.version = "" if facts.missing else peer.version()
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one of them, the others are measured
         facts.missing = f"{type(error).__name__}: {error}"
+    facts.missing, facts.version = shorten_paths(facts.missing), shorten_paths(facts.version)
     if facts.missing:
         say(f"{peer.name} is missing: {facts.missing}")
     return facts
@@ -183,11 +185,17 @@ def run_job(job: Job, *, is_quick: bool) -> Measurement:
     else:
         content = json.loads(answer)
         measurement.values = content.get("values", {})
-        measurement.failed = content.get("failed", "")
+        measurement.failed = content.get("failed", "").replace(folder, "FOLDER")
+    measurement.failed = shorten_paths(measurement.failed)
     return measurement
 
 
-def _ask(command: Sequence[str], errors: object, seconds: float) -> str | None:
+def shorten_paths(text: str) -> str:
+    """Returns a message without where this checkout is: results are for everybody."""
+    return text.replace(f"{ROOT}/", "")
+
+
+def _ask(command: Sequence[str], errors: TextIO, seconds: float) -> str | None:
     """Returns the last line a process printed, or None where it had to be killed; nothing that it started stays."""
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True

@@ -41,8 +41,7 @@ def judge(results: Results, held: Mapping[str, float] | None = None) -> list[Ver
         verdicts.append(_against_floor(results, transport))
         if transport == "sse":
             verdicts.append(_against_nchan(results))
-    for transport in ("sse", "websocket"):
-        verdicts.append(_saturation(results, transport))
+    verdicts += [_saturation(results, transport) for transport in ("sse", "websocket")]
     for transport in ("sse", "websocket"):
         verdicts += [_resident(results, transport), _resident_beside_peers(results, transport)]
     verdicts += [_accept(results, transport) for transport in ("sse", "websocket")]
@@ -134,7 +133,11 @@ def _hundred_thousand(held: Mapping[str, float]) -> list[Verdict]:
 
 
 def _extreme_peer(
-    results: Results, scenario: str, transport: str, key: str, choose: Callable[[Sequence[tuple[float, str]]], tuple[float, str]]
+    results: Results,
+    scenario: str,
+    transport: str,
+    key: str,
+    choose: Callable[[Sequence[tuple[float, str]]], tuple[float, str]],
 ) -> str:
     found = []
     for peer in results.peers:
@@ -159,4 +162,4 @@ def _at_most(what: str, target: str, found: Spread | None, limit: float, unit: s
 def _show(found: Spread, unit: str) -> str:
     digits = 0 if found.median >= 100 else 2
     text = f"{found.median:,.{digits}f}{unit}"
-    return text if found.count == 1 else f"{text} ({found.low:,.{digits}f} to {found.high:,.{digits}f})"
+    return text if found.repetitions == 1 else f"{text} ({found.low:,.{digits}f} to {found.high:,.{digits}f})"

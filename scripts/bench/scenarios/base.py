@@ -106,8 +106,8 @@ class Session:
             is_websocket=self._transport == Capability.WEBSOCKET,
             again=Again(self.running, TOPIC) if is_poll else None,
         )
-        if opened.count < count:
-            raise MeasureError(f"{opened.count:,} of {count:,} could subscribe: {'; '.join(opened.failures)}")
+        if opened.clients < count:
+            raise MeasureError(f"{opened.clients:,} of {count:,} could subscribe: {'; '.join(opened.failures)}")
         return opened
 
     @contextmanager
@@ -199,5 +199,3 @@ def as_us(nanoseconds: float, count: float) -> float:
     if count <= 0:
         raise MeasureError("nothing arrived")
     return round(nanoseconds / count / 1000, 3)
-
-

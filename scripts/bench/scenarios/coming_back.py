@@ -72,8 +72,8 @@ REPLAY = Scenario(
     name="replay",
     title="Replay",
     about=(
-        "{events:,.0f} events are kept, and {subscribers:,.0f} subscribers come back for all of them at the same time. CPU "
-        "of the server per event replayed, accepting included."
+        "{events:,.0f} events are kept, and {subscribers:,.0f} subscribers come back for all of them at the same "
+        "time. CPU of the server per event replayed, accepting included."
     ),
     transports=STREAMS,
     columns=(

@@ -1,7 +1,7 @@
 """What a connection costs: to accept it, and to hold it while nothing happens."""
 
 from machine import read_kernel_bytes
-from scenarios.base import STREAMS, Column, Scenario, Session, Stage, as_us
+from scenarios.base import STREAMS, Column, Scenario, Stage, as_us
 
 _WARM_UP = 100
 
@@ -38,14 +38,13 @@ def _measure_idle_cpu(stage: Stage) -> dict[str, float]:
     return {"cpu_percent": round(used / 1e7 / seconds, 2), "closed": received.closed}
 
 
-
 CONNECTIONS = Scenario(
     name="connections",
     title="Idle memory and accepting",
     about=(
-        "{connections:,.0f} subscribers connect, 64 at a time, and stay. Memory is the growth of the server's processes "
-        "for each; the kernel's is half of the growth of its sockets, since both ends are on this machine. CPU and rate "
-        "include the handshake."
+        "{connections:,.0f} subscribers connect, 64 at a time, and stay. Memory is the growth of the server's "
+        "processes for each; the kernel's is half of the growth of its sockets, since both ends are on this machine. "
+        "CPU and rate include the handshake."
     ),
     transports=STREAMS,
     columns=(
@@ -64,8 +63,8 @@ IDLE_CPU = Scenario(
     name="idle-cpu",
     title="Idle CPU",
     about=(
-        "{connections:,.0f} subscribers with the server's default keepalives, nothing published, over {seconds:.0f} s. "
-        "In per cent of one core."
+        "{connections:,.0f} subscribers with the server's default keepalives, nothing published, over {seconds:.0f} "
+        "s. In per cent of one core."
     ),
     transports=STREAMS,
     columns=(Column("cpu_percent", "% of a core", 2),),

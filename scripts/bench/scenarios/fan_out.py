@@ -103,8 +103,8 @@ FAN_OUT = Scenario(
     name="fan-out",
     title="Fan-out",
     about=(
-        "{rate:.0f} events/s of 230 bytes to {subscribers:,.0f} subscribers of one topic, {events:.0f} events. CPU of the "
-        "server per delivery, publishing included; latency from the intended time of publishing."
+        "{rate:.0f} events/s of 230 bytes to {subscribers:,.0f} subscribers of one topic, {events:.0f} events. CPU of "
+        "the server per delivery, publishing included; latency from the intended time of publishing."
     ),
     transports=STREAMS,
     columns=(Column("cpu_us", "CPU µs per delivery", 2), *_DELIVERED),
@@ -117,8 +117,8 @@ TLS = Scenario(
     name="tls",
     title="TLS",
     about=(
-        "{rate:.0f} events/s to {subscribers:,.0f} subscribers, {events:.0f} events, plain and over TLS one after the other: "
-        "CPU of the server per delivery. Of Tricast alone."
+        "{rate:.0f} events/s to {subscribers:,.0f} subscribers, {events:.0f} events, plain and over TLS one after the "
+        "other: CPU of the server per delivery. Of Tricast alone."
     ),
     transports=(Capability.SSE,),
     columns=(

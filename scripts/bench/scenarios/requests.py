@@ -64,8 +64,8 @@ def _measure_echo(stage: Stage) -> dict[str, float]:
         request = websocket_request(session.running.echo().decode())
         target = Target(session.running.host, session.running.port)
         opened = session.load.call("open", target, [(request, b"\r\n\r\n")] * clients, is_websocket=True)
-        if opened.count < clients:
-            raise MeasureError(f"{opened.count} of {clients} could connect: {'; '.join(opened.failures)}")
+        if opened.clients < clients:
+            raise MeasureError(f"{opened.clients} of {clients} could connect: {'; '.join(opened.failures)}")
         message = websocket_frame(write_event(0, 0, EVENT_BYTES))
         session.load.call("echo", message, 5, 20)
         cpu = session.read_cpu_ns()
@@ -81,8 +81,8 @@ LONG_POLL = Scenario(
     name="long-poll",
     title="Long polling",
     about=(
-        "{pollers:,.0f} clients, {rate:.0f} event/s, {events:.0f} events; each client asks again at once. CPU of the server "
-        "per cycle: one request and its answer."
+        "{pollers:,.0f} clients, {rate:.0f} event/s, {events:.0f} events; each client asks again at once. CPU of the "
+        "server per cycle: one request and its answer."
     ),
     transports=(Capability.POLL,),
     columns=(Column("cpu_us", "CPU µs per cycle"), Column("p50_ms", "p50 ms"), Column("p99_ms", "p99 ms"), _LOST),
@@ -106,8 +106,8 @@ BATCH = Scenario(
     name="batch",
     title="Publishing in batches",
     about=(
-        "{batches:.0f} batches of {batch:.0f} events from {publishers:.0f} kept connections, to nobody. CPU of the server "
-        "per event."
+        "{batches:.0f} batches of {batch:.0f} events from {publishers:.0f} kept connections, to nobody. CPU of the "
+        "server per event."
     ),
     transports=("",),
     columns=_RATES,
@@ -121,8 +121,8 @@ ECHO = Scenario(
     name="echo",
     title="Echo",
     about=(
-        "{clients:.0f} WebSocket clients send 160 bytes, wait for the echo, and send again, {rounds:.0f} times. CPU of the "
-        "server per message, in and out."
+        "{clients:.0f} WebSocket clients send 160 bytes, wait for the echo, and send again, {rounds:.0f} times. CPU "
+        "of the server per message, in and out."
     ),
     transports=("",),
     columns=(Column("cpu_us", "CPU µs per message"), Column("p50_ms", "p50 ms"), Column("p99_ms", "p99 ms"), _LOST),

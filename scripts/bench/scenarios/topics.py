@@ -28,7 +28,7 @@ def _measure_one_to_one(stage: Stage) -> dict[str, float]:
         raise MeasureError(f"{events:,} events came {delivered:,} times: it does not tell topics apart")
     return {
         "cpu_us": as_us(used, delivered),
-        "events_per_second": round(published.count / published.seconds),
+        "events_per_second": round(published.answered / published.seconds),
         "lost": events - delivered,
         **summarize_latencies(received.latencies),
     }
@@ -38,8 +38,8 @@ ONE_TO_ONE = Scenario(
     name="one-to-one",
     title="One to one",
     about=(
-        "{topics:,.0f} topics with one subscriber each, {rate:,.0f} events/s over all of them, {events:,.0f} events. CPU of "
-        "the server per event: published over HTTP, and delivered once."
+        "{topics:,.0f} topics with one subscriber each, {rate:,.0f} events/s over all of them, {events:,.0f} events. "
+        "CPU of the server per event: published over HTTP, and delivered once."
     ),
     transports=STREAMS,
     columns=(
