@@ -203,6 +203,8 @@ class Crowd:
                 break
             if until_answers is not None and self._answers >= until_answers:
                 break
+            if not self._clients:  # nobody is left who could receive anything
+                break
             for descriptor, _ in self._poll.poll(min(left, 1), 1024):
                 self._take(descriptor)
         latencies, self._latencies = self._latencies, []

@@ -68,7 +68,7 @@ def test_ratios_are_taken_within_each_repetition() -> None:
 
 ANSWERS = [
     b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
-    b"HTTP/1.1 200 OK\r\nX: y\r\ntransfer-encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n1A\r\nwhat is 26 characters long\r\n0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2;a=b\r\nhi\r\n11\r\nseventeen charact\r\n0\r\n\r\n",
     b"HTTP/1.1 204 No Content\r\nLast-Event-ID: 1-0\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
 ]
