@@ -143,7 +143,7 @@ class Crowd:
                 break
             if begun:
                 self._await_begun(begun, failures)
-        return Opened(len(self._clients) - total, time.monotonic() - began, failures[:5])
+        return Opened(len(self._clients) - total, time.monotonic() - began, list(dict.fromkeys(failures))[:3])
 
     def _connect(self, target: Target, request: bytes, *, is_websocket: bool, again: Again | None) -> int:
         sock: socket.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

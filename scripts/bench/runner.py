@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = HERE / "build"
 RESULTS = HERE / "results"
+_REASON_CHARACTERS = 400
 
 
 class Job(NamedTuple):
@@ -121,7 +123,7 @@ def prepare(peer: Peer) -> PeerFacts:
         facts.version = "" if facts.missing else peer.version()
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one of them, the others are measured
         facts.missing = f"{type(error).__name__}: {error}"
-    facts.missing, facts.version = shorten_paths(facts.missing), shorten_paths(facts.version)
+    facts.missing, facts.version = shorten(facts.missing), shorten(facts.version)
     if facts.missing:
         say(f"{peer.name} is missing: {facts.missing}")
     return facts
@@ -186,13 +188,13 @@ def run_job(job: Job, *, is_quick: bool) -> Measurement:
         content = json.loads(answer)
         measurement.values = content.get("values", {})
         measurement.failed = content.get("failed", "").replace(folder, "FOLDER")
-    measurement.failed = shorten_paths(measurement.failed)
+    measurement.failed = shorten(measurement.failed)
     return measurement
 
 
-def shorten_paths(text: str) -> str:
-    """Returns a message without where this checkout is: results are for everybody."""
-    return text.replace(f"{ROOT}/", "")
+def shorten(text: str) -> str:
+    """Returns a message without where this checkout is (results are for everybody), and not too long."""
+    return textwrap.shorten(text.replace(f"{ROOT}/", ""), _REASON_CHARACTERS, placeholder=" …")
 
 
 def _ask(command: Sequence[str], errors: TextIO, seconds: float) -> str | None:

@@ -137,6 +137,15 @@ class Session:
         received: Received = self.load.call("receive", seconds, **until)
         return received
 
+    def receive_rest(self) -> int:
+        """Lets the clients read until nothing comes any more, or for a while; returns how many events have come."""
+        marks = -1
+        for _ in range(20):
+            before, marks = marks, self.receive(0.5).marks
+            if marks == before:
+                break
+        return marks
+
     def begin_receiving(self, seconds: float, **until: int) -> None:
         """As receive, beside what is done until end_receiving."""
         self.load.begin("receive", seconds, **until)
