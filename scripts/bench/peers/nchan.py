@@ -45,14 +45,26 @@ http {{
     nchan_shared_memory_size 512m;
     nchan_message_timeout 1h;
     nchan_message_buffer_length {history};
-    nchan_eventsource_ping_interval 15;
-    nchan_websocket_ping_interval 20;
-    nchan_channel_id $arg_topic;
     server {{
         listen {host}:{port} backlog=4096;
-        location = /publish {{ nchan_publisher http; }}
-        location = /events {{ nchan_subscriber; nchan_subscriber_first_message newest; }}
-        location = /replay {{ nchan_subscriber; nchan_subscriber_first_message oldest; }}
+        location = /publish {{
+            nchan_publisher http;
+            nchan_channel_id $arg_topic;
+        }}
+        location = /events {{
+            nchan_subscriber;
+            nchan_channel_id $arg_topic;
+            nchan_subscriber_first_message newest;
+            nchan_eventsource_ping_interval 15;
+            nchan_websocket_ping_interval 20;
+        }}
+        location = /replay {{
+            nchan_subscriber;
+            nchan_channel_id $arg_topic;
+            nchan_subscriber_first_message oldest;
+            nchan_eventsource_ping_interval 15;
+            nchan_websocket_ping_interval 20;
+        }}
     }}
 }}
 """
@@ -75,10 +87,8 @@ class RunningNchan(Running):
 
     def poll_next(self, topic: str, head: bytes) -> bytes:
         """A poll is a conditional request."""
-        fields = {
-            name.lower(): value.strip()
-            for name, _, value in (line.partition(":") for line in head.decode().split("\r\n"))
-        }
+        parts = [line.partition(":") for line in head.decode().split("\r\n")]
+        fields = {name.lower(): value.strip() for name, _, value in parts}
         return http_request(
             "GET",
             f"/events?topic={quote(topic)}",

@@ -1,4 +1,4 @@
-"""The servers that are programs of this folder: in C, Go and Python, each speaking the requests of `peers.base.Running`."""
+"""The servers that are programs of this folder, in C, Go and Python; all speak the requests of `peers.base.Running`."""
 
 import platform
 import shutil

@@ -8,6 +8,7 @@ has them. Afterwards none of its processes is left. With ``--subscribers`` so ma
 import argparse
 import re
 import select
+import signal
 import socket
 import sys
 import tempfile
@@ -18,8 +19,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[1])  # `peers` is here; its modules are not to be found by their bare names
 
-from peers import PEERS
-from peers.base import Capability, Opening, Peer, PeerError, Running, process_tree, websocket_frame, websocket_request
+from peers import PEERS  # noqa: E402
+from peers.base import Capability, Opening, Peer, PeerError, Running, process_tree, websocket_frame, websocket_request  # noqa: E402
 
 _SECONDS = 20.0
 _BURST = 64
@@ -51,7 +52,10 @@ class Client:
 
     def read_until(self, enough: Callable[[bytes], bool], what: str) -> bytes:
         """Reads on until that is so."""
+        end = time.monotonic() + _SECONDS  # keepalives may go on coming
         while not enough(self.received):
+            if time.monotonic() > end:
+                raise CheckFailedError(f"{what}: not in time, after {self.received[-300:]!r}")
             try:
                 chunk = self.sock.recv(1 << 20)
             except OSError as error:
@@ -85,8 +89,15 @@ def _publisher(running: Running) -> Client:
 
 def _opened(running: Running, opening: Opening) -> Client:
     client = Client(running, opening.request)
-    client.read_until(lambda received: opening.begun in received, "subscribing")
+    _begin(client, opening, "subscribing")
     return client
+
+
+def _begin(client: Client, opening: Opening, what: str) -> None:
+    if opening.then:
+        client.read_until(lambda received: b"\r\n\r\n" in received, what)
+        client.sock.sendall(opening.then)
+    client.read_until(lambda received: opening.begun in received, what)
 
 
 def _expect(client: Client, wanted: Sequence[int], what: str) -> None:
@@ -192,7 +203,7 @@ def _hold(running: Running, transport: str, count: int) -> str:
     while len(clients) < count:
         burst = [Client(running, opening.request) for _ in range(min(_BURST, count - len(clients)))]
         for client in burst:
-            client.read_until(lambda received: opening.begun in received, f"subscriber {len(clients)}")
+            _begin(client, opening, f"subscriber {len(clients)}")
             client.received = b""
         clients += burst
     opened = time.monotonic() - began
@@ -276,6 +287,7 @@ def main() -> None:
     parser.add_argument("--build", type=Path, default=Path("build/bench"), help="where peers are built")
     parser.add_argument("--subscribers", type=int, default=None, help="hold so many instead")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended
     failed = 0
     for peer in PEERS:
         if arguments.names and not any(name.lower() in peer.name.lower() for name in arguments.names):

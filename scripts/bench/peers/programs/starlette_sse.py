@@ -17,12 +17,12 @@ topics: Queues = defaultdict(set)
 published = 0
 
 
-async def follow(topic: str) -> AsyncIterator[bytes | ServerSentEvent]:
+async def follow(topic: str) -> AsyncIterator[bytes]:
     """The events of a topic, already encoded; ends when the subscriber was too slow."""
     queue = asyncio.Queue[bytes | None](QUEUED + 1)
     topics[topic].add(queue)
     try:
-        yield ServerSentEvent(comment="ok", sep="\n")
+        yield b":ok\n\n"
         while (event := await queue.get()) is not None:
             yield event
     finally:
