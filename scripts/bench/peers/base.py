@@ -8,6 +8,7 @@ sockets. The default requests are those of Tricast, which the small programs in 
 import base64
 import fcntl
 import hashlib
+import hmac
 import json
 import os
 import re
@@ -200,14 +201,14 @@ class Peer(ABC):
 
 
 def process_tree(pid: int) -> list[int]:
-    """A process and all its descendants that are there now."""
+    """A process and all its descendants that are there now; those that ended and are not yet waited for do not count."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             fields = stat.read_text().rpartition(")")[2].split()
             if fields[0] != "Z":
                 children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    tree = [pid] if Path(f"/proc/{pid}").exists() else []
+    tree = [pid] if any(pid in group for group in children.values()) else []
     for member in tree:
         tree += sorted(children.get(member, []))
     return tree
@@ -322,21 +323,24 @@ def _started(process: subprocess.Popen[bytes], log: Path, port: int | None) -> l
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and whatever it started: politely first, so that none is left without its parent."""
-    for number, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _STOP_SECONDS)):
+    """Ends a process and whatever it started, and waits until all of them are gone."""
+    tree = process_tree(process.pid)
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
+            process.wait(_STOP_SECONDS)
             break
-    # Children that outlived it; the group's number is not used again while they do.
+    # Children may have outlived it; the group's number is not used again while they do.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    end = time.monotonic() + _STOP_SECONDS
+    while any(map(process_tree, tree)) and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def token(claims: Mapping[str, object], key: bytes) -> str:
     """A JSON Web Token, HS256."""
-    import hmac  # noqa: PLC0415  (for the two peers that want one)
 
     def encoded(data: bytes) -> str:
         return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
