@@ -201,7 +201,7 @@ class Peer(ABC):
 
 
 def process_tree(pid: int) -> list[int]:
-    """A process and all its descendants that are there now; those that ended and are not yet waited for do not count."""
+    """A process and all its descendants that are there now; a zombie is not."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -238,16 +238,35 @@ def built(build: Path, name: str, prints: Sequence[bytes | str], make: Callable[
     return folder
 
 
-def checked(command: Sequence[str | Path], *, seconds: float = 600, **keywords: object) -> str:
+def checked(
+    command: Sequence[str | Path],
+    *,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    seconds: float = 600,
+) -> str:
     """What a command of a build printed.
+
+    Args:
+        command: the program and its arguments.
+        folder: its working folder.
+        environment: variables beside those of this process.
+        seconds: how long it may take.
 
     Raises:
         Missing: it failed, is not there or takes too long; with the last line it wrote.
     """
     shown = " ".join(map(str, command))
     try:
-        result = subprocess.run(  # type: ignore[call-overload]
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False, **keywords
+        result = subprocess.run(
+            list(command),
+            cwd=folder,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
         )
     except FileNotFoundError:
         raise Missing(f"there is no {command[0]} here") from None
@@ -256,7 +275,7 @@ def checked(command: Sequence[str | Path], *, seconds: float = 600, **keywords: 
     if result.returncode:
         lines = (result.stdout + result.stderr).strip().splitlines() or ["it said nothing"]
         raise Missing(f"{shown!r} failed: {lines[-1].strip()}")
-    return str(result.stdout)
+    return result.stdout
 
 
 def free_port() -> int:

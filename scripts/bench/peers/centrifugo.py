@@ -1,7 +1,6 @@
 """Centrifugo, and the library that it is built of, which can be had where the server itself cannot."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -118,7 +117,7 @@ class Centrifugo(Peer):
             raise Missing("neither centrifugo nor Go is here")
 
         def make(folder: Path) -> None:
-            checked(["go", "install", f"{_MODULE}@{_VERSION}"], env={**os.environ, "GOBIN": str(folder)})
+            checked(["go", "install", f"{_MODULE}@{_VERSION}"], environment={"GOBIN": str(folder)})
 
         self._program = built(build, "centrifugo", [checked(["go", "version"]), _VERSION], make) / "centrifugo"
 

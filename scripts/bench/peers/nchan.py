@@ -113,10 +113,10 @@ class Nchan(Peer):
             return
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             raise Missing(f"run this once as root on Debian: apt-get install {' '.join(_PACKAGES)}")
-        # Debian starts nginx on port 80 right away unless its policy says no; nobody asked for that here.
-        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-        checked(["apt-get", "update", "-qq"], env=quiet)
-        checked(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *_PACKAGES], env=quiet)
+        # The bench starts its own nginx; with this, invoke-rc.d does not start the system's one as well.
+        quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+        checked(["apt-get", "update", "-qq"], environment=quiet)
+        checked(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *_PACKAGES], environment=quiet)
 
     def version(self) -> str:
         """Those of the packages."""
