@@ -8,6 +8,7 @@ sockets. The default requests are those of Tricast, which the small programs in 
 import base64
 import fcntl
 import hashlib
+import hmac
 import json
 import os
 import re
@@ -60,6 +61,9 @@ class Opening(NamedTuple):
     #: What the answer has in it once the subscriber is sure to get what is published next. A long poll has nothing to
     #: answer before there is an event: this is then the beginning of that answer.
     begun: bytes
+    #: What to send once the head of the answer has come, before waiting for `begun`; mostly nothing. Some servers
+    #: refuse WebSockets whose client does not wait for the handshake.
+    then: bytes = b""
 
 
 class PeerError(Exception):
@@ -197,14 +201,14 @@ class Peer(ABC):
 
 
 def process_tree(pid: int) -> list[int]:
-    """A process and all its descendants that are there now."""
+    """A process and all its descendants that are there now; a zombie is not."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             fields = stat.read_text().rpartition(")")[2].split()
             if fields[0] != "Z":
                 children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    tree = [pid] if Path(f"/proc/{pid}").exists() else []
+    tree = [pid] if any(pid in group for group in children.values()) else []
     for member in tree:
         tree += sorted(children.get(member, []))
     return tree
@@ -234,16 +238,35 @@ def built(build: Path, name: str, prints: Sequence[bytes | str], make: Callable[
     return folder
 
 
-def checked(command: Sequence[str | Path], *, seconds: float = 600, **keywords: object) -> str:
+def checked(
+    command: Sequence[str | Path],
+    *,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    seconds: float = 600,
+) -> str:
     """What a command of a build printed.
+
+    Args:
+        command: the program and its arguments.
+        folder: its working folder.
+        environment: variables beside those of this process.
+        seconds: how long it may take.
 
     Raises:
         Missing: it failed, is not there or takes too long; with the last line it wrote.
     """
     shown = " ".join(map(str, command))
     try:
-        result = subprocess.run(  # type: ignore[call-overload]
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False, **keywords
+        result = subprocess.run(
+            list(command),
+            cwd=folder,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
         )
     except FileNotFoundError:
         raise Missing(f"there is no {command[0]} here") from None
@@ -252,7 +275,7 @@ def checked(command: Sequence[str | Path], *, seconds: float = 600, **keywords: 
     if result.returncode:
         lines = (result.stdout + result.stderr).strip().splitlines() or ["it said nothing"]
         raise Missing(f"{shown!r} failed: {lines[-1].strip()}")
-    return str(result.stdout)
+    return result.stdout
 
 
 def free_port() -> int:
@@ -319,21 +342,24 @@ def _started(process: subprocess.Popen[bytes], log: Path, port: int | None) -> l
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and whatever it started: politely first, so that none is left without its parent."""
-    for number, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _STOP_SECONDS)):
+    """Ends a process and whatever it started, and waits until all of them are gone."""
+    tree = process_tree(process.pid)
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
+            process.wait(_STOP_SECONDS)
             break
-    # Children that outlived it; the group's number is not used again while they do.
+    # Children may have outlived it; the group's number is not used again while they do.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    end = time.monotonic() + _STOP_SECONDS
+    while any(map(process_tree, tree)) and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def token(claims: Mapping[str, object], key: bytes) -> str:
     """A JSON Web Token, HS256."""
-    import hmac  # noqa: PLC0415  (for the two peers that want one)
 
     def encoded(data: bytes) -> str:
         return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

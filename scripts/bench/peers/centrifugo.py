@@ -1,7 +1,6 @@
 """Centrifugo, and the library that it is built of, which can be had where the server itself cannot."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ _CONFIG = {
         "without_namespace": {"allow_subscribe_for_client": True, "allow_subscribe_for_anonymous": True},
     },
     "uni_sse": {"enabled": True},
+    "uni_websocket": {"enabled": True},
     "log": {"level": "error"},
 }
 
@@ -43,7 +43,7 @@ def _websocket(topic: str) -> Opening:
     """Two commands in the first message of the JSON protocol; the second one's reply is what counts."""
     commands = [{"id": 1, "connect": {}}, {"id": 2, "subscribe": {"channel": topic}}]
     message = "\n".join(json.dumps(command) for command in commands).encode()
-    return Opening(websocket_request("/connection/websocket") + websocket_frame(message), b'"id":2')
+    return Opening(websocket_request("/connection/websocket"), b'"id":2', websocket_frame(message))
 
 
 class RunningCentrifuge(Running):
@@ -82,12 +82,12 @@ class RunningCentrifugo(Running):
     """A Centrifugo."""
 
     def subscribe(self, transport: str, topic: str, *, last_id: str | None = None) -> Opening:
-        """How to subscribe: the protocol of its clients over WebSocket, the unidirectional one over SSE."""
+        """How to subscribe: its unidirectional transports, which are told what to send by the URL."""
         del last_id
+        command = quote(json.dumps({"subs": {topic: {}}}))
         if transport == Capability.WEBSOCKET:
-            return _websocket(topic)
-        command = json.dumps({"subs": {topic: {}}})
-        target = f"/connection/uni_sse?cf_connect={quote(command)}"
+            return Opening(websocket_request(f"/connection/uni_websocket?cf_connect={command}"), b'"connect":')
+        target = f"/connection/uni_sse?cf_connect={command}"
         return Opening(http_request("GET", target, "Accept: text/event-stream"), b'"connect":')
 
     def publish(self, topic: str, data: bytes) -> bytes:
@@ -117,7 +117,7 @@ class Centrifugo(Peer):
             raise Missing("neither centrifugo nor Go is here")
 
         def make(folder: Path) -> None:
-            checked(["go", "install", f"{_MODULE}@{_VERSION}"], env={**os.environ, "GOBIN": str(folder)})
+            checked(["go", "install", f"{_MODULE}@{_VERSION}"], environment={"GOBIN": str(folder)})
 
         self._program = built(build, "centrifugo", [checked(["go", "version"]), _VERSION], make) / "centrifugo"
 

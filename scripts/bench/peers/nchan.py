@@ -45,14 +45,26 @@ http {{
     nchan_shared_memory_size 512m;
     nchan_message_timeout 1h;
     nchan_message_buffer_length {history};
-    nchan_eventsource_ping_interval 15;
-    nchan_websocket_ping_interval 20;
-    nchan_channel_id $arg_topic;
     server {{
         listen {host}:{port} backlog=4096;
-        location = /publish {{ nchan_publisher http; }}
-        location = /events {{ nchan_subscriber; nchan_subscriber_first_message newest; }}
-        location = /replay {{ nchan_subscriber; nchan_subscriber_first_message oldest; }}
+        location = /publish {{
+            nchan_publisher http;
+            nchan_channel_id $arg_topic;
+        }}
+        location = /events {{
+            nchan_subscriber;
+            nchan_channel_id $arg_topic;
+            nchan_subscriber_first_message newest;
+            nchan_eventsource_ping_interval 15;
+            nchan_websocket_ping_interval 20;
+        }}
+        location = /replay {{
+            nchan_subscriber;
+            nchan_channel_id $arg_topic;
+            nchan_subscriber_first_message oldest;
+            nchan_eventsource_ping_interval 15;
+            nchan_websocket_ping_interval 20;
+        }}
     }}
 }}
 """
@@ -75,10 +87,8 @@ class RunningNchan(Running):
 
     def poll_next(self, topic: str, head: bytes) -> bytes:
         """A poll is a conditional request."""
-        fields = {
-            name.lower(): value.strip()
-            for name, _, value in (line.partition(":") for line in head.decode().split("\r\n"))
-        }
+        parts = [line.partition(":") for line in head.decode().split("\r\n")]
+        fields = {name.lower(): value.strip() for name, _, value in parts}
         return http_request(
             "GET",
             f"/events?topic={quote(topic)}",
@@ -103,10 +113,10 @@ class Nchan(Peer):
             return
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             raise Missing(f"run this once as root on Debian: apt-get install {' '.join(_PACKAGES)}")
-        # Debian starts nginx on port 80 right away unless its policy says no; nobody asked for that here.
-        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-        checked(["apt-get", "update", "-qq"], env=quiet)
-        checked(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *_PACKAGES], env=quiet)
+        # The bench starts its own nginx; with this, invoke-rc.d does not start the system's one as well.
+        quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+        checked(["apt-get", "update", "-qq"], environment=quiet)
+        checked(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *_PACKAGES], environment=quiet)
 
     def version(self) -> str:
         """Those of the packages."""

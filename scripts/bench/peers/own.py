@@ -1,4 +1,4 @@
-"""The servers that are programs of this folder: in C, Go and Python, each speaking the requests of `peers.base.Running`."""
+"""The servers that are programs of this folder, in C, Go and Python; all speak the requests of `peers.base.Running`."""
 
 import platform
 import shutil
@@ -54,10 +54,12 @@ class CProgram(Own):
         if compiler is None:
             raise Missing("there is no C compiler here: apt-get install gcc")
         flags = ["-O2", "-std=c11", "-Wall", "-Wextra"]
-        made = [checked([compiler, "--version"]), *flags, self._program.read_bytes()]
-        folder = built(
-            build, self._program.stem, made, lambda to: _run([compiler, *flags, "-o", to / "server", self._program])
-        )
+        made: list[bytes | str] = [checked([compiler, "--version"]), *flags, self._program.read_bytes()]
+
+        def make(folder: Path) -> None:
+            checked([compiler, *flags, "-o", folder / "server", self._program])
+
+        folder = built(build, self._program.stem, made, make)
         self._command = [folder / "server"]
 
     def version(self) -> str:
@@ -78,18 +80,18 @@ class GoProgram(Own):
         if shutil.which("go") is None:
             raise Missing("Go is not here: install it, then run this again")
         root = self._root()
-        sources = sorted([*root.glob("go.*"), *self._program.glob("*.go")])
-        made = [checked(["go", "version"]), *(source.read_bytes() for source in sources)]
+        sources = sorted([*root.glob("go.*"), *root.rglob("*.go")])
+        made: list[bytes | str] = [checked(["go", "version"]), *(source.read_bytes() for source in sources)]
 
         def make(folder: Path) -> None:
-            _run(["go", "build", "-buildvcs=false", "-o", folder / "server", self._program], cwd=root)
+            checked(["go", "build", "-buildvcs=false", "-o", folder / "server", self._program], folder=root)
 
         self._command = [built(build, f"go-{self._program.name}", made, make) / "server", *self._arguments()]
 
     def version(self) -> str:
         """The module's, and Go's."""
         root = self._root()
-        own = [] if not self._module else [checked(["go", "list", "-m", self._module], cwd=root).strip()]
+        own = [] if not self._module else [checked(["go", "list", "-m", self._module], folder=root).strip()]
         return ", ".join([*own, checked(["go", "env", "GOVERSION"]).strip()])
 
     def _root(self) -> Path:
@@ -111,11 +113,17 @@ class PythonProgram(Own):
         """Installs what requirements.txt pins."""
 
         def make(folder: Path) -> None:
-            _run([sys.executable, "-m", "venv", folder])
-            pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--no-input"]
-            _run([*pip, "install", "--quiet", "--require-hashes", "--requirement", REQUIREMENTS])
+            checked([sys.executable, "-m", "venv", folder])
+            pip: list[str | Path] = [
+                folder / "bin" / "python",
+                "-m",
+                "pip",
+                "--disable-pip-version-check",
+                "--no-input",
+            ]
+            checked([*pip, "install", "--quiet", "--require-hashes", "--requirement", REQUIREMENTS])
 
-        made = [sys.version, REQUIREMENTS.read_bytes()]
+        made: list[bytes | str] = [sys.version, REQUIREMENTS.read_bytes()]
         self._command = [built(build, "python", made, make) / "bin" / "python", self._program]
 
     def version(self) -> str:
@@ -135,7 +143,3 @@ class Prototype(Own):
     def version(self) -> str:
         """Those of what it stands on."""
         return python_packages_version(this_python(), "trio", "h11", "wsproto")
-
-
-def _run(command: list[str | Path], **keywords: object) -> None:
-    checked(command, **keywords)

@@ -7,16 +7,20 @@ has them. Afterwards none of its processes is left. With ``--subscribers`` so ma
 
 import argparse
 import re
+import resource
 import select
+import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from http.client import HTTPResponse
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).parents[1])  # `peers` is here; its modules are not to be found by their bare names
+if __name__ == "__main__":  # its folder has modules that are not to be found by their bare names
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from peers import PEERS
 from peers.base import Capability, Opening, Peer, PeerError, Running, process_tree, websocket_frame, websocket_request
@@ -51,7 +55,10 @@ class Client:
 
     def read_until(self, enough: Callable[[bytes], bool], what: str) -> bytes:
         """Reads on until that is so."""
+        end = time.monotonic() + _SECONDS  # keepalives may go on coming
         while not enough(self.received):
+            if time.monotonic() > end:
+                raise CheckFailedError(f"{what}: not in time, after {self.received[-300:]!r}")
             try:
                 chunk = self.sock.recv(1 << 20)
             except OSError as error:
@@ -79,14 +86,44 @@ class Client:
         return "\r\n".join(f"{name}: {value}" for name, value in response.getheaders()).encode(), body
 
 
-def _publisher(running: Running) -> Client:
-    return Client(running, b"", port=running.publish_port)
+class Visit:
+    """What one check opens, closed together."""
+
+    def __init__(self, running: Running) -> None:
+        """Args: the server."""
+        self.running = running
+        self._clients: list[Client] = []
+
+    def __enter__(self) -> "Visit":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients:
+            client.sock.close()
+
+    def connect(self, request: bytes = b"", *, port: int | None = None) -> Client:
+        """A connection with its first bytes sent."""
+        self._clients.append(Client(self.running, request, port=port))
+        return self._clients[-1]
+
+    def subscribe(self, transport: str, topic: str, *, last_id: str | None = None) -> Client:
+        """A subscriber that gets what is published from now on."""
+        opening = self.running.subscribe(transport, topic, last_id=last_id)
+        client = self.connect(opening.request)
+        begin(client, opening, transport)
+        return client
+
+    def publisher(self) -> Client:
+        """A connection to publish on."""
+        return self.connect(port=self.running.publish_port)
 
 
-def _opened(running: Running, opening: Opening) -> Client:
-    client = Client(running, opening.request)
-    client.read_until(lambda received: opening.begun in received, "subscribing")
-    return client
+def begin(client: Client, opening: Opening, what: str) -> None:
+    """Waits until a subscriber that sent its request is sure to get what comes."""
+    if opening.then:
+        client.read_until(lambda received: b"\r\n\r\n" in received, what)
+        client.sock.sendall(opening.then)
+    client.read_until(lambda received: opening.begun in received, what)
 
 
 def _expect(client: Client, wanted: Sequence[int], what: str) -> None:
@@ -95,56 +132,54 @@ def _expect(client: Client, wanted: Sequence[int], what: str) -> None:
         raise CheckFailedError(f"{what}: {marks(client.received)} instead of {list(wanted)}")
 
 
-def check_stream(running: Running, transport: str, *, subscribers: int = 20, events: int = 10) -> str:
+def check_stream(visit: Visit, transport: str, *, subscribers: int = 20, events: int = 10) -> str:
     """All events reach all subscribers in order."""
     topic = f"stream.{transport}"
-    opening = running.subscribe(transport, topic)
-    clients = [_opened(running, opening) for _ in range(subscribers)]
-    publisher = _publisher(running)
+    clients = [visit.subscribe(transport, topic) for _ in range(subscribers)]
+    publisher = visit.publisher()
     for mark in range(events):
-        publisher.answer(running.publish(topic, event(mark)))
+        publisher.answer(visit.running.publish(topic, event(mark)))
     for client in clients:
         _expect(client, range(events), transport)
-        client.sock.close()
     return f"{transport} {subscribers * events}"
 
 
-def check_topics(running: Running, transport: str) -> str:
+def check_topics(visit: Visit, transport: str) -> str:
     """A subscriber gets what is published to its own topic, and nothing else."""
-    client = _opened(running, running.subscribe(transport, "topic.mine"))
-    publisher = _publisher(running)
-    publisher.answer(running.publish("topic.other", event(1)))
-    publisher.answer(running.publish("topic.mine", event(2)))
+    client = visit.subscribe(transport, "topic.mine")
+    publisher = visit.publisher()
+    publisher.answer(visit.running.publish("topic.other", event(1)))
+    publisher.answer(visit.running.publish("topic.mine", event(2)))
     _expect(client, [2], "topics")
     return "topics"
 
 
-def check_replay(running: Running, transport: str) -> str:
+def check_replay(visit: Visit, transport: str) -> str:
     """One who comes later gets what is kept, and then goes on."""
-    publisher, topic = _publisher(running), f"replay.{transport}"
+    publisher, topic = visit.publisher(), f"replay.{transport}"
     for mark in range(10):
-        publisher.answer(running.publish(topic, event(mark)))
-    client = _opened(running, running.subscribe(transport, topic, last_id=running.beginning))
+        publisher.answer(visit.running.publish(topic, event(mark)))
+    client = visit.subscribe(transport, topic, last_id=visit.running.beginning)
     _expect(client, range(10), "replay")
-    publisher.answer(running.publish(topic, event(10)))
+    publisher.answer(visit.running.publish(topic, event(10)))
     _expect(client, range(11), "after replay")
-    return "replay"
+    return f"replay over {transport}"
 
 
-def check_batch(running: Running, transport: str) -> str:
+def check_batch(visit: Visit, transport: str) -> str:
     """Several events in one request arrive in order."""
-    client = _opened(running, running.subscribe(transport, "batch"))
-    _publisher(running).answer(running.publish_batch("batch", [event(mark) for mark in range(10)]))
+    client = visit.subscribe(transport, "batch")
+    visit.publisher().answer(visit.running.publish_batch("batch", [event(mark) for mark in range(10)]))
     _expect(client, range(10), "batch")
     return "batch"
 
 
-def check_poll(running: Running, *, subscribers: int = 20, events: int = 10) -> str:
+def check_poll(visit: Visit, *, subscribers: int = 20, events: int = 10) -> str:
     """Long polls one after the other miss nothing and repeat nothing."""
-    publisher = _publisher(running)
+    running, publisher = visit.running, visit.publisher()
     publisher.answer(running.publish("poll", event(0)))
     first = running.subscribe("poll", "poll", last_id=running.beginning)
-    clients = [Client(running, first.request) for _ in range(subscribers)]
+    clients = [visit.connect(first.request) for _ in range(subscribers)]
     for mark in range(events):
         answers = [client.read_answer() for client in clients]
         if any(marks(body) != [mark] for _, body in answers):
@@ -155,9 +190,9 @@ def check_poll(running: Running, *, subscribers: int = 20, events: int = 10) -> 
     return f"poll {subscribers * events}"
 
 
-def check_echo(running: Running) -> str:
+def check_echo(visit: Visit) -> str:
     """Text comes back as text, binary as binary."""
-    client = Client(running, websocket_request(running.echo().decode()))
+    client = visit.connect(websocket_request(visit.running.echo().decode()))
     client.read_until(lambda received: b"\r\n\r\n" in received, "echo")
     client.received = client.received.partition(b"\r\n\r\n")[2]
     client.sock.sendall(websocket_frame(b"hello") + websocket_frame(b"\x00" * 200, opcode=2))
@@ -167,44 +202,52 @@ def check_echo(running: Running) -> str:
     return "echo"
 
 
+def _checks(peer: Peer) -> Iterator[Callable[[Visit], str]]:
+    first = peer.transports[0]
+    for transport in peer.transports:
+        yield partial(check_stream, transport=transport)
+    if Capability.TOPICS in peer.capabilities:
+        yield partial(check_topics, transport=first)
+    if Capability.REPLAY in peer.capabilities:
+        for transport in peer.transports:
+            yield partial(check_replay, transport=transport)
+    if Capability.BATCH in peer.capabilities:
+        yield partial(check_batch, transport=first)
+    if Capability.POLL in peer.capabilities:
+        yield check_poll
+    if Capability.ECHO in peer.capabilities:
+        yield check_echo
+
+
 def check_running(peer: Peer, running: Running) -> list[str]:
     """Everything the peer says it can."""
-    first = peer.transports[0]
-    done = [check_stream(running, transport) for transport in peer.transports]
-    if Capability.TOPICS in peer.capabilities:
-        done.append(check_topics(running, first))
-    if Capability.REPLAY in peer.capabilities:
-        done += [check_replay(running, transport) for transport in peer.transports]
-    if Capability.BATCH in peer.capabilities:
-        done.append(check_batch(running, first))
-    if Capability.POLL in peer.capabilities:
-        done.append(check_poll(running))
-    if Capability.ECHO in peer.capabilities:
-        done.append(check_echo(running))
+    done = []
+    for one in _checks(peer):
+        with Visit(running) as visit:
+            done.append(one(visit))
     return done
 
 
-def _hold(running: Running, transport: str, count: int) -> str:
+def _hold(visit: Visit, transport: str, count: int) -> str:
     """So many subscribers, opened in bursts, get 3 events each."""
+    running = visit.running
     opening = running.subscribe(transport, "crowd")
     began = time.monotonic()
     clients: list[Client] = []
     while len(clients) < count:
-        burst = [Client(running, opening.request) for _ in range(min(_BURST, count - len(clients)))]
+        burst = [visit.connect(opening.request) for _ in range(min(_BURST, count - len(clients)))]
         for client in burst:
-            client.read_until(lambda received: opening.begun in received, f"subscriber {len(clients)}")
+            begin(client, opening, f"subscriber {len(clients)}")
             client.received = b""
         clients += burst
     opened = time.monotonic() - began
     kilobytes = sum(_resident(pid) for pid in running.pids()) / 1000
-    publisher = _publisher(running)
+    publisher = visit.publisher()
     began = time.monotonic()
     for mark in range(3):
         publisher.answer(running.publish("crowd", event(mark)))
     _read_all(clients, 3)
     reached = time.monotonic() - began
-    for client in clients:
-        client.sock.close()
     return f"{transport} {count}: {opened:.1f} s to open, {kilobytes / count:.1f} KB each, {reached:.2f} s for 3 events"
 
 
@@ -219,16 +262,17 @@ def _read_all(clients: Sequence[Client], events: int) -> None:
                 client = waiting[descriptor]
                 chunk = client.sock.recv(1 << 20)
                 client.received += chunk
-                if not chunk or marks(client.received) == list(range(events)):
+                if not chunk:
+                    raise CheckFailedError("a subscriber was cut off")
+                if marks(client.received) == list(range(events)):
                     poll.unregister(descriptor)
-                    if chunk:
-                        del waiting[descriptor]
+                    del waiting[descriptor]
     if waiting:
         raise CheckFailedError(f"{len(waiting)} subscribers did not get {events} events in order")
 
 
 def _resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def check(peer: Peer, folder: Path, *, subscribers: int | None = None) -> list[str]:
@@ -258,7 +302,8 @@ def check(peer: Peer, folder: Path, *, subscribers: int | None = None) -> list[s
         for transport in peer.transports:
             with peer.run(folder / transport, options={"transport": transport}) as running:
                 pids = running.pids()
-                done.append(_hold(running, transport, subscribers))
+                with Visit(running) as visit:
+                    done.append(_hold(visit, transport, subscribers))
             _expect_gone(pids)
     return done
 
@@ -276,6 +321,7 @@ def main() -> None:
     parser.add_argument("--build", type=Path, default=Path("build/bench"), help="where peers are built")
     parser.add_argument("--subscribers", type=int, default=None, help="hold so many instead")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended
     failed = 0
     for peer in PEERS:
         if arguments.names and not any(name.lower() in peer.name.lower() for name in arguments.names):

@@ -88,6 +88,6 @@ class Tricast(Peer):
         environment["TRICAST_WEBSOCKET__HANDLER"] = json.dumps(_ECHO)
         if "history" in options:
             environment["TRICAST_EVENTS__HISTORY"] = options["history"]
-        command = [this_python(), "-m", "tricast", "serve", "--port", "0"]
+        command: list[str | Path] = [this_python(), "-m", "tricast", "serve", "--port", "0"]
         with launched(command, folder, environment=environment) as (pid, ports):
             yield RunningTricast(pid, ports[0])

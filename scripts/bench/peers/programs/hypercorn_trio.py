@@ -1,13 +1,13 @@
 """Hypercorn on Trio: a plain ASGI application that streams SSE from a memory channel per subscriber."""
 
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
+from channels import Topics
 from hypercorn.config import Config
 from hypercorn.trio import serve
-from publishing import QUEUED, announce, event_stream_event, listening_socket, topic_of
+from publishing import announce, event_stream_event, listening_socket, topic_of
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -18,12 +18,16 @@ class Application:
     """``GET /events?topic=T`` and ``POST /publish?topic=T``."""
 
     def __init__(self) -> None:
-        self._topics: defaultdict[str, set[trio.MemorySendChannel[bytes]]] = defaultdict(set)
+        self._topics = Topics[bytes]()
         self._published = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
             return
         topic = topic_of("?" + scope["query_string"].decode())
         if scope["method"] == "POST":
@@ -42,21 +46,15 @@ class Application:
         return body
 
     async def _stream(self, topic: str, receive: Receive, send: Send) -> None:
-        sender, receiver = trio.open_memory_channel[bytes](QUEUED)
-        self._topics[topic].add(sender)
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
-        try:
+        with self._topics.subscribed(topic) as events:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b":ok\n\n", "more_body": True})
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch, receive, nursery.cancel_scope)
-                async for event in receiver:
+                async for event in events:
                     await send({"type": "http.response.body", "body": event, "more_body": True})
                 nursery.cancel_scope.cancel()
-        finally:
-            self._topics[topic].discard(sender)
-            if not self._topics[topic]:
-                del self._topics[topic]
 
     async def _watch(self, receive: Receive, scope: trio.CancelScope) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -65,22 +63,13 @@ class Application:
 
     def _publish(self, topic: str, data: bytes) -> None:
         self._published += 1
-        self._spread(topic, event_stream_event(self._published, data))
-
-    def _spread(self, topic: str, event: bytes) -> None:
-        for channel in list(self._topics.get(topic, ())):
-            try:
-                channel.send_nowait(event)
-            except trio.WouldBlock:
-                self._topics[topic].discard(channel)
-                channel.close()
+        self._topics.publish(topic, event_stream_event(self._published, data))
 
     async def keep_alive(self) -> None:
         """A comment for everybody now and then."""
         while True:
             await trio.sleep(_KEEPALIVE)
-            for topic in list(self._topics):
-                self._spread(topic, b":\n\n")
+            self._topics.publish_everywhere(b":\n\n")
 
 
 async def main() -> None:

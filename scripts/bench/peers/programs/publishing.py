@@ -45,9 +45,8 @@ def _parse(head: bytes) -> tuple[str, int]:
     """
     request, *fields = head.decode("latin-1").split("\r\n")
     method, target, _ = request.split(" ")
-    lengths = [
-        int(value) for name, _, value in (field.partition(":") for field in fields) if name.lower() == "content-length"
-    ]
+    parts = [field.partition(":") for field in fields]
+    lengths = [int(value) for name, _, value in parts if name.lower() == "content-length"]
     if method != "POST" or len(lengths) != 1 or not 0 <= lengths[0] <= _BODY_BYTES:
         raise ValueError(request)
     return topic_of(target), lengths[0]

@@ -1,9 +1,8 @@
 """trio-websocket: a memory channel and a writer task per subscriber, beside the task that reads."""
 
-from collections import defaultdict
-
 import trio
-from publishing import QUEUED, announce, listening_socket, serve_publishing_trio, topic_of
+from channels import Topics
+from publishing import announce, listening_socket, serve_publishing_trio, topic_of
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, WebSocketServer
 
 _PING_INTERVAL = 30
@@ -11,7 +10,7 @@ _PING_TIMEOUT = 30
 
 
 async def write(connection: WebSocketConnection, events: "trio.MemoryReceiveChannel[str]") -> None:
-    """Sends until the channel is closed, which is how one that is too slow is cut off."""
+    """Sends until the channel ends."""
     async for event in events:
         await connection.send_message(event)
     await connection.aclose(1013)
@@ -28,24 +27,19 @@ async def keep_alive(connection: WebSocketConnection) -> None:
             return
 
 
+async def follow(connection: WebSocketConnection, events: "trio.MemoryReceiveChannel[str]") -> None:
+    """Serves one subscriber until it is gone, which ends all tasks with an exception."""
+    await connection.send_message("ok")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write, connection, events)
+        nursery.start_soon(keep_alive, connection)
+        while True:
+            await connection.get_message()
+
+
 async def main() -> None:
     """Serves until it is ended."""
-    topics: defaultdict[str, set[trio.MemorySendChannel[str]]] = defaultdict(set)
-
-    async def follow(connection: WebSocketConnection, topic: str) -> None:
-        sender, receiver = trio.open_memory_channel[str](QUEUED)
-        topics[topic].add(sender)
-        try:
-            await connection.send_message("ok")
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(write, connection, receiver)
-                nursery.start_soon(keep_alive, connection)
-                while True:
-                    await connection.get_message()
-        finally:
-            topics[topic].discard(sender)
-            if not topics[topic]:
-                del topics[topic]
+    topics = Topics[str]()
 
     async def handle(request: WebSocketRequest) -> None:
         connection = await request.accept()
@@ -53,24 +47,16 @@ async def main() -> None:
             if request.path == "/echo":
                 while True:
                     await connection.send_message(await connection.get_message())
-            await follow(connection, topic_of(request.path))
+            with topics.subscribed(topic_of(request.path)) as events:
+                await follow(connection, events)
         except* ConnectionClosed:
             pass
-
-    def publish(topic: str, data: bytes) -> None:
-        event = data.decode()
-        for channel in list(topics.get(topic, ())):
-            try:
-                channel.send_nowait(event)
-            except trio.WouldBlock:
-                topics[topic].discard(channel)
-                channel.close()
 
     subscribers, publishers = listening_socket(), listening_socket()
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(subscribers))
     announce(subscribers, publishers)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_publishing_trio, publishers, publish)
+        nursery.start_soon(serve_publishing_trio, publishers, lambda topic, data: topics.publish(topic, data.decode()))
         await WebSocketServer(handle, [listener]).run()
 
 

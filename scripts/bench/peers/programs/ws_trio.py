@@ -1,18 +1,16 @@
 """websockets on Trio: a memory channel and two tasks per subscriber, its own keepalive, no compression."""
 
 import logging
-from collections import defaultdict
 
 import trio
-from publishing import QUEUED, announce, listening_socket, serve_publishing_trio, topic_of
+from channels import Topics
+from publishing import announce, listening_socket, serve_publishing_trio, topic_of
 from websockets.exceptions import ConnectionClosed
 from websockets.trio.server import ServerConnection, serve
 
-Channels = defaultdict[str, set["trio.MemorySendChannel[str]"]]
-
 
 async def write(connection: ServerConnection, events: "trio.MemoryReceiveChannel[str]") -> None:
-    """Sends until the channel is closed, which is how one that is too slow is cut off."""
+    """Sends until the channel ends."""
     try:
         async for event in events:
             await connection.send(event)
@@ -21,27 +19,20 @@ async def write(connection: ServerConnection, events: "trio.MemoryReceiveChannel
         pass
 
 
-async def follow(connection: ServerConnection, topic: str, topics: Channels) -> None:
+async def follow(connection: ServerConnection, events: "trio.MemoryReceiveChannel[str]") -> None:
     """Serves one subscriber until it is gone."""
-    sender, receiver = trio.open_memory_channel[str](QUEUED)
-    topics[topic].add(sender)
-    try:
-        await connection.send("ok")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(write, connection, receiver)
-            async for _ in connection:
-                pass
-            nursery.cancel_scope.cancel()
-    finally:
-        topics[topic].discard(sender)
-        if not topics[topic]:
-            del topics[topic]
+    await connection.send("ok")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write, connection, events)
+        async for _ in connection:
+            pass
+        nursery.cancel_scope.cancel()
 
 
 async def main() -> None:
     """Serves until it is ended."""
-    logging.getLogger("websockets").setLevel(logging.CRITICAL)
-    topics: Channels = defaultdict(set)
+    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # a client that is gone is no news here
+    topics = Topics[str]()
 
     async def handle(connection: ServerConnection) -> None:
         assert connection.request is not None
@@ -49,22 +40,14 @@ async def main() -> None:
             async for message in connection:
                 await connection.send(message)
         else:
-            await follow(connection, topic_of(connection.request.path), topics)
-
-    def publish(topic: str, data: bytes) -> None:
-        event = data.decode()
-        for channel in list(topics.get(topic, ())):
-            try:
-                channel.send_nowait(event)
-            except trio.WouldBlock:
-                topics[topic].discard(channel)
-                channel.close()
+            with topics.subscribed(topic_of(connection.request.path)) as events:
+                await follow(connection, events)
 
     subscribers, publishers = listening_socket(), listening_socket()
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(subscribers))
     announce(subscribers, publishers)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_publishing_trio, publishers, publish)
+        nursery.start_soon(serve_publishing_trio, publishers, lambda topic, data: topics.publish(topic, data.decode()))
         await serve(handle, listeners=[listener], compression=None)
 
 

@@ -4,19 +4,14 @@
 package main
 
 import (
-	"fmt"
-	"io"
-	"log"
-	"net"
 	"net/http"
-	"sync"
 	"time"
 
+	"bench/go/hub"
 	"github.com/gorilla/websocket"
 )
 
 const (
-	queued       = 256
 	pingInterval = 30 * time.Second
 	readTimeout  = 60 * time.Second
 	writeTimeout = 10 * time.Second
@@ -25,47 +20,7 @@ const (
 
 var upgrader = websocket.Upgrader{ReadBufferSize: 1024, WriteBufferSize: 1024}
 
-type hub struct {
-	mutex  sync.Mutex
-	topics map[string]map[chan []byte]struct{}
-}
-
-func (h *hub) add(topic string) chan []byte {
-	channel := make(chan []byte, queued)
-	h.mutex.Lock()
-	defer h.mutex.Unlock()
-	if h.topics[topic] == nil {
-		h.topics[topic] = map[chan []byte]struct{}{}
-	}
-	h.topics[topic][channel] = struct{}{}
-	return channel
-}
-
-func (h *hub) remove(topic string, channel chan []byte) {
-	h.mutex.Lock()
-	defer h.mutex.Unlock()
-	if _, there := h.topics[topic][channel]; !there {
-		return
-	}
-	close(channel)
-	delete(h.topics[topic], channel)
-	if len(h.topics[topic]) == 0 {
-		delete(h.topics, topic)
-	}
-}
-
-func (h *hub) publish(topic string, data []byte) {
-	h.mutex.Lock()
-	defer h.mutex.Unlock()
-	for channel := range h.topics[topic] {
-		select {
-		case channel <- data:
-		default:
-			delete(h.topics[topic], channel)
-			close(channel)
-		}
-	}
-}
+var events = hub.New(func(_ int, data []byte) []byte { return data })
 
 // read takes what comes, so that pongs and closes are handled, until the connection ends.
 func read(connection *websocket.Conn, handle func(kind int, message []byte) error) {
@@ -102,14 +57,14 @@ func write(connection *websocket.Conn, channel chan []byte) {
 	}
 }
 
-func (h *hub) serveEvents(w http.ResponseWriter, r *http.Request) {
+func serveEvents(w http.ResponseWriter, r *http.Request) {
 	connection, err := upgrader.Upgrade(w, r, nil)
 	if err != nil {
 		return
 	}
 	topic := r.URL.Query().Get("topic")
-	channel := h.add(topic)
-	defer h.remove(topic, channel)
+	channel := events.Add(topic)
+	defer events.Remove(topic, channel)
 	if connection.WriteMessage(websocket.TextMessage, []byte("ok")) != nil {
 		connection.Close()
 		return
@@ -127,26 +82,8 @@ func serveEcho(w http.ResponseWriter, r *http.Request) {
 	read(connection, connection.WriteMessage)
 }
 
-func (h *hub) servePublish(w http.ResponseWriter, r *http.Request) {
-	data, err := io.ReadAll(r.Body)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	h.publish(r.URL.Query().Get("topic"), data)
-	w.WriteHeader(http.StatusNoContent)
-}
-
 func main() {
-	h := &hub{topics: map[string]map[chan []byte]struct{}{}}
-	http.HandleFunc("GET /ws", h.serveEvents)
+	http.HandleFunc("GET /ws", serveEvents)
 	http.HandleFunc("GET /echo", serveEcho)
-	http.HandleFunc("POST /publish", h.servePublish)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		log.Fatal(err)
-	}
-	fmt.Printf("listening on http://%s\n", listener.Addr())
-	server := &http.Server{ReadHeaderTimeout: 10 * time.Second}
-	log.Fatal(server.Serve(listener))
+	events.Serve()
 }

@@ -5,63 +5,22 @@ package main
 import (
 	"fmt"
 	"io"
-	"log"
-	"net"
 	"net/http"
-	"sync"
 	"time"
+
+	"bench/go/hub"
 )
 
-const (
-	queued    = 256
-	keepalive = 30 * time.Second
-)
+const keepalive = 30 * time.Second
 
-type hub struct {
-	mutex  sync.Mutex
-	events int
-	topics map[string]map[chan []byte]struct{}
-}
+var events = hub.New(func(number int, data []byte) []byte {
+	return fmt.Appendf(nil, "id: %d\ndata: %s\n\n", number, data)
+})
 
-func (h *hub) add(topic string) chan []byte {
-	channel := make(chan []byte, queued)
-	h.mutex.Lock()
-	defer h.mutex.Unlock()
-	if h.topics[topic] == nil {
-		h.topics[topic] = map[chan []byte]struct{}{}
-	}
-	h.topics[topic][channel] = struct{}{}
-	return channel
-}
-
-func (h *hub) remove(topic string, channel chan []byte) {
-	h.mutex.Lock()
-	defer h.mutex.Unlock()
-	delete(h.topics[topic], channel)
-	if len(h.topics[topic]) == 0 {
-		delete(h.topics, topic)
-	}
-}
-
-func (h *hub) publish(topic string, data []byte) {
-	h.mutex.Lock()
-	defer h.mutex.Unlock()
-	h.events++
-	event := fmt.Appendf(nil, "id: %d\ndata: %s\n\n", h.events, data)
-	for channel := range h.topics[topic] {
-		select {
-		case channel <- event:
-		default:
-			delete(h.topics[topic], channel)
-			close(channel)
-		}
-	}
-}
-
-func (h *hub) serveEvents(w http.ResponseWriter, r *http.Request) {
+func serveEvents(w http.ResponseWriter, r *http.Request) {
 	topic := r.URL.Query().Get("topic")
-	channel := h.add(topic)
-	defer h.remove(topic, channel)
+	channel := events.Add(topic)
+	defer events.Remove(topic, channel)
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-cache")
 	flusher := w.(http.Flusher)
@@ -89,25 +48,7 @@ func (h *hub) serveEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (h *hub) servePublish(w http.ResponseWriter, r *http.Request) {
-	data, err := io.ReadAll(r.Body)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	h.publish(r.URL.Query().Get("topic"), data)
-	w.WriteHeader(http.StatusNoContent)
-}
-
 func main() {
-	h := &hub{topics: map[string]map[chan []byte]struct{}{}}
-	http.HandleFunc("GET /events", h.serveEvents)
-	http.HandleFunc("POST /publish", h.servePublish)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		log.Fatal(err)
-	}
-	fmt.Printf("listening on http://%s\n", listener.Addr())
-	server := &http.Server{ReadHeaderTimeout: 10 * time.Second}
-	log.Fatal(server.Serve(listener))
+	http.HandleFunc("GET /events", serveEvents)
+	events.Serve()
 }
