@@ -141,10 +141,13 @@ def check(file: str) -> None:
     """
     from tricast.errors import ConfigError
     from tricast.server import load_handlers
+    from tricast.tls import load_context
 
     _find_modules_here()
     try:
-        load_handlers(_load(file, {}))
+        config = _load(file, {})
+        load_handlers(config)
+        load_context(config.tls)
     except ConfigError as error:
         raise Failure(*map(str, error.problems)) from None
     click.echo(f"{file}: ok")

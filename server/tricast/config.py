@@ -148,6 +148,7 @@ class WebSocketSection(Section):
     ping_timeout: PositiveDuration = 60.0
     close_timeout: PositiveDuration = 5.0
     max_message: PositiveSize = 64 * 2**10
+    permessage_deflate: bool = False
     handler: tuple[HandlerEntry, ...] = ()
 
     @model_validator(mode="after")
@@ -191,6 +192,19 @@ class LimitsSection(Section):
     topic_size: PositiveSize = 255
 
 
+class TlsSection(Section):
+    """The certificate with which the server shows who it is."""
+
+    certificate: str = ""
+    key: str = ""
+
+    @model_validator(mode="after")
+    def _a_key_has_a_certificate(self) -> Self:
+        if self.key and not self.certificate:
+            raise PydanticCustomError("order", "Input should be a certificate as well, where there is a key")
+        return self
+
+
 class DrainSection(Section):
     """How the server goes down."""
 
@@ -226,6 +240,7 @@ class Config(Section):
     websocket: WebSocketSection = WebSocketSection()
     publish: PublishSection = PublishSection()
     limits: LimitsSection = LimitsSection()
+    tls: TlsSection = TlsSection()
     drain: DrainSection = DrainSection()
     admin: AdminSection = AdminSection()
     logging: LoggingSection = LoggingSection()

@@ -17,6 +17,9 @@ RECEIVE_BYTES = 64 * 2**10
 #: While lingering after the last answer, so many bytes are read and thrown away at most.
 _MAX_LINGER_BYTES = 16 * 2**20
 _LINGER_SECONDS = 2.0
+#: What is kept to be sent with what follows.
+_MAX_HELD_BYTES = 64 * 2**10
+_MAX_HELD = 100
 
 
 class Connection:
@@ -34,6 +37,7 @@ class Connection:
 
     __slots__ = (
         "_drained",
+        "_held",
         "_is_draining",
         "_sock",
         "_tail",
@@ -46,6 +50,7 @@ class Connection:
     def __init__(self, sock: socket.socket, peer: str, *, write_timeout: float) -> None:
         self._sock = sock
         self._tail: memoryview | None = None
+        self._held: list[bytes] | None = None
         self._write_timeout = write_timeout
         self._is_draining = False
         self._drained: trio.Event | None = None
@@ -53,12 +58,23 @@ class Connection:
         self.last_received = trio.current_time()
         self.is_closed = False
 
+    async def open(self) -> None:
+        """Does what must be done before anything can be received or sent.
+
+        Raises:
+            ConnectionLost: the peer is gone, or cannot be agreed with.
+        """
+
     async def receive(self) -> bytes:
         """The next bytes from the peer; empty when it will send no more. Cancelling loses none.
+
+        What ``send_soon`` keeps is sent before, as nobody must wait for the answer to it.
 
         Raises:
             ConnectionLost: reset, or closed on this side.
         """
+        if self._held is not None:
+            await self.send(b"")
         while True:
             self._check_open()
             try:
@@ -74,6 +90,19 @@ class Connection:
             self.last_received = trio.current_time()
             return data
 
+    def receive_now(self) -> bytes | None:
+        """What has come in already, without waiting; empty when the peer will send no more, None when nothing is there.
+
+        Raises:
+            ConnectionLost: reset.
+        """
+        try:
+            return self._sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise _lost(error) from None
+
     @property
     def has_tail(self) -> bool:
         """Whether something that was to be sent still waits for room."""
@@ -87,6 +116,9 @@ class Connection:
         """
         if self._tail is not None:
             return Sent.NOTHING
+        if self._held is not None:
+            data = b"".join((*self._held, data))
+            self._held = None
         try:
             count = self._sock.send(data)
         except BlockingIOError:
@@ -106,7 +138,22 @@ class Connection:
         """
         while self.send_now(data) is Sent.NOTHING:
             await self.drain()
-        await self.drain()
+        if self._tail is not None:
+            await self.drain()
+
+    async def send_soon(self, data: bytes) -> None:
+        """Sends it in one call with what follows, and before anything is received, so that many answers cost one call.
+
+        Cancelling leaves it to the next call.
+
+        Raises:
+            ConnectionLost: as ``send``, but maybe only in a later call.
+        """
+        if self._held is None:
+            self._held = []
+        self._held.append(data)
+        if sum(map(len, self._held)) > _MAX_HELD_BYTES or len(self._held) > _MAX_HELD:
+            await self.send(b"")
 
     async def drain(self) -> None:
         """Returns when nothing waits any more. Several tasks may wait; one of them does the sending.

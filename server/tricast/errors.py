@@ -142,7 +142,8 @@ class ConnectionLost(TricastError):
     """The peer closed or reset the connection, or did not move in time: nobody is left to be told.
 
     Attributes:
-        reason: one of a few words, to count by: ``reset``, ``left``, ``closed``, ``write-timeout``, ``ping-timeout``.
+        reason: one of a few words, to count by: ``reset``, ``left``, ``closed``, ``write-timeout``, ``ping-timeout``,
+            ``tls``.
     """
 
     def __init__(self, detail: str, *, reason: str = "reset") -> None:

@@ -5,7 +5,6 @@ keep-alive and pipelining, ``Date``, and how a connection ends after a mistake. 
 """
 
 from contextlib import suppress
-from http import HTTPStatus
 from typing import NamedTuple, Protocol
 
 import h11
@@ -14,8 +13,21 @@ import trio
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.runtime import Runtime
+from tricast.sent import Sent
+from tricast.transports.long_poll import LongPoll
 from tricast.transports.stream import Stream
-from tricast.wire.http1 import Headers, Request, Response, problem, problem_of
+from tricast.wire.http1 import (
+    CLOSE,
+    CONTINUE,
+    END_OF_HEAD,
+    Headers,
+    Request,
+    Response,
+    encode_head,
+    encode_headers,
+    problem,
+    problem_of,
+)
 
 #: Pipelined bytes that are read while an answer is waited for; behind them, a client that leaves is seen late.
 _MAX_READ_AHEAD = 64 * 2**10
@@ -35,10 +47,14 @@ class Handover(NamedTuple):
     stream: Stream
 
 
+#: A whole answer, a stream that takes the connection over, or one that comes when there is something to say.
+Answer = Response | Handover | LongPoll
+
+
 class Router(Protocol):
     """What turns a request into an answer."""
 
-    async def __call__(self, exchange: "Exchange") -> Response | Handover:
+    async def __call__(self, exchange: "Exchange") -> "Answer":
         """Answers one request.
 
         Raises:
@@ -96,10 +112,9 @@ class Exchange:
 
     async def _read_body(self, limit: str, max_bytes: int) -> bytes:
         if self._h11.they_are_waiting_for_100_continue:
-            await self.connection.send(_bytes_of(self._h11, h11.InformationalResponse(status_code=100, headers=[])))
+            await self.connection.send(CONTINUE)
         body = bytearray()
         pieces = 0
-        # A request without a body has come to its end already.
         while self._h11.their_state is h11.SEND_BODY:
             event = self._h11.next_event()
             if isinstance(event, h11.Data):
@@ -113,26 +128,13 @@ class Exchange:
                 self._h11.receive_data(await self.connection.receive())
         return bytes(body)
 
-    async def until_peer_leaves(self) -> None:
-        """Waits for ever, unless the client closes.
-
-        Raises:
-            ConnectionLost: it did. A client that only closed its sending side cannot be told apart from one that is
-                gone, and waiting on for that one would keep its descriptor.
-        """
-        ahead = len(self._h11.trailing_data[0])
-        while ahead < _MAX_READ_AHEAD:
-            data = await self.connection.receive()
-            if not data:
-                raise ConnectionLost("left while waiting", reason="left")
-            self._h11.receive_data(data)
-            ahead += len(data)
-        await trio.sleep_forever()
-
     def stream_head(self, headers: Headers) -> bytes:
-        """The head of a 200 response whose body is written from then on by somebody else."""
-        head = h11.Response(status_code=200, headers=[*headers, *common_headers(self.runtime)], reason="OK")
-        return _bytes_of(self._h11, head)
+        """The head of a 200 response whose body is written from then on by somebody else.
+
+        The body is in chunks, or where the client knows none, up to the end of the connection (RFC 9112 6.3).
+        """
+        framing = b"transfer-encoding: chunked\r\n" if self.request.is_http_11 else CLOSE
+        return encode_head(200, encode_headers(headers), self.runtime.common_headers(), framing, END_OF_HEAD)
 
     def unread(self) -> bytes:
         """What the client has sent behind this request, for the protocol that takes over."""
@@ -142,20 +144,48 @@ class Exchange:
 class HttpConnection:
     """HTTP on one connection.
 
+    h11 reads requests, a new one for each: what goes out is written by ``wire.http1``, so h11 would only have to be
+    told of it.
+
     Args:
         connection: the client's.
         runtime: what all connections share.
         route: answers requests.
+
+    Attributes:
+        slot: its place on the wheel, where waiting polls are ended and then their connections.
     """
 
-    __slots__ = ("_connection", "_h11", "_head_scope", "_route", "_runtime")
+    __slots__ = (
+        "_closes",
+        "_connection",
+        "_deadline",
+        "_exchange",
+        "_failure",
+        "_h11",
+        "_poll",
+        "_route",
+        "_runtime",
+        "_scope",
+        "slot",
+    )
 
     def __init__(self, connection: Connection, runtime: Runtime, route: Router) -> None:
         self._connection = connection
         self._runtime = runtime
         self._route = route
-        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=runtime.config.limits.head_size)
-        self._head_scope: trio.CancelScope | None = None
+        self._h11 = self._new_h11()
+        #: Around whatever waits for the client, and may be cut short by a drain or by an answer.
+        self._scope: trio.CancelScope | None = None
+        self._poll: LongPoll | None = None
+        self._exchange: Exchange | None = None  # the poll's
+        self._deadline = 0.0  # when the poll, or after it the connection, has waited long enough
+        self._closes = False
+        self._failure: Exception | None = None
+        self.slot = -1
+
+    def _new_h11(self) -> h11.Connection:
+        return h11.Connection(h11.SERVER, max_incomplete_event_size=self._runtime.config.limits.head_size)
 
     async def run(self) -> Stream | None:
         """Answers requests until HTTP ends here; returns the stream that takes over, or None to close.
@@ -164,28 +194,44 @@ class HttpConnection:
             ConnectionLost: the peer is gone.
         """
         self._runtime.open[self._connection] = self
-        stream: Stream | None = None
+        try:
+            return await self._answer_requests()
+        finally:
+            self._runtime.wheel.discard(self)
+
+    async def _answer_requests(self) -> Stream | None:
         is_first = True
-        while stream is None and (request := await self._next_request(is_first=is_first)) is not None:
+        while (request := await self._next_request(is_first=is_first)) is not None:
             if not is_first:
                 await trio.lowlevel.checkpoint()  # pipelined requests come by the thousand in one read
             is_first = False
             exchange = Exchange(request, self._connection, self._runtime, self._h11)
             answer = await self._answer(exchange)
             if isinstance(answer, Handover):
-                await self._connection.send(answer.head)
-                stream = answer.stream
                 self._log(exchange, 101 if answer.head.startswith(b"HTTP/1.1 101") else 200)
+                await self._connection.send(answer.head)
+                return answer.stream
+            if isinstance(answer, LongPoll):
+                is_open = await self._keep_waiting(exchange, answer)
             else:
                 self._log(exchange, answer.status)
-                if not await self._respond(answer, request.method):
-                    break
-        return stream
+                is_open = await self._respond(answer, request)
+            if not is_open:
+                break
+        return None
 
-    def drain(self, retry_after: float) -> None:  # noqa: ARG002 - who has no stream need not be told
-        """See ``Drainable.drain``: an idle connection ends now, a busy one after its answer."""
-        if self._head_scope is not None and self._h11.trailing_data[0] == b"":
-            self._head_scope.cancel()
+    def drain(self, retry_after: float) -> None:
+        """See ``Drainable.drain``: an idle connection ends now, a waiting poll is answered, others end after that."""
+        if self._poll is not None:
+            self._poll.give_up(retry_after)
+        elif self._scope is not None and self._h11.trailing_data[0] == b"":
+            self._end()
+
+    def _end(self) -> None:
+        """Ends the connection while nothing is asked of it."""
+        assert self._scope is not None
+        self._closes = True
+        self._scope.cancel()
 
     # The head
 
@@ -196,19 +242,29 @@ class HttpConnection:
             head = await self._read_head(is_first=is_first)
             if head is None:
                 return None
-            self._check_head(head)
-            return _request_of(head)
+            fields = list(head.headers)  # once: h11's sequence is slow to walk
+            self._check_head(head, fields)
+            return Request(head.method, head.target, fields, head.http_version)
         except (h11.RemoteProtocolError, RemoteProtocolError) as error:
             mistake = _mistake_of(error, has_request_line=b"\n" in self._h11.trailing_data[0])
             self._runtime.counters.requests["malformed", mistake.status] += 1
-            await self._respond(problem_of(mistake), "GET" if head is None else head.method.decode("ascii"))
+            await self._respond(problem_of(mistake), None, is_head=head is not None and head.method == b"HEAD")
             return None
 
     async def _read_head(self, *, is_first: bool) -> h11.Request | None:
+        # A client sends its first request with the connection, so that it may have come with it.
+        if is_first and (data := self._connection.receive_now()) is not None:
+            self._h11.receive_data(data)
+        event = self._h11.next_event()
+        if event is h11.NEED_DATA:
+            return await self._wait_for_head(is_first=is_first)
+        return event if isinstance(event, h11.Request) else None
+
+    async def _wait_for_head(self, *, is_first: bool) -> h11.Request | None:
         limits = self._runtime.config.limits
         has_begun = is_first or self._h11.trailing_data[0] != b""
         seconds = limits.head_timeout if has_begun else limits.idle_timeout
-        scope = self._head_scope = trio.move_on_after(seconds)
+        scope = self._scope = trio.move_on_after(seconds)
         with scope:
             while (event := self._h11.next_event()) is h11.NEED_DATA:
                 data = await self._connection.receive()
@@ -216,45 +272,43 @@ class HttpConnection:
                     has_begun = True
                     scope.deadline = trio.current_time() + limits.head_timeout
                 self._h11.receive_data(data)
-            self._head_scope = None
+            self._scope = None
             return event if isinstance(event, h11.Request) else None
         # Cut off here: by the deadline, or by a drain while nothing was on its way.
-        self._head_scope = None
+        self._scope = None
         if self._h11.trailing_data[0]:
             raise RemoteProtocolError(f"the head did not come within {seconds:g} s", status=408)
         return None
 
-    def _check_head(self, request: h11.Request) -> None:
+    def _check_head(self, request: h11.Request, fields: Headers) -> None:
         """What h11 leaves to its user.
 
         Raises:
             RemoteProtocolError: then the connection closes, for where the next request begins is not sure.
         """
         limits = self._runtime.config.limits
-        names = [name for name, _ in request.headers]
+        names = {name for name, _ in fields}
         if request.http_version not in (b"1.0", b"1.1"):
             raise RemoteProtocolError("only HTTP/1.0 and HTTP/1.1 are spoken here", status=505)
         if len(request.target) > limits.target_size:
             raise LimitExceeded("limits.target_size", limits.target_size, len(request.target), status=414)
-        if len(names) > limits.head_fields:
-            raise LimitExceeded("limits.head_fields", limits.head_fields, len(names), status=431)
+        if len(fields) > limits.head_fields:
+            raise LimitExceeded("limits.head_fields", limits.head_fields, len(fields), status=431)
         # h11 limits only heads that come in pieces.
-        size = len(request.target) + sum(len(name) + len(value) + 4 for name, value in request.headers)
+        size = len(request.target) + sum([len(name) + len(value) + 4 for name, value in fields])
         if size > limits.head_size:
             raise LimitExceeded("limits.head_size", limits.head_size, size, status=431)
         if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
             # RFC 9112 6.1: the ways to read such a message differ, which is how requests are smuggled.
             raise RemoteProtocolError("Transfer-Encoding with Content-Length, or in HTTP/1.0")
-        expectation = next((value for name, value in request.headers if name == b"expect"), b"100-continue")
-        if expectation.lower() != b"100-continue":
+        expected = [value for name, value in fields if name == b"expect"] if b"expect" in names else []
+        if expected and expected[0].lower() != b"100-continue":
             raise RemoteProtocolError("the only expectation known is 100-continue", status=417)
 
     # The answer
 
-    async def _answer(self, exchange: Exchange) -> Response | Handover:
+    async def _answer(self, exchange: Exchange) -> Answer:
         try:
-            if self._has_no_body(exchange.request):
-                self._h11.next_event()
             return await self._route(exchange)
         except (RemoteProtocolError, Unavailable) as error:
             return problem_of(error)
@@ -263,46 +317,144 @@ class HttpConnection:
         except ConnectionLost:
             raise
         except Exception:
-            with trio.move_on_after(_LAST_WORD_SECONDS, shield=True):
-                await self._tell_of_failure(exchange)
+            await self._tell_of_failure(exchange)
             raise
 
     async def _tell_of_failure(self, exchange: Exchange) -> None:
-        """Answers with 500, unless an answer has begun already. What failed is for the guard around the connection."""
-        if self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self._log(exchange, 500)
-            with suppress(ConnectionLost):
-                failure = problem(500, "the server failed at this", code="internal-error", closes=True)
-                await self._respond(failure, exchange.request.method)
+        """Answers with 500. What failed is for the guard around the connection."""
+        self._log(exchange, 500)
+        with suppress(ConnectionLost), trio.move_on_after(_LAST_WORD_SECONDS, shield=True):
+            failure = problem(500, "the server failed at this", code="internal-error", closes=True)
+            await self._respond(failure, exchange.request)
 
-    @staticmethod
-    def _has_no_body(request: Request) -> bool:
-        return request.header(b"transfer-encoding") is None and int(request.header(b"content-length") or 0) == 0
+    async def _respond(self, response: Response, request: Request | None, *, is_head: bool = False) -> bool:
+        """Sends a whole answer in one piece; returns whether another request may follow.
 
-    async def _respond(self, response: Response, method: str = "GET") -> bool:
-        """Sends a whole answer in one piece; returns whether another request may follow."""
-        # Where a request was not read to its end, the next one's beginning cannot be found.
-        is_unread = self._h11.their_state in (h11.SEND_BODY, h11.ERROR)
-        closes = response.closes or self._runtime.is_draining or is_unread
-        headers = [*response.headers, *common_headers(self._runtime)]
+        Args:
+            response: the answer.
+            request: what it answers, or None where that could not be read.
+            is_head: whether at least that much is known, that it wants no body.
+        """
+        is_head = is_head or (request is not None and request.method == "HEAD")
+        closes = response.closes or request is None or self._closes_after(request)
+        lines = [encode_headers(response.headers), self._runtime.common_headers()]
         # What GET would answer is not always known here, and must not be told wrong then (RFC 9110 8.6).
-        if response.status not in (204, 304) and (response.body or method != "HEAD"):
-            headers.append((b"content-length", b"%d" % len(response.body)))
+        if response.status not in (204, 304) and (response.body or not is_head):
+            lines.append(b"content-length: %d\r\n" % len(response.body))
         if closes:
-            headers.append((b"connection", b"close"))
-        reason = HTTPStatus(response.status).phrase
-        parts = [_bytes_of(self._h11, h11.Response(status_code=response.status, headers=headers, reason=reason))]
-        if response.body and method != "HEAD":
-            parts.append(_bytes_of(self._h11, h11.Data(data=response.body)))
-        parts.append(_bytes_of(self._h11, h11.EndOfMessage()))
-        await self._connection.send(b"".join(parts))
-        is_reusable = self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
+            lines.append(CLOSE)
+        answer = encode_head(response.status, *lines, END_OF_HEAD, b"" if is_head else response.body)
+        if not closes and self._h11.trailing_data[0]:
+            await self._connection.send_soon(answer)  # with the answers to what the client has sent behind this
+        else:
+            await self._connection.send(answer)
         # The draining may have begun while this was sent.
-        if is_reusable and not self._runtime.is_draining:
-            self._h11.start_next_cycle()
-            return True
-        await self._connection.linger()
-        return False
+        if closes or self._runtime.is_draining:
+            await self._connection.linger()
+            return False
+        self._begin_cycle()
+        return True
+
+    def _closes_after(self, request: Request) -> bool:
+        # Where a request was not read to its end, the next one's beginning cannot be found.
+        is_unread = request.has_body and self._h11.their_state in (h11.SEND_BODY, h11.ERROR)
+        return is_unread or self._runtime.is_draining or not request.keeps_alive
+
+    def _begin_cycle(self) -> None:
+        """Gets ready for the next request, of which a part may be here already."""
+        ahead, is_closed = self._h11.trailing_data
+        self._h11 = self._new_h11()
+        if ahead:
+            self._h11.receive_data(ahead)
+        if is_closed:
+            self._h11.receive_data(b"")
+
+    # Waiting polls
+
+    async def _keep_waiting(self, exchange: Exchange, poll: LongPoll) -> bool:
+        """Holds a poll until it is answered, and where nothing forbids it, until the client sends more.
+
+        Returns:
+            Whether another request may follow.
+
+        Raises:
+            ConnectionLost: the client is gone; a client that only closed its sending side cannot be told apart from
+                one that is, and waiting on for that one would keep its descriptor.
+        """
+        self._exchange, self._poll = exchange, poll
+        try:
+            poll.answering = self
+            if poll.kept is not None:
+                self.answer_poll(200, poll.kept)
+            else:
+                await self._wait_for_answer()
+        finally:
+            self._poll = self._exchange = None
+            self._runtime.hub.leave(poll)
+        if self._failure is not None:
+            if not isinstance(self._failure, ConnectionLost):
+                await self._tell_of_failure(exchange)
+            raise self._failure
+        await self._connection.drain()
+        if self._closes:
+            await self._connection.linger()
+        return not self._closes
+
+    async def _wait_for_answer(self) -> None:
+        self._deadline = trio.current_time() + self._runtime.config.poll.timeout
+        if self.slot < 0:
+            self._runtime.wheel.add(self, self._deadline)
+        ahead = len(self._h11.trailing_data[0])
+        scope = self._scope = trio.CancelScope()
+        with scope:
+            while ahead < _MAX_READ_AHEAD:
+                data = await self._connection.receive()
+                if self._poll is not None and not data:
+                    raise ConnectionLost("left while waiting", reason="left")
+                self._h11.receive_data(data)
+                if self._poll is None and not scope.cancel_called:
+                    break
+                ahead += len(data)
+            else:
+                await trio.sleep_forever()
+        self._scope = None
+
+    def answer_poll(self, status: int, end: bytes) -> None:
+        """See ``Answering.answer_poll``."""
+        exchange, poll = self._exchange, self._poll
+        assert exchange is not None
+        assert poll is not None
+        self._poll = None
+        self._runtime.hub.leave(poll)
+        self._log(exchange, status)
+        self._deadline = self._runtime.wheel.now + self._runtime.config.limits.idle_timeout
+        self._closes = self._closes_after(exchange.request)
+        closing = CLOSE if self._closes else b""
+        sent = self._connection.send_now(
+            encode_head(status, poll.headers, self._runtime.common_headers(), closing, end)
+        )
+        must_wake = self._closes or sent is not Sent.ALL or self._h11.trailing_data[0] != b""
+        self._begin_cycle()
+        if must_wake and self._scope is not None:
+            self._scope.cancel()
+
+    def fail_poll(self, error: Exception) -> None:
+        """See ``Answering.fail_poll``."""
+        self._failure = error
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def sweep(self, now: float) -> float | None:
+        """See ``Swept.sweep``: ends polls that found nothing, and the connections that ask nothing any more."""
+        if self._exchange is None:
+            return None  # busy with something else; the next poll comes back here
+        if now >= self._deadline:
+            if self._poll is None:
+                self._end()
+                return None
+            self._poll.give_up()
+        # Never later than the next poll could have to be ended.
+        return min(self._deadline, now + self._runtime.config.poll.timeout)
 
     def _log(self, exchange: Exchange, status: int) -> None:
         self._runtime.counters.requests[exchange.label, status] += 1
@@ -315,21 +467,6 @@ class HttpConnection:
                 target=request.target.decode("ascii", "backslashreplace"),
                 status=status,
             )
-
-
-def common_headers(runtime: Runtime) -> Headers:
-    """What every response carries."""
-    return ((b"date", runtime.date()), (b"server", b"tricast"))
-
-
-def _request_of(head: h11.Request) -> Request:
-    return Request(head.method, head.target, list(head.headers), head.http_version)
-
-
-def _bytes_of(connection: h11.Connection, event: h11.Event) -> bytes:
-    data = connection.send(event)
-    assert data is not None  # only ConnectionClosed has no bytes
-    return data
 
 
 def _mistake_of(

@@ -8,20 +8,21 @@ from prometheus_client import CollectorRegistry
 
 from tricast import metrics
 from tricast.errors import RemoteProtocolError, Unavailable
-from tricast.event import DEFAULT_TYPE, Draft, TopicSet, data_as_json
-from tricast.http import Exchange, Handover
+from tricast.event import DEFAULT_TYPE, Draft, data_as_json
+from tricast.http import Answer, Exchange, Handover
 from tricast.publish import NDJSON, Idempotency, batch_drafts
 from tricast.runtime import Handler, Runtime
 from tricast.transports.event_stream import EventStream
 from tricast.transports.long_poll import LongPoll
 from tricast.transports.stream import check_topics, last_id_of, settle, start_of
-from tricast.transports.websocket import serve_topics
-from tricast.upgrade import refuse_foreign_origin, refuse_while_draining, upgrade
+from tricast.transports.websocket import Subscription, serve_topics
+from tricast.upgrade import check_upgrade, refuse_foreign_origin, refuse_while_draining, upgrade
 from tricast.wire import sse
 from tricast.wire.http1 import Headers, Request, Response, allow, json_response, problem, problem_of
+from tricast.wire.long_poll import position_headers
 from tricast.wire.websocket import SUBPROTOCOL
 
-Route = Callable[[Exchange], Awaitable[Response | Handover]]
+Route = Callable[[Exchange], Awaitable[Answer]]
 
 _PAGE_FILES = {
     "/": ("index.html", b"text/html; charset=utf-8"),
@@ -54,7 +55,7 @@ class Routes:
         self._runtime = runtime
         self._table = table
 
-    async def __call__(self, exchange: Exchange) -> Response | Handover:
+    async def __call__(self, exchange: Exchange) -> Answer:
         """Answers one request; see ``tricast.http.Router``."""
         request = exchange.request
         methods = self._table.get(request.path)
@@ -106,16 +107,16 @@ def admin_routes(runtime: Runtime) -> Routes:
 # Subscribing
 
 
-async def subscribe(exchange: Exchange) -> Response | Handover:
+async def subscribe(exchange: Exchange) -> Answer:
     """``GET /events``: a WebSocket, an event stream or a long poll, whatever the request's headers ask for."""
     if exchange.request.wants_websocket:
         return await subscribe_websocket(exchange)
     return await _with_cors(exchange, _subscribe_over_http)
 
 
-async def _subscribe_over_http(exchange: Exchange) -> Response | Handover:
+async def _subscribe_over_http(exchange: Exchange) -> Answer:
     request, runtime = exchange.request, exchange.runtime
-    topics = TopicSet(check_topics(request.parameters("topic"), runtime))
+    topics = check_topics(request.parameters("topic"), runtime)
     start = await settle(start_of(last_id_of(request), runtime.hub.last_id), topics, runtime.hub)
     envelope = _wants_envelope(request)
     refuse_while_draining(runtime)
@@ -129,10 +130,8 @@ async def _subscribe_over_http(exchange: Exchange) -> Response | Handover:
         return Handover(head + stream.opening(), stream)
     if request.method == "HEAD":
         # The position, so that a client can learn it before its first poll, and miss nothing if that one breaks.
-        return Response(200, ((b"content-type", b"application/json"), *LongPoll.position_headers(start.position)))
-    poll = LongPoll(runtime, topics, start)
-    with runtime.busy_with(exchange.connection, poll):
-        return await poll.answer(exchange.until_peer_leaves)
+        return Response(200, ((b"content-type", b"application/json"), *position_headers(start.position)))
+    return await LongPoll.begin(runtime, topics, start, _cors_headers(request, runtime))
 
 
 def _wants_envelope(request: Request) -> bool:
@@ -145,8 +144,10 @@ def _wants_envelope(request: Request) -> bool:
 # Pages of other origins
 
 
-async def _with_cors(exchange: Exchange, route: Route) -> Response | Handover:
+async def _with_cors(exchange: Exchange, route: Route) -> Answer:
     """The route's answer, problems included, with the headers without which a page cannot read it (Fetch 3.2)."""
+    if not exchange.runtime.config.server.cors_origins:
+        return await route(exchange)
     try:
         answer = await route(exchange)
     except (RemoteProtocolError, Unavailable) as error:
@@ -188,17 +189,22 @@ def _cors_headers(request: Request, runtime: Runtime) -> Headers:
 # WebSocket
 
 
-async def subscribe_websocket(exchange: Exchange) -> Response | Handover:
+async def subscribe_websocket(exchange: Exchange) -> Answer:
     """``GET /ws``, and ``/events`` with Upgrade: the subprotocol ``tricast.v1``."""
+    check_upgrade(exchange)
     request, runtime = exchange.request, exchange.runtime
-    if request.wants_websocket and request.parameters("topic"):
-        check_topics(request.parameters("topic"), runtime)
-        start_of(last_id_of(request), runtime.hub.last_id)
-    return upgrade(exchange, serve_topics, SUBPROTOCOL)
+    subscription = None
+    # What the URL asks for is checked before the upgrade, so that a mistake in it gets an HTTP answer.
+    if names := request.parameters("topic"):
+        topics = check_topics(names, runtime)
+        start = await settle(start_of(last_id_of(request), runtime.hub.last_id), topics, runtime.hub)
+        subscription = Subscription(topics, start)
+    return upgrade(exchange, serve_topics, SUBPROTOCOL, subscription)
 
 
 def _websocket_route(handler: Handler) -> Route:
-    async def route(exchange: Exchange) -> Response | Handover:
+    async def route(exchange: Exchange) -> Answer:
+        check_upgrade(exchange)
         return upgrade(exchange, handler, None)
 
     return route
@@ -217,7 +223,7 @@ class Publisher:
     def __init__(self, idempotency: Idempotency) -> None:
         self._idempotency = idempotency
 
-    async def __call__(self, exchange: Exchange) -> Response | Handover:
+    async def __call__(self, exchange: Exchange) -> Answer:
         """Answers one request, or repeats the answer to its first copy."""
         return await _with_cors(exchange, self._answer)
 

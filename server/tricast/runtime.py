@@ -2,8 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any, Protocol
 
@@ -13,11 +12,14 @@ from tricast.config import Config
 from tricast.connection import Connection
 from tricast.hub import Hub
 from tricast.sweep import Wheel
+from tricast.wire.http1 import encode_headers
 
 #: A structlog logger; structlog's own type for it is Any.
 Logger = structlog.typing.FilteringBoundLogger
 #: An application's WebSocket handler: any ``async def handler(session)``.
 Handler = Callable[[Any], Awaitable[object]]
+
+_SERVER = (b"server", b"tricast")
 
 
 class Drainable(Protocol):
@@ -83,24 +85,17 @@ class Runtime:
         self.open: dict[Connection, Drainable] = {}
         self.is_draining = False
         self._clock = clock
-        self._date = (0, b"")
+        self._common = (0, b"")
 
-    @contextmanager
-    def busy_with(self, connection: Connection, what: Drainable) -> Iterator[None]:
-        """For the length of the block, the connection is busy with something that a drain has to be told to."""
-        before = self.open[connection]
-        self.open[connection] = what
-        try:
-            yield
-        finally:
-            self.open[connection] = before
+    def common_headers(self) -> bytes:
+        """What every response carries, as lines of its head: ``Date`` (RFC 9110 5.6.7) and ``Server``.
 
-    def date(self) -> bytes:
-        """The time now as a ``Date`` header has it (RFC 9110 5.6.7), made once a second."""
+        Made once a second.
+        """
         now = int(self._clock())
-        if self._date[0] != now:
-            self._date = (now, formatdate(now, usegmt=True).encode())
-        return self._date[1]
+        if self._common[0] != now:
+            self._common = (now, encode_headers(((b"date", formatdate(now, usegmt=True).encode()), _SERVER)))
+        return self._common[1]
 
     def jitter(self, seconds: float) -> float:
         """The seconds and up to half as many again, so that clients that were told the same do not come at once."""

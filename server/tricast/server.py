@@ -31,6 +31,7 @@ from tricast.publish import Idempotency
 from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
 from tricast.runtime import Handler, Logger, Runtime
 from tricast.sweep import Wheel
+from tricast.tls import load_context
 
 #: How often per second connections are ended while draining.
 _DRAIN_STEPS_PER_SECOND = 20
@@ -107,10 +108,11 @@ async def serve(
         task_status: started with the ``Server`` once it listens: ``server = await nursery.start(serve, config)``.
 
     Raises:
-        ConfigError: a WebSocket handler cannot be imported.
+        ConfigError: a WebSocket handler cannot be imported, or the certificate cannot be used.
         OSError: a listener's address cannot be had.
     """
     logger = logger if logger is not None else library_logger()
+    tls = load_context(config.tls)
     log = log or _log_of(config)
     wake = _Bell()
     hub = Hub(
@@ -142,7 +144,8 @@ async def serve(
         admin_listeners: list[socket.socket] = []
         if config.admin.enabled:
             admin_listeners = await listen(at_the_end, config.admin.host, config.admin.port, config)
-        server = Server(runtime, tuple(map(url_of, listeners)), tuple(map(url_of, admin_listeners)))
+        urls = tuple(url_of(listener, has_tls=tls is not None) for listener in listeners)
+        server = Server(runtime, urls, tuple(map(url_of, admin_listeners)))
         at_the_end.callback(server.stopped)
         async with log.open(hub.committed), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
@@ -159,6 +162,7 @@ async def serve(
                         spare,
                         capacity=_capacity_of(config),
                         max_refusing=config.limits.reserved_descriptors // 2,
+                        tls=tls,
                     )
                     for listener in listeners:
                         listening.start_soon(acceptor.accept_forever, listener)
@@ -214,11 +218,12 @@ def _calm_garbage_collector() -> None:
     """Keeps the cycle collector from walking what lives as long as the process, again and again.
 
     A connection makes some twenty container objects and no cycles, so with the default threshold of 700 every 35th
-    accept would start a collection.
+    accept would start a collection. At 10,000 a collection of the youngest takes less than a millisecond; of the older
+    ones there is one for 50,000 connections.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(10_000, 100, 20)
 
 
 def _announce(server: Server, logger: Logger) -> None:
@@ -251,7 +256,8 @@ async def _flush_forever(hub: Hub, bell: _Bell) -> None:
 
 def _tick_of(config: Config) -> float:
     """A quarter of the shortest interval that is swept for, within what is neither busy nor late."""
-    shortest = min(config.sse.keepalive, config.websocket.ping_interval, config.websocket.ping_timeout)
+    websocket = config.websocket
+    shortest = min(config.sse.keepalive, websocket.ping_interval, websocket.ping_timeout, config.poll.timeout)
     return min(max(shortest / 4, 0.005), 0.25)
 
 
@@ -322,6 +328,7 @@ async def _serve_connection(runtime: Runtime, route: Router, connection: Connect
     """One connection from its first byte to its end. The one guard: whatever it raises, it is the only one to end."""
     try:
         async with trio.open_nursery() as nursery:
+            await connection.open()
             stream = await HttpConnection(connection, runtime, route).run()
             if stream is not None:
                 await stream.run(nursery)

@@ -18,6 +18,7 @@ LAYERS = (
     ("log",),
     ("hub",),
     ("connection", "sweep"),
+    ("tls",),
     ("runtime",),
     ("transports",),
     ("publish", "metrics", "descriptors", "handlers"),

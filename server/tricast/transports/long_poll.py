@@ -1,85 +1,97 @@
 """Long polling: one answer for one request, as soon as there is something to say, or nothing after a while."""
 
-from collections.abc import Awaitable, Callable
+from typing import Protocol, Self
 
 import trio
 
-from tricast.event import EventId, TopicSet
+from tricast.event import TopicSet
 from tricast.hub import Subscriber
 from tricast.runtime import Runtime
 from tricast.sent import Sent
 from tricast.transports.stream import Start
 from tricast.wire import long_poll as wire
-from tricast.wire.http1 import Response, retry_after
+from tricast.wire.http1 import Headers, encode_headers, retry_after
+
+
+class Answering(Protocol):
+    """The connection of a waiting request, which sends the answer."""
+
+    def answer_poll(self, status: int, end: bytes) -> None:
+        """Sends the answer to the request that waits, without waiting itself.
+
+        Args:
+            status: 200 or 204.
+            end: the headers that tell of the events, and the body.
+
+        Raises:
+            ConnectionLost: the client is gone.
+        """
+        ...
+
+    def fail_poll(self, error: Exception) -> None:
+        """Ends the connection with this error. Must not raise."""
+        ...
 
 
 class LongPoll(Subscriber):
     """One waiting request.
 
+    It is answered by whoever has something for it (the flush, the sweep or a drain), in one send, and the connection's
+    own task is not woken for it: that one waits for the client's next request meanwhile. What a poll cycle costs is so
+    one wake-up and one parsed head.
+
     Args:
         runtime: what all connections share.
-        topics: what it waits for.
         start: from where on.
+        headers: what its answer has beside the position and the body.
+
+    Attributes:
+        headers: the same, encoded.
+        kept: the end of the answer, where the log had it already.
+        answering: where the answer goes; to be set before anything else can happen to a poll that is live.
     """
 
-    __slots__ = ("_body", "_error", "_retry_after", "_runtime", "_scope", "_start", "_topics")
+    __slots__ = ("_runtime", "answering", "headers", "kept")
 
-    def __init__(self, runtime: Runtime, topics: TopicSet, start: Start) -> None:
+    def __init__(self, runtime: Runtime, start: Start, headers: Headers = ()) -> None:
         super().__init__(wire.FORM, start.position)
         self._runtime = runtime
-        self._topics = topics
-        self._start = start
-        self._scope = trio.CancelScope()
-        self._body: bytes | None = None
-        self._error: Exception | None = None
-        self._retry_after: float | None = None
+        self.headers = encode_headers(headers)
+        self.kept: bytes | None = None
+        self.answering: Answering
         runtime.counters.streams["poll"] += 1
 
-    async def answer(self, until_peer_leaves: Callable[[], Awaitable[None]]) -> Response:
-        """Waits for events and returns the answer: 200 with them, or 204.
+    @classmethod
+    async def begin(cls, runtime: Runtime, topics: TopicSet, start: Start, headers: Headers = ()) -> Self:
+        """A poll that is live from then on, and has to be left; or one that found its answer in the log.
 
-        Args:
-            until_peer_leaves: raises ConnectionLost when the client is gone; else waits for ever.
+        Raises:
+            LogUnavailable: the log cannot be read now.
         """
-        hub = self._runtime.hub
-        hub.join(self, self._topics)
+        poll = cls(runtime, start, headers)
+        hub = runtime.hub
+        hub.join(poll, topics)
         try:
-            if await self._read_kept():
-                return self._ok()
-            self._scope.deadline = trio.current_time() + self._runtime.config.poll.timeout
-            with self._scope:
-                await until_peer_leaves()
-            if self._error is not None:
-                raise self._error
-            if self._body is None:
-                self.position = hub.settled(self)
-                return self._nothing()
-            return self._ok()
+            await poll._read_kept(must_read=start.is_given)
         finally:
-            hub.leave(self)
+            if not poll.is_live:
+                hub.leave(poll)
+        return poll
 
-    async def _read_kept(self) -> bool:
-        """Takes what the log has; returns whether that is an answer. If not, this is live."""
+    async def _read_kept(self, *, must_read: bool) -> None:
         hub = self._runtime.hub
-        must_read = self._start.is_given
         while must_read or not hub.try_go_live(self):
             must_read = False
             found = await hub.read(self, max_bytes=self._runtime.config.poll.max_bytes)
             hub.advance(self, found)
             if found.events or found.gap is not None:
-                self._body = wire.FORM.block(found.events, found.gap)
-                # The body's last_id, and not the end of the log: both must be the same for the next request.
-                self.position = wire.last_id(found.events, found.gap)
-                return True
+                self.kept = wire.FORM.block(found.events, found.gap)
+                return
             await trio.lowlevel.checkpoint()
-        return False
 
     def push(self, block: bytes) -> Sent:
-        """See ``Subscriber.push``: takes one block and is done."""
-        self._body = block
-        # One is enough: what comes next is for the next request.
-        self._runtime.hub.leave(self)
-        self._scope.cancel()
+        """See ``Subscriber.push``: takes one block and is done; what comes next is for the next request."""
+        self.answering.answer_poll(200, block)
         return Sent.ALL
 
     def fell_behind(self) -> None:
@@ -87,23 +99,15 @@ class LongPoll(Subscriber):
 
     def fail(self, error: Exception) -> None:
         """See ``Subscriber.fail``."""
-        self._error = error
-        self._scope.cancel()
+        self.answering.fail_poll(error)
 
-    def drain(self, retry_after: float) -> None:
-        """See ``Drainable.drain``: an empty answer, with the time to come back."""
-        self._retry_after = retry_after
-        self._scope.cancel()
+    def give_up(self, come_back: float | None = None) -> None:
+        """Answers that there is nothing, and with ``come_back``, in seconds, when to ask again.
 
-    def _ok(self) -> Response:
-        assert self._body is not None
-        return Response(200, ((b"content-type", wire.CONTENT_TYPE), *self.position_headers(self.position)), self._body)
-
-    def _nothing(self) -> Response:
-        come_back = () if self._retry_after is None else (retry_after(self._retry_after),)
-        return Response(204, (*self.position_headers(self.position), *come_back))
-
-    @staticmethod
-    def position_headers(position: EventId) -> tuple[tuple[bytes, bytes], ...]:
-        """What tells the client from where its next request has to go on."""
-        return ((b"last-event-id", str(position).encode()), (b"cache-control", b"no-store"))
+        The task that calls it serves all others as well, so what it raises stays here.
+        """
+        headers = () if come_back is None else (retry_after(come_back),)
+        try:
+            self.answering.answer_poll(204, wire.nothing(self._runtime.hub.settled(self), headers))
+        except Exception as error:  # noqa: BLE001
+            self.fail(error)

@@ -151,19 +151,24 @@ class Start(NamedTuple):
     is_given: bool
 
 
-def check_topics(topics: Iterable[str], runtime: Runtime) -> frozenset[str]:
+def check_topics(topics: Iterable[str], runtime: Runtime) -> TopicSet:
     """The topics and patterns of a subscription, of which there is at least one.
 
     Raises:
         RemoteProtocolError: one of them is not a topic or a pattern, or there is none, or there are too many.
     """
+    names = frozenset(topics)
+    feed = runtime.hub.feed_of(names)
+    if feed is not None:
+        return feed.topics  # somebody was let in with them already
     limits = runtime.config.limits
-    checked = frozenset(check_pattern(topic, max_bytes=limits.topic_size) for topic in topics)
-    if not checked:
+    if not names:
         raise RemoteProtocolError("name at least one topic", code="bad-topic")
-    if len(checked) > limits.topics:
-        raise LimitExceeded("limits.topics", limits.topics, len(checked), status=400)
-    return checked
+    for name in names:
+        check_pattern(name, max_bytes=limits.topic_size)
+    if len(names) > limits.topics:
+        raise LimitExceeded("limits.topics", limits.topics, len(names), status=400)
+    return TopicSet(names)
 
 
 def start_of(last_id: str | None, here: EventId) -> Start:

@@ -1,11 +1,12 @@
 """WebSocket (RFC 6455): sessions for application handlers, and ``tricast.v1``, the handler that serves topics.
 
-wsproto parses what comes in and keeps the closing handshake's state. Its events are turned into messages here, and
-its errors into closings; nothing above sees a wsproto type.
+What nearly all clients send is parsed by ``wire.websocket``; a session that gets anything else has wsproto parse it,
+and all that follows. Its events are turned into messages here, and its errors into closings; nothing above sees a
+wsproto type.
 """
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 import trio
@@ -19,14 +20,30 @@ from tricast.connection import Connection
 from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.event import DEFAULT_TYPE, Draft, EventId, TopicSet
 from tricast.runtime import Handler, Runtime
-from tricast.transports.stream import Start, Stream, check_topics, last_id_of, settle, start_of
+from tricast.transports.stream import Start, Stream, check_topics, settle, start_of
 from tricast.wire import websocket as wire
 from tricast.wire.http1 import Request
+from tricast.wire.websocket import Kind
 
 #: Frames handled in a row before others get a turn: 64 KiB may hold ten thousand empty ones.
 _FRAMES_PER_TURN = 32
+#: Operations that publish are taken together, so that they cost the log one append and the client's socket one send.
+_MAX_TOGETHER = 100
 #: Close codes with their meaning (RFC 6455 7.4.1, and the registry for 1012).
 NORMAL, INTERNAL_ERROR, RESTARTING = 1000, 1011, 1012
+_NOTHING = TopicSet(())
+
+
+class Subscription(NamedTuple):
+    """What a session follows, and from where on.
+
+    Attributes:
+        topics: names and patterns, checked.
+        start: where it begins.
+    """
+
+    topics: TopicSet
+    start: Start
 
 
 class Session(Stream):
@@ -41,6 +58,8 @@ class Session(Stream):
         request: the opening request.
         handler: what serves it.
         received: bytes that came in behind the opening request.
+        subscription: what it follows from the start.
+        has_deflate: whether permessage-deflate was negotiated.
 
     Attributes:
         request: the opening request: ``path``, ``query``, ``headers``.
@@ -49,18 +68,29 @@ class Session(Stream):
     """
 
     __slots__ = (
-        "_frames", "_handler", "_is_broken", "_parts", "_pinged_at", "_protocol", "_size", "_topics", "close_code",
-        "request",
+        "_frames", "_handler", "_is_broken", "_parts", "_pinged_at", "_protocol", "_received", "_size", "_subscription",
+        "_topics", "close_code", "request",
     )  # fmt: skip
 
     def __init__(
-        self, connection: Connection, runtime: Runtime, request: Request, handler: Handler, received: bytes
+        self,
+        connection: Connection,
+        runtime: Runtime,
+        request: Request,
+        handler: Handler,
+        received: bytes,
+        *,
+        subscription: Subscription | None = None,
+        has_deflate: bool = False,
     ) -> None:
-        super().__init__(connection, runtime, wire.FORM)
-        self._protocol = Protocol(ConnectionType.SERVER, [], received)
+        super().__init__(connection, runtime, wire.DEFLATED_FORM if has_deflate else wire.FORM)
+        #: Only from the first thing on that needs it: a client that listens, and answers pings, costs no such object.
+        self._protocol: Protocol | None = None
+        self._received: bytearray | None = bytearray(received) if received else None
         self._handler: Handler | None = handler
-        self._topics: frozenset[str] = frozenset()
-        self._parts: list[Any] = []  # str or bytes: wsproto does not mix kinds within a message
+        self._subscription = subscription
+        self._topics = _NOTHING
+        self._parts: list[Any] | None = None  # str or bytes: wsproto does not mix kinds within a message
         self._size = 0
         self._frames = 0
         self._is_broken = False
@@ -68,6 +98,10 @@ class Session(Stream):
         self.close_code: int | None = None
         self.request = request
         runtime.counters.streams["websocket"] += 1
+
+    def opening(self) -> bytes:
+        """What goes out with the answer to the handshake: the reply to the subscription that was made with it."""
+        return b"" if self._subscription is None else wire.text_frame(_subscribed(self._subscription, msgspec.UNSET))
 
     # For applications
 
@@ -79,7 +113,7 @@ class Session(Stream):
     @property
     def topics(self) -> frozenset[str]:
         """The topics and patterns that this connection is subscribed to."""
-        return self._topics
+        return self._topics.names
 
     def __aiter__(self) -> Self:
         return self
@@ -92,11 +126,13 @@ class Session(Stream):
             ConnectionLost: it was reset.
         """
         while self.close_code is None:
-            message = await self._parse()
+            message = await self.parse()
             if message is not None:
                 return message
             if self.close_code is None:
-                await self._receive()
+                # Not in a method of its own, whose frame would be memory for every connection that waits.
+                data = await self.connection.receive()
+                self._take(data)
         raise StopAsyncIteration
 
     async def send(self, message: str | bytes) -> None:
@@ -107,11 +143,36 @@ class Session(Stream):
         """
         # First the tail: behind it may come a close frame, and nothing may follow that (RFC 6455 5.5.1).
         await self.connection.drain()
-        if isinstance(message, str) and self._protocol.state is ConnectionState.OPEN:
-            await self.connection.send(wire.text_frame(message.encode()))
-        else:
-            kind = TextMessage if isinstance(message, str) else BytesMessage
-            await self._send_event(kind(data=message))  # type: ignore[arg-type]  # each gets its own kind of data
+        self._check_open()
+        frame = wire.text_frame(message.encode()) if isinstance(message, str) else wire.binary_frame(message)
+        await self.connection.send(frame)
+
+    async def reply(self, message: bytes) -> None:
+        """Sends one text message with what follows it, and before anything is received.
+
+        Raises:
+            ConnectionLost: the connection is closed, on either side.
+        """
+        await self.connection.drain()
+        self._check_open()
+        await self.connection.send_soon(wire.text_frame(message))
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise ConnectionLost("the WebSocket is closed", reason="closed")
+
+    @property
+    def _is_open(self) -> bool:
+        return self._protocol is None or self._protocol.state is ConnectionState.OPEN
+
+    def _wsproto(self) -> Protocol:
+        """Wsproto's state of this connection, which from now on parses what comes in."""
+        if self._protocol is None:
+            has_deflate = self.form is wire.DEFLATED_FORM
+            extensions = [wire.BoundedInflate(self.runtime.config.websocket.max_message)] if has_deflate else []
+            self._protocol = Protocol(ConnectionType.SERVER, [*extensions], bytes(self._received or b""))
+            self._received = None
+        return self._protocol
 
     async def publish(self, topic: str, data: object, *, type: str = DEFAULT_TYPE) -> EventId:  # noqa: A002
         """Publishes an event to everybody who is subscribed to the topic. See ``Hub.publish``."""
@@ -130,13 +191,14 @@ class Session(Stream):
         Raises:
             RemoteProtocolError: a topic or the position is not one.
         """
-        together, start = await self.check_subscription(topics, last_id)
-        self.resubscribe(together, start)
-        return start.position
+        subscription = await self.check_subscription(topics, last_id)
+        self.resubscribe(subscription)
+        return subscription.start.position
 
     async def unsubscribe(self, *topics: str) -> None:
         """Takes topics away. Those that were not subscribed to do not matter."""
-        self.resubscribe(self._topics - set(topics), Start(self._here(), is_given=False))
+        rest = TopicSet(self.topics.difference(topics))
+        self.resubscribe(Subscription(rest, Start(self._here(), is_given=False)))
 
     async def close(self, code: int = NORMAL, reason: str = "") -> None:
         """Closes the connection; messages that come in from now on are thrown away.
@@ -147,38 +209,39 @@ class Session(Stream):
         """
         # Nothing may follow a close frame (RFC 6455 5.5.1), so no more events are sent.
         self.pause()
-        if self._protocol.state in (ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING):
+        if self._wsproto().state in (ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING):
             await self._send_event(CloseConnection(code=code, reason=reason or None))
 
     # Subscriptions
 
-    async def check_subscription(self, topics: Iterable[str], last_id: str | None) -> tuple[frozenset[str], Start]:
-        """What all topics and the position would be with these topics added; changes nothing.
+    async def check_subscription(self, topics: Iterable[str], last_id: str | None) -> Subscription:
+        """What the session would follow with these topics added; changes nothing.
 
         Raises:
             RemoteProtocolError: a topic or the position is not one, there is none, or there are too many.
         """
-        together = check_topics({*self._topics, *check_topics(topics, self.runtime)}, self.runtime)
-        start = await settle(start_of(last_id, self._here()), TopicSet(together), self.runtime.hub)
-        return together, start
+        together = check_topics(self.topics | check_topics(topics, self.runtime).names, self.runtime)
+        start = await settle(start_of(last_id, self._here()), together, self.runtime.hub)
+        return Subscription(together, start)
 
     def pause(self) -> None:
         """Sends no more events, and keeps the position, until ``resubscribe``."""
         self.runtime.hub.leave(self)
 
-    def resubscribe(self, topics: frozenset[str], start: Start) -> None:
+    def resubscribe(self, subscription: Subscription) -> None:
         """Follows these topics, and no others, from there on.
 
         Raises:
             ConnectionLost: the connection is closed, on either side.
         """
-        if self._protocol.state is not ConnectionState.OPEN:
-            raise ConnectionLost("the WebSocket is closed", reason="closed")
-        self._topics = topics
-        if topics:
-            self.follow(TopicSet(topics), start)
+        self._check_open()
+        self._topics = subscription.topics
+        if self._topics:
+            self.follow(self._topics, subscription.start)
         else:
             self.pause()
+        if self.feed is not None:
+            self._topics = self.feed.topics  # the same, shared with all who follow it
 
     def _here(self) -> EventId:
         """The position now: topics that are added begin here, like those that are there already go on from here."""
@@ -189,25 +252,64 @@ class Session(Stream):
 
     # What comes in
 
-    async def _receive(self) -> None:
-        data = await self.connection.receive()
-        if data:
-            self._protocol.receive_data(data)
-        else:
+    def _take(self, data: bytes) -> None:
+        if not data:
             self.close_code = 1006
+        elif self._protocol is not None:
+            self._protocol.receive_data(data)
+        elif self._received is None:
+            self._received = bytearray(data)
+        else:
+            self._received += data
 
-    async def _parse(self) -> str | bytes | None:
+    async def parse(self) -> str | bytes | None:
         """The next message out of what was received so far, or None when more is needed or it is over."""
-        events = self._protocol.events()
+        while self._protocol is None and self._received is not None:
+            await self._give_turn()  # before the next one is taken, which cancelling would lose
+            frame = wire.read_frame(self._received, self.runtime.config.websocket.max_message)
+            if frame is None:
+                return None
+            if frame.kind is Kind.OTHER:
+                self._wsproto()
+                break
+            self._drop(frame)
+            if frame.kind is Kind.PING:
+                await self.connection.send_soon(wire.pong_frame(bytes(frame.payload)))  # type: ignore[arg-type]
+            elif frame.kind is not Kind.PONG:
+                return frame.payload
+        return None if self._protocol is None else await self._parse_with(self._protocol)
+
+    def parse_text(self) -> str | None:
+        """The next message, if it was received already, is text, and nothing stands before it."""
+        if self._received is None:
+            return None
+        frame = wire.read_frame(self._received, self.runtime.config.websocket.max_message)
+        if frame is None or frame.kind is not Kind.TEXT:
+            return None
+        self._drop(frame)
+        return str(frame.payload)
+
+    def _drop(self, frame: wire.InboundFrame) -> None:
+        assert self._received is not None
+        if frame.size == len(self._received):
+            self._received = None
+        else:
+            del self._received[: frame.size]
+
+    async def _give_turn(self) -> None:
+        self._frames += 1
+        if self._frames % _FRAMES_PER_TURN == 0:
+            await trio.lowlevel.checkpoint()
+
+    async def _parse_with(self, protocol: Protocol) -> str | bytes | None:
+        events = protocol.events()
         while True:
-            if self._frames % _FRAMES_PER_TURN == 0:  # before the next one is taken, which cancelling would lose
-                await trio.lowlevel.checkpoint()
+            await self._give_turn()
             event = next(events, None)
             if event is None:
                 return None
-            self._frames += 1
             match event:
-                case TextMessage() | BytesMessage() | Ping() if self._protocol.state is not ConnectionState.OPEN:
+                case TextMessage() | BytesMessage() | Ping() if protocol.state is not ConnectionState.OPEN:
                     continue  # nothing can be said to it any more
                 case TextMessage() | BytesMessage():
                     if self._take_part(event):
@@ -225,26 +327,27 @@ class Session(Stream):
         """Keeps a part of a message; returns whether the message is whole and not too long."""
         if event.data:
             # Empty parts are not kept: a million of them must not take memory.
+            self._parts = self._parts or []
             self._parts.append(event.data)
             is_ascii = not isinstance(event.data, str) or event.data.isascii()
             self._size += len(event.data) if is_ascii else len(str(event.data).encode())
         return event.message_finished and self._size <= self.runtime.config.websocket.max_message
 
     def _whole_message(self, event: TextMessage | BytesMessage) -> str | bytes:
-        parts, self._parts, self._size = self._parts, [], 0
+        parts, self._parts, self._size = self._parts or [], None, 0
         if isinstance(event, TextMessage):
             return "".join(parts)
         return b"".join(parts)
 
     async def _refuse_message(self) -> None:
         limit = LimitExceeded("websocket.max_message", self.runtime.config.websocket.max_message)
-        self._parts, self.close_code = [], limit.close_code
+        self._parts, self.close_code = None, limit.close_code
         await self.close(limit.close_code, limit.detail)
 
     async def _closed_by_peer(self, event: CloseConnection) -> None:
         # In state OPEN it was not a close frame, but wsproto's word for input that breaks the protocol (RFC 6455
         # 7.1.7). Nothing that follows such input can be read, not even a close frame.
-        self._is_broken = self._protocol.state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING)
+        self._is_broken = self._wsproto().state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING)
         self.close_code = int(event.code)
         await self.close(event.code, event.reason or "")
 
@@ -255,10 +358,14 @@ class Session(Stream):
         handler, self._handler = self._handler, None
         assert handler is not None
         try:
+            if self._subscription is not None:
+                subscription, self._subscription = self._subscription, None
+                self.resubscribe(subscription)
+                del subscription
             await handler(self)
         except ConnectionLost:
             # Its last word may have met a connection that is being closed from here, for instance by a drain.
-            if self._protocol.state is not ConnectionState.LOCAL_CLOSING:
+            if self._wsproto().state is not ConnectionState.LOCAL_CLOSING:
                 raise
         except Exception:
             with trio.move_on_after(self.runtime.config.websocket.close_timeout, shield=True):
@@ -271,15 +378,16 @@ class Session(Stream):
         with trio.move_on_after(self.runtime.config.websocket.close_timeout):
             try:
                 await self.close(code)
-                if self._protocol.state is ConnectionState.LOCAL_CLOSING and not self._is_broken:
+                if self._wsproto().state is ConnectionState.LOCAL_CLOSING and not self._is_broken:
                     await self._wait_closed_by_peer()
                 await self.connection.linger()
             except (ConnectionLost, LocalProtocolError):
                 return
 
     async def _wait_closed_by_peer(self) -> None:
+        protocol = self._wsproto()
         while True:
-            for event in self._protocol.events():
+            for event in protocol.events():
                 await trio.lowlevel.checkpoint()
                 # Either the answer, or wsproto's word for what breaks the protocol; behind both nothing can be read.
                 if isinstance(event, CloseConnection):
@@ -287,12 +395,12 @@ class Session(Stream):
             data = await self.connection.receive()
             if not data:
                 return
-            self._protocol.receive_data(data)
+            protocol.receive_data(data)
 
     async def _send_event(self, event: Event) -> None:
         await self.connection.drain()
         try:
-            data = self._protocol.send(event)
+            data = self._wsproto().send(event)
         except LocalProtocolError:
             raise ConnectionLost("the WebSocket is closed", reason="closed") from None
         await self.connection.send(bytes(data))
@@ -309,75 +417,118 @@ class Session(Stream):
             raise ConnectionLost(f"silent for {config.ping_timeout:g} s", reason="ping-timeout")
         if now >= max(silent_since, self._pinged_at) + config.ping_interval:
             self._pinged_at = now
-            if self._protocol.state is ConnectionState.OPEN and not self.connection.has_tail:
-                self.send_aside(bytes(self._protocol.send(Ping())))
+            if self._is_open and not self.connection.has_tail:
+                self.send_aside(wire.PING)
         return min(max(silent_since, self._pinged_at) + config.ping_interval, silent_since + config.ping_timeout)
 
     def say_goodbye(self, retry_after: float) -> None:
         """Closes with 1012 and the delay in the reason, and gives the client a moment to answer it."""
-        if self._protocol.state is ConnectionState.OPEN:
+        if self._is_open:
             reason = f"restarting, come back in {retry_after:.1f} s"
-            self.send_aside(bytes(self._protocol.send(CloseConnection(code=RESTARTING, reason=reason))))
+            self.send_aside(bytes(self._wsproto().send(CloseConnection(code=RESTARTING, reason=reason))))
         self.nursery.cancel_scope.deadline = trio.current_time() + self.runtime.config.websocket.close_timeout
 
 
 async def serve_topics(session: Session) -> None:
-    """The subprotocol ``tricast.v1``: events out, operations in. The URL's topics are subscribed to at once."""
-    initial = _initial_subscription(session.request)
-    if initial is not None:
-        await _subscribe(session, initial)
+    """The subprotocol ``tricast.v1``: events out, operations in."""
     # A kilobyte or two of headers, which nothing here needs any more.
-    del session.request, initial
+    del session.request
     async for message in session:
-        await _operate(session, message)
+        batch = _Publishing(session)
+        await _operate(session, message, batch)
+        # What came with it: where many publish at once, or one publishes much, the log and the socket are used once.
+        for _ in range(_MAX_TOGETHER):
+            following = session.parse_text()
+            if following is None:
+                break
+            await _operate(session, following, batch)
+        await batch.end()
 
 
-def _initial_subscription(request: Request) -> wire.Subscribe | None:
-    """What the URL asks for; it was checked before the upgrade, so that a mistake in it got an HTTP answer."""
-    topics = request.parameters("topic")
-    return wire.Subscribe(op="subscribe", topics=topics, last_id=last_id_of(request)) if topics else None
+Reference = wire.Reference | msgspec.UnsetType
 
 
-async def _operate(session: Session, message: str | bytes) -> None:
-    """Does what one message says, and replies."""
-    ref: wire.Reference | msgspec.UnsetType = msgspec.UNSET
+class _Publishing:
+    """The operations that publish, of those that were received together: appended at once, and then replied to.
+
+    Args:
+        session: who sent them.
+    """
+
+    __slots__ = ("_drafts", "_references", "_session")
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._drafts: list[Draft] = []
+        self._references: list[Reference] = []
+
+    def add(self, operation: wire.Publish) -> None:
+        """Takes one, if it may be published.
+
+        Raises:
+            RemoteProtocolError: it may not.
+        """
+        draft = Draft(operation.topic, operation.type, bytes(operation.data))
+        self._drafts.append(self._session.runtime.hub.check(draft))
+        self._references.append(operation.ref)
+
+    async def end(self) -> None:
+        """Publishes what was added, and replies to each."""
+        drafts, references, self._drafts, self._references = self._drafts, self._references, [], []
+        if not drafts:
+            return
+        try:
+            ids = await self._session.runtime.hub.append(drafts)
+        except Unavailable as error:
+            for ref in references:
+                await self._session.reply(_error(error, ref))
+        else:
+            for event_id, ref in zip(ids, references, strict=True):
+                await self._session.reply(wire.encode_reply("ok", "publish", ref, id=str(event_id)))
+
+
+async def _operate(session: Session, message: str | bytes, batch: _Publishing) -> None:
+    """Does what one message says, and replies; publishing is left to the end of the batch."""
+    ref: Reference = msgspec.UNSET
     try:
         operation = wire.parse_operation(message)
         ref = operation.ref
-        await _perform(session, operation)
+        if isinstance(operation, wire.Publish):
+            batch.add(operation)
+        else:
+            await batch.end()
+            await _perform(session, operation)
     except wire.BadOperation as error:
-        await session.send(_error(error, error.ref))
-    except RemoteProtocolError as error:
-        await session.send(_error(error, ref))
-    except Unavailable as error:
-        await session.send(_error(error, ref))
+        await batch.end()  # replies come in the order of the operations
+        await session.reply(_error(error, error.ref))
+    except (RemoteProtocolError, Unavailable) as error:
+        await batch.end()
+        await session.reply(_error(error, ref))
 
 
 async def _perform(session: Session, operation: wire.Operation) -> None:
     match operation:
-        case wire.Publish():
-            hub = session.runtime.hub
-            draft = hub.check(Draft(operation.topic, operation.type, bytes(operation.data)))
-            (event_id,) = await hub.append([draft])
-            await session.send(wire.encode_reply("ok", "publish", operation.ref, id=str(event_id)))
         case wire.Subscribe():
             await _subscribe(session, operation)
         case wire.Unsubscribe():
             await session.unsubscribe(*operation.topics)
-            await session.send(wire.encode_reply("ok", "unsubscribe", operation.ref, topics=sorted(session.topics)))
+            await session.reply(wire.encode_reply("ok", "unsubscribe", operation.ref, topics=sorted(session.topics)))
         case _:
-            await session.send(wire.encode_reply("ok", operation.op, operation.ref))
+            await session.reply(wire.encode_reply("ok", operation.op, operation.ref))
 
 
 async def _subscribe(session: Session, operation: wire.Subscribe) -> None:
-    topics, start = await session.check_subscription(operation.topics, operation.last_id)
+    subscription = await session.check_subscription(operation.topics, operation.last_id)
     # The reply says from where the events go on, so it comes before them; meanwhile they wait in the log.
     session.pause()
-    await session.send(
-        wire.encode_reply("ok", "subscribe", operation.ref, topics=sorted(topics), last_id=str(start.position))
-    )
-    session.resubscribe(topics, start)
+    await session.reply(_subscribed(subscription, operation.ref))
+    session.resubscribe(subscription)
 
 
-def _error(error: RemoteProtocolError | Unavailable, ref: wire.Reference | msgspec.UnsetType) -> str:
+def _subscribed(subscription: Subscription, ref: Reference) -> bytes:
+    topics, start = subscription
+    return wire.encode_reply("ok", "subscribe", ref, topics=sorted(topics.names), last_id=str(start.position))
+
+
+def _error(error: RemoteProtocolError | Unavailable, ref: Reference) -> bytes:
     return wire.encode_reply("error", {"code": error.code, "message": error.detail}, ref)

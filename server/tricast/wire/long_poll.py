@@ -4,23 +4,37 @@ from collections.abc import Sequence
 
 from tricast.event import Event, EventId, Gap
 from tricast.wire.form import encode_gap_json, encode_json
+from tricast.wire.http1 import Headers, encode_headers
 
 CONTENT_TYPE = b"application/json"
 
 
 class LongPollForm:
-    """The body of one answer: ``{"events":[…],"last_id":"…"}``, with a ``gap`` member when there is one."""
+    """The end of an answer: the headers that tell of the events, and the body.
+
+    The body is ``{"events":[…],"last_id":"…"}``, with a ``gap`` member when there is one. What comes before it in the
+    answer differs from client to client; this is shared.
+    """
 
     __slots__ = ()
 
     def block(self, events: Sequence[Event], gap: Gap | None = None) -> bytes:
         """See ``Form.block``."""
         announced = b',"gap":%b' % encode_gap_json(gap) if gap is not None else b""
-        return b'{"events":[%b],"last_id":"%d-%d"%b}' % (
-            b",".join(map(encode_json, events)),
-            *last_id(events, gap),
-            announced,
-        )
+        upto = last_id(events, gap)
+        body = b'{"events":[%b],"last_id":"%d-%d"%b}' % (b",".join(map(encode_json, events)), *upto, announced)
+        head = encode_headers((*position_headers(upto), (b"content-type", CONTENT_TYPE)))
+        return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+
+
+def nothing(position: EventId, headers: Headers = ()) -> bytes:
+    """The end of an answer without events, which has status 204."""
+    return encode_headers((*position_headers(position), *headers)) + b"\r\n"
+
+
+def position_headers(position: EventId) -> Headers:
+    """What tells the client from where its next request has to go on."""
+    return ((b"last-event-id", b"%d-%d" % position), (b"cache-control", b"no-store"))
 
 
 def last_id(events: Sequence[Event], gap: Gap | None) -> EventId:

@@ -1,37 +1,74 @@
 """The WebSocket subprotocol ``tricast.v1``: event frames for subscribers, and the operations that clients send.
 
-Frames from client to server, control frames and the closing handshake are wsproto's. Only text frames from server
-to client are written here, once for all who get them: they are unmasked (RFC 6455 5.1), so the bytes are the same.
+Frames from server to client are unmasked (RFC 6455 5.1), so that one is written once for all who get it. Of what
+clients send, the frames that nearly all of them are (whole, short, masked, not compressed) are read here; wsproto,
+which takes many times as long, reads the others and everything behind them, and does the closing handshake.
 """
 
 import struct
-from typing import Any, Literal
+import zlib
+from enum import Enum
+from typing import Any, Literal, NamedTuple
 
 import msgspec
+from wsproto.extensions import Extension
+from wsproto.frame_protocol import CloseReason, FrameDecoder, FrameProtocol, Opcode, RsvBits
 
 from tricast.errors import RemoteProtocolError
 from tricast.event import Event, Gap, shorten
 from tricast.wire.form import StreamForm, encode_gap_json, encode_json
 
-SUBPROTOCOL = "tricast.v1"
+SUBPROTOCOL = b"tricast.v1"
 OPERATIONS = ("subscribe", "unsubscribe", "publish", "ping")
 
 Reference = str | int | float | bool | None
 
 
+#: RFC 6455 5.2: FIN with the opcodes, and RSV1, which RFC 7692 6 makes "compressed".
+_FIN_TEXT, _FIN_BINARY, _FIN_CLOSE, _FIN_PING, _FIN_PONG, _RSV1 = 0x81, 0x82, 0x88, 0x89, 0x8A, 0x40
+#: A ping without payload (RFC 6455 5.5.2).
+PING = bytes((_FIN_PING, 0))
+
+
 def text_frame(payload: bytes) -> bytes:
-    """One whole text message in one frame from a server (RFC 6455 5.2: FIN and opcode 1, no mask)."""
+    """One whole text message in one frame from a server."""
+    return _frame(_FIN_TEXT, payload)
+
+
+def binary_frame(payload: bytes) -> bytes:
+    """One whole binary message in one frame from a server."""
+    return _frame(_FIN_BINARY, payload)
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """The answer to a ping with this payload (RFC 6455 5.5.3)."""
+    return _frame(_FIN_PONG, payload)
+
+
+def deflated_frame(payload: bytes) -> bytes:
+    """One whole text message, compressed without context takeover (RFC 7692 7.2.1); as it is where that is shorter."""
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    deflated = (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)).removesuffix(_DEFLATE_TAIL)
+    return _frame(_FIN_TEXT | _RSV1, deflated) if len(deflated) < len(payload) else text_frame(payload)
+
+
+def _frame(first_byte: int, payload: bytes) -> bytes:
     size = len(payload)
     if size <= 125:
-        return b"\x81%c%b" % (size, payload)
+        return b"%c%c%b" % (first_byte, size, payload)
     if size <= 0xFFFF:
-        return b"\x81\x7e%b%b" % (struct.pack("!H", size), payload)
-    return b"\x81\x7f%b%b" % (struct.pack("!Q", size), payload)
+        return b"%c\x7e%b%b" % (first_byte, struct.pack("!H", size), payload)
+    return b"%c\x7f%b%b" % (first_byte, struct.pack("!Q", size), payload)
 
 
 def encode_event(event: Event) -> bytes:
     """The event as JSON in a text frame."""
     return text_frame(encode_json(event))
+
+
+def encode_event_deflated(event: Event) -> bytes:
+    """The event as JSON in a compressed text frame."""
+    return deflated_frame(encode_json(event))
 
 
 def encode_gap(gap: Gap) -> bytes:
@@ -40,6 +77,200 @@ def encode_gap(gap: Gap) -> bytes:
 
 
 FORM = StreamForm("websocket", encode_event, encode_gap)
+#: For those who negotiated permessage-deflate: one compressed frame for all of them.
+DEFLATED_FORM = StreamForm("websocket-deflate", encode_event_deflated, encode_gap)
+
+
+# What comes in
+
+
+class Kind(Enum):
+    """What a frame is, as far as it is read here."""
+
+    TEXT = _FIN_TEXT
+    BINARY = _FIN_BINARY
+    PING = _FIN_PING
+    PONG = _FIN_PONG
+    #: Fragments, compressed messages, closings, mistakes: for wsproto.
+    OTHER = 0
+
+
+class InboundFrame(NamedTuple):
+    """One frame from a client.
+
+    Attributes:
+        kind: what it is.
+        payload: unmasked; a str for text.
+        size: how many bytes it took on the wire.
+    """
+
+    kind: Kind
+    payload: str | bytes
+    size: int
+
+
+_OTHER = InboundFrame(Kind.OTHER, b"", 0)
+_KINDS = {kind.value: kind for kind in Kind if kind is not Kind.OTHER}
+
+
+class _Other(Exception):
+    """A frame that is not read here."""
+
+
+def read_frame(received: bytes | bytearray, max_payload: int) -> InboundFrame | None:
+    """The frame that the bytes begin with, or None when more is needed (RFC 6455 5.2).
+
+    Args:
+        received: from the beginning of a frame on, and not within a fragmented message.
+        max_payload: how long a payload may be to be read here.
+    """
+    try:
+        # Who begins with something else is told before he sends more of it.
+        kind = _KINDS.get(received[0]) if received else None
+        extent = _extent_of(received, kind, max_payload) if received else None
+        if kind is None or extent is None:
+            return None
+        begin, end = extent
+        payload = _unmask(received[begin - 4 : begin], received[begin:end])
+        return InboundFrame(kind, payload.decode() if kind is Kind.TEXT else payload, end)
+    except (_Other, UnicodeDecodeError):
+        return _OTHER
+
+
+def _extent_of(received: bytes | bytearray, kind: Kind | None, max_payload: int) -> tuple[int, int] | None:
+    """Where the payload begins and ends, or None when more is needed."""
+    if kind is None:
+        raise _Other
+    if len(received) < 2:
+        return None
+    begin, size = 6, received[1] & 0x7F
+    if not received[1] & 0x80 or (size > 125 and kind in (Kind.PING, Kind.PONG)):
+        raise _Other
+    if size > 125:
+        begin = 8 if size == 126 else 14
+        if len(received) < begin:
+            return None
+        size = int.from_bytes(received[2 : begin - 4])
+        # Lengths are to be written as short as possible; wsproto knows what to say to others.
+        if size <= (125 if begin == 8 else 0xFFFF):
+            raise _Other
+    if size > max_payload:
+        raise _Other
+    return (begin, begin + size) if len(received) >= begin + size else None
+
+
+def _unmask(mask: bytes | bytearray, payload: bytes | bytearray) -> bytes:
+    """RFC 6455 5.3, as one exclusive or of two long numbers, which takes no loop in Python."""
+    size = len(payload)
+    key = int.from_bytes((mask * (size // 4 + 1))[:size], "little")
+    return (int.from_bytes(payload, "little") ^ key).to_bytes(size, "little")
+
+
+# permessage-deflate (RFC 7692)
+
+DEFLATE = "permessage-deflate"
+#: Without context takeover in either direction: outwards because one frame is for all, inwards because a window for
+#: every client would be 32 KiB each. A server may ask for both, whatever was offered (RFC 7692 7.1.1).
+DEFLATE_ACCEPTED = b"permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+#: What ends every compressed message, and is left away (RFC 7692 7.2.1).
+_DEFLATE_TAIL = b"\x00\x00\xff\xff"
+#: Behind a block that says it is the last (RFC 7692 7.2.3.4), an empty one may be what follows.
+_BEHIND_LAST_BLOCK = (_DEFLATE_TAIL, b"\x00" + _DEFLATE_TAIL)
+_WINDOW_BITS = frozenset(map(str, range(8, 16)))
+
+
+def accepts_deflate(offers: str) -> bool:
+    """Whether one of the offers in ``Sec-WebSocket-Extensions`` can be accepted (RFC 7692 5.1, 7.1).
+
+    Args:
+        offers: the header's value; several lines joined with commas.
+    """
+    return any(_is_acceptable(offer) for offer in offers.split(","))
+
+
+def _is_acceptable(offer: str) -> bool:
+    name, *parameters = (part.strip() for part in offer.split(";"))
+    if name.lower() != DEFLATE:
+        return False
+    pairs = [(key.strip(), value.strip().strip('"')) for key, _, value in (p.partition("=") for p in parameters)]
+    given = dict(pairs)
+    if len(given) != len(pairs):
+        return False
+    bits = given.pop("client_max_window_bits", "")
+    # The shared frame is compressed with the largest window, so who wants a smaller one cannot have it.
+    is_possible = given.pop("server_max_window_bits", "15") == "15" and (not bits or bits in _WINDOW_BITS)
+    flags = {given.pop(flag, "") for flag in ("server_no_context_takeover", "client_no_context_takeover")}
+    return is_possible and flags == {""} and not given
+
+
+class BoundedInflate(Extension):
+    """permessage-deflate for wsproto, for what comes in only, and with an end: a few bytes can inflate to gigabytes.
+
+    Args:
+        max_message: bytes that a message may inflate to.
+    """
+
+    name = DEFLATE
+
+    def __init__(self, max_message: int) -> None:
+        self._max_message = max_message
+        self._left = 0
+        self._inflater: Any = None
+        self._is_data = False
+
+    def enabled(self) -> bool:
+        """Always: it is only made for who negotiated it."""
+        return True
+
+    def offer(self) -> bool:
+        """A server offers nothing."""
+        return False
+
+    def frame_inbound_header(
+        self,
+        proto: FrameDecoder | FrameProtocol,  # noqa: ARG002 - wsproto's signature
+        opcode: Opcode,
+        rsv: RsvBits,
+        payload_length: int,  # noqa: ARG002
+    ) -> CloseReason | RsvBits:
+        """Sees whether a message is compressed, which only its first frame says (RFC 7692 6.1)."""
+        self._is_data = not opcode.iscontrol()
+        if rsv.rsv1 and (not self._is_data or opcode is Opcode.CONTINUATION):
+            return CloseReason.PROTOCOL_ERROR
+        if self._is_data and opcode is not Opcode.CONTINUATION:
+            self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if rsv.rsv1 else None
+            self._left = self._max_message
+        return RsvBits(rsv1=True, rsv2=False, rsv3=False)
+
+    def frame_inbound_payload_data(
+        self,
+        proto: FrameDecoder | FrameProtocol,  # noqa: ARG002
+        data: bytes,
+    ) -> bytes | CloseReason:
+        """Inflates a part of a message."""
+        return self._inflate(data) if self._is_data and self._inflater is not None else data
+
+    def frame_inbound_complete(
+        self,
+        proto: FrameDecoder | FrameProtocol,  # noqa: ARG002
+        fin: bool,
+    ) -> bytes | CloseReason | None:
+        """Ends a message."""
+        if not fin or not self._is_data or self._inflater is None:
+            return None
+        rest = self._inflate(_DEFLATE_TAIL)
+        if self._inflater.eof and self._inflater.unused_data not in _BEHIND_LAST_BLOCK:
+            rest = CloseReason.INVALID_FRAME_PAYLOAD_DATA
+        self._inflater = None
+        return rest
+
+    def _inflate(self, data: bytes) -> bytes | CloseReason:
+        try:
+            inflated: bytes = self._inflater.decompress(data, self._left + 1)
+        except zlib.error:
+            return CloseReason.INVALID_FRAME_PAYLOAD_DATA
+        self._left -= len(inflated)
+        return CloseReason.MESSAGE_TOO_BIG if self._left < 0 else inflated
 
 
 class Operation(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -130,9 +361,9 @@ def parse_operation(text: str | bytes) -> Subscribe | Unsubscribe | Publish | Pi
 
 def encode_reply(
     kind: Literal["ok", "error"], value: object, ref: Reference | msgspec.UnsetType, **fields: object
-) -> str:
+) -> bytes:
     """A reply to an operation: ``{"ok":"publish",…,"ref":…}`` or ``{"error":{"code","message"},"ref":…}``."""
     reply = {kind: value, **fields}
     if ref is not msgspec.UNSET:
         reply["ref"] = ref
-    return msgspec.json.encode(reply).decode()
+    return msgspec.json.encode(reply)
