@@ -106,8 +106,8 @@ FAN_OUT = Scenario(
     name="fan-out",
     title="Fan-out",
     about=(
-        "{rate:.0f} events/s of 230 bytes to {subscribers:,.0f} subscribers of one topic, {events:.0f} events. CPU of "
-        "the server per delivery, publishing included; latency from the intended time of publishing."
+        "{rate:.0f} events/s of 230 bytes to {subscribers:,.0f} subscribers of one topic, {events:.0f} events. CPU "
+        "of the server per delivery, publishing included; latency from the intended time of publishing."
     ),
     transports=STREAMS,
     columns=(Column("cpu_us", "CPU µs per delivery", 2), *_DELIVERED),
@@ -120,8 +120,8 @@ TLS = Scenario(
     name="tls",
     title="TLS",
     about=(
-        "{rate:.0f} events/s to {subscribers:,.0f} subscribers, {events:.0f} events, plain and over TLS one after the "
-        "other: CPU of the server per delivery. Of Tricast alone."
+        "{rate:.0f} events/s to {subscribers:,.0f} subscribers, {events:.0f} events, plain and over TLS one after "
+        "the other: CPU of the server per delivery. Of Tricast alone."
     ),
     transports=(Capability.SSE,),
     columns=(
@@ -140,9 +140,9 @@ SATURATION = Scenario(
     name="saturation",
     title="Saturation",
     about=(
-        "{subscribers:,.0f} subscribers; the rate of events is raised, in steps of {step_seconds:.0f} s, until two rates "
-        "in a row lose something or have a p99 above 100 ms; each has a second try. The figures of the last rate that "
-        "was held, up to {last_rate:,.0f} events/s. Clients share the machine with the server."
+        "{subscribers:,.0f} subscribers; the rate of events is raised, in steps of {step_seconds:.0f} s, until two "
+        "rates in a row lose something or have a p99 above 100 ms; each has a second try. The figures of the last "
+        "rate that was held, up to {last_rate:,.0f} events/s. Clients share the machine with the server."
     ),
     transports=STREAMS,
     columns=(
