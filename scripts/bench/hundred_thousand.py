@@ -148,7 +148,7 @@ def open_transport(running: Running, crowd: Sequence[Load], transport: str, conn
         one.begin(
             "open",
             Target(running.host, running.port, first_source=number + 1),
-            [(opening.request, b"" if is_poll else opening.begun)] * count,
+            [opening._replace(begun=b"") if is_poll else opening] * count,
             is_websocket=transport == "websocket",
             again=Again(running, TOPIC) if is_poll else None,
             window=32,

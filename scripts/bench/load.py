@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from answers import AnswerError, measure_answer, read_status
 from frames import answer_pings
-from peers.base import Running
+from peers.base import Opening, Running
 
 MARK = b"mark"
 _MARK_BEGUN = (b"m", b"ma", b"mar")
@@ -81,6 +81,14 @@ class Received(NamedTuple):
     per_event: dict[int, tuple[int, int]]
 
 
+class _Waiting(NamedTuple):
+    """What a client that is being opened waits for, what it has to send before that, and since when."""
+
+    begun: bytes
+    then: bytes
+    since: float
+
+
 class _Client:
     """One connection."""
 
@@ -114,31 +122,31 @@ class Crowd:
     def open(
         self,
         target: Target,
-        openings: Sequence[tuple[bytes, bytes]],
+        openings: Sequence[Opening],
         *,
         is_websocket: bool = False,
         again: Again | None = None,
         window: int = 64,
     ) -> Opened:
-        """Opens one client per (request, begun), at most ``window`` of them under way at the same time.
+        """Opens one client per opening, at most ``window`` of them under way at the same time.
 
         A client counts as open when its answer has ``begun`` in it; with an empty ``begun`` when the request is sent.
         """
         began = time.monotonic()
         waiting = deque(openings)
-        begun: dict[int, tuple[bytes, float]] = {}
+        begun: dict[int, _Waiting] = {}
         failures: list[str] = []
         total = len(self._clients)
         while waiting or begun:
             while waiting and len(begun) < window:
-                request, mark = waiting.popleft()
+                opening = waiting.popleft()
                 try:
-                    descriptor = self._connect(target, request, is_websocket=is_websocket, again=again)
+                    descriptor = self._connect(target, opening.request, is_websocket=is_websocket, again=again)
                 except OSError as error:
                     failures.append(f"{type(error).__name__}: {error}")
                     continue
-                if mark:
-                    begun[descriptor] = (mark, time.monotonic())
+                if opening.begun:
+                    begun[descriptor] = _Waiting(opening.begun, opening.then, time.monotonic())
             if len(failures) > 100:
                 break
             if begun:
@@ -168,7 +176,7 @@ class Crowd:
         self._poll.register(descriptor, select.EPOLLIN)
         return descriptor
 
-    def _await_begun(self, begun: dict[int, tuple[bytes, float]], failures: list[str]) -> None:
+    def _await_begun(self, begun: dict[int, _Waiting], failures: list[str]) -> None:
         """Takes what came; a client that is not subscribed after a while is a failure."""
         for descriptor, _ in self._poll.poll(1, 1024):
             if descriptor not in begun:
@@ -182,13 +190,17 @@ class Crowd:
                 del begun[descriptor]
                 continue
             client.buffer += data
-            if (position := client.buffer.find(begun[descriptor][0])) >= 0:
-                rest = client.buffer[position + len(begun[descriptor][0]) :]
+            mark, then, since = begun[descriptor]
+            if then and b"\r\n\r\n" in client.buffer:
+                client.sock.send(then)
+                begun[descriptor] = _Waiting(mark, b"", since)
+            if (position := client.buffer.find(mark)) >= 0:
+                rest = client.buffer[position + len(mark) :]
                 client.buffer = b""
                 del begun[descriptor]
                 self._count(descriptor, client, rest)
         late = time.monotonic() - _PATIENCE_SECONDS
-        for descriptor in [one for one, (_, since) in begun.items() if since < late]:
+        for descriptor in [one for one, client in begun.items() if client.since < late]:
             failures.append(f"no answer that begins: {self._clients[descriptor].buffer[:200]!r}")
             self._drop(descriptor)
             del begun[descriptor]

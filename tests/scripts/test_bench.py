@@ -23,7 +23,7 @@ from hundred_thousand import render as render_held
 from load import Again, Crowd, Load, LoadError, Received, Target
 from machine import describe_machine
 from peers import PEERS
-from peers.base import Running, websocket_frame
+from peers.base import Opening, Running, websocket_frame
 from processes import list_descendants, read_cpu_ns, read_memory
 from publisher import Publisher, PublishError, write_event
 from report import README_BEGIN, README_END, render, render_readme, render_summary, update_readme
@@ -162,7 +162,7 @@ def test_events_are_counted_however_they_are_cut(serve: Callable[[Script], Targe
             step.acquire(timeout=10)
             sock.sendall(part)
 
-    opened = crowd.open(serve(script), [(READ, b"begun")])
+    opened = crowd.open(serve(script), [Opening(READ, b"begun")])
     assert (opened.clients, opened.failures) == (1, [])
     for marks in (3, 3, 3, 5):
         step.release()
@@ -183,7 +183,7 @@ def test_latency_counts_from_the_time_in_the_event(serve: Callable[[Script], Tar
             sock.recv(6, socket.MSG_WAITALL)  # the pong: one event at a time
 
     crowd.track_events()
-    crowd.open(serve(script), [(READ, b"begun ")], is_websocket=True)
+    crowd.open(serve(script), [Opening(READ, b"begun ")], is_websocket=True)
     received = crowd.receive(10, until_marks=40)
     assert received.marks == 40
     assert len(received.latencies) == 10
@@ -214,11 +214,22 @@ def test_a_long_poll_goes_on_from_each_answer(serve: Callable[[Script], Target],
         sock.sendall(b"HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n")
 
     target = serve(script)
-    crowd.open(target, [(b"GET /first HTTP/1.1\r\n\r\n", b"")], again=Again(Polled(1, target.port), "t"))
+    crowd.open(target, [Opening(b"GET /first HTTP/1.1\r\n\r\n", b"")], again=Again(Polled(1, target.port), "t"))
     received = crowd.receive(10, until_answers=4)
     assert (received.marks, received.answers) == (3, 4)
     assert asked == [b"/first", b"/t?after=0", b"/t?after=1", b"/t?after=2"]
     assert received.closed == 1
+
+
+def test_who_has_to_wait_for_the_handshake_does(serve: Callable[[Script], Target], crowd: Crowd) -> None:
+    def script(sock: socket.socket) -> None:
+        assert read_request(sock) == READ
+        sock.sendall(b"HTTP/1.1 101 Fine\r\n\r\n")
+        assert sock.recv(9, socket.MSG_WAITALL) == b"subscribe"
+        sock.sendall(b"begun mark")
+
+    assert crowd.open(serve(script), [Opening(READ, b"begun", b"subscribe")]).failures == []
+    assert crowd.receive(10, until_marks=1).marks == 1
 
 
 def test_who_is_refused_is_a_failure(serve: Callable[[Script], Target], crowd: Crowd) -> None:
@@ -226,7 +237,7 @@ def test_who_is_refused_is_a_failure(serve: Callable[[Script], Target], crowd: C
         read_request(sock)
         sock.sendall(b"HTTP/1.1 503 Full\r\n\r\n")
 
-    opened = crowd.open(serve(script), [(READ, b"begun")] * 3)
+    opened = crowd.open(serve(script), [Opening(READ, b"begun")] * 3)
     assert opened.clients == 0
     assert len(opened.failures) == 1  # three times the same
     assert "503 Full" in opened.failures[0]
@@ -242,7 +253,7 @@ def test_what_was_meant_for_paused_clients_comes_later(serve: Callable[[Script],
         step.wait(10)
         sock.sendall(b"mark")
 
-    crowd.open(serve(script), [(READ, b"begun ")])
+    crowd.open(serve(script), [Opening(READ, b"begun ")])
     crowd.pause(1)
     step.set()
     assert crowd.receive(0.05, until_marks=1).marks == 0
@@ -260,7 +271,7 @@ def test_echoes_are_counted_round_by_round(serve: Callable[[Script], Target], cr
             assert sock.recv(len(message), socket.MSG_WAITALL) == message
             sock.sendall(b"\x81\x04mark")
 
-    crowd.open(serve(script), [(READ, b"begun ")], is_websocket=True)
+    crowd.open(serve(script), [Opening(READ, b"begun ")], is_websocket=True)
     count, trips = crowd.echo(message, 3, 10)
     assert count == len(trips) == 3
 

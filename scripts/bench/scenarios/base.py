@@ -98,7 +98,8 @@ class Session:
         names = name_topics(topics)
         by_topic = [self.running.subscribe(self._transport, name, last_id=last_id) for name in names]
         is_poll = self._transport == Capability.POLL
-        openings = [(one.request, b"" if is_poll else one.begun) for one in by_topic]
+        # A long poll has no answer before there is an event.
+        openings = [one._replace(begun=b"") if is_poll else one for one in by_topic]
         opened: Opened = self.load.call(
             "open",
             Target(self.running.host, self.running.port, self._tls, first_source, receive_buffer),

@@ -22,7 +22,8 @@ def _measure_connections(stage: Stage) -> dict[str, float]:
         "accept_cpu_us": as_us(used, count),
         "accepts_per_second": round(count / opened.seconds),
     }
-    if kernel is not None and kernel_after is not None:
+    # It is that of the whole machine: where others close their sockets meanwhile it says nothing.
+    if kernel is not None and kernel_after is not None and kernel_after > kernel:
         values["kernel_bytes"] = round((kernel_after - kernel) / count / 2)  # both ends are on this machine
     return values
 

@@ -2,7 +2,7 @@
 
 from figures import summarize_latencies
 from load import Target
-from peers.base import Capability, websocket_frame, websocket_request
+from peers.base import Capability, Opening, websocket_frame, websocket_request
 from publisher import write_event
 from scenarios.base import EVENT_BYTES, TOPIC, Column, MeasureError, Scenario, Stage, as_us
 
@@ -63,7 +63,7 @@ def _measure_echo(stage: Stage) -> dict[str, float]:
     with stage.session() as session:
         request = websocket_request(session.running.echo().decode())
         target = Target(session.running.host, session.running.port)
-        opened = session.load.call("open", target, [(request, b"\r\n\r\n")] * clients, is_websocket=True)
+        opened = session.load.call("open", target, [Opening(request, b"\r\n\r\n")] * clients, is_websocket=True)
         if opened.clients < clients:
             raise MeasureError(f"{opened.clients} of {clients} could connect: {'; '.join(opened.failures)}")
         message = websocket_frame(write_event(0, 0, EVENT_BYTES))
