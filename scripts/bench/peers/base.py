@@ -364,8 +364,9 @@ def token(claims: Mapping[str, object], key: bytes) -> str:
     def encoded(data: bytes) -> str:
         return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
-    head = encoded(json.dumps({"alg": "HS256", "typ": "JWT"}).encode()) + "." + encoded(json.dumps(claims).encode())
-    return head + "." + encoded(hmac.digest(key, head.encode(), "sha256"))
+    parts = [json.dumps(part, separators=(",", ":")) for part in ({"alg": "HS256", "typ": "JWT"}, claims)]
+    signed = ".".join(encoded(part.encode()) for part in parts)
+    return f"{signed}.{encoded(hmac.digest(key, signed.encode(), 'sha256'))}"
 
 
 def python_packages_version(python: Path, *names: str) -> str:
