@@ -61,9 +61,6 @@ class Opening(NamedTuple):
     #: What the answer has in it once the subscriber is sure to get what is published next. A long poll has nothing to
     #: answer before there is an event: this is then the beginning of that answer.
     begun: bytes
-    #: What to send once the head of the answer has come, before waiting for `begun`; mostly nothing. Some servers
-    #: refuse WebSockets whose client does not wait for the handshake.
-    then: bytes = b""
 
 
 class PeerError(Exception):
