@@ -61,9 +61,6 @@ class Opening(NamedTuple):
     #: What the answer has in it once the subscriber is sure to get what is published next. A long poll has nothing to
     #: answer before there is an event: this is then the beginning of that answer.
     begun: bytes
-    #: What to send once the head of the answer has come, before waiting for `begun`; mostly nothing. Some servers
-    #: refuse WebSockets whose client does not wait for the handshake.
-    then: bytes = b""
 
 
 class PeerError(Exception):
@@ -364,8 +361,9 @@ def token(claims: Mapping[str, object], key: bytes) -> str:
     def encoded(data: bytes) -> str:
         return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
-    head = encoded(json.dumps({"alg": "HS256", "typ": "JWT"}).encode()) + "." + encoded(json.dumps(claims).encode())
-    return head + "." + encoded(hmac.digest(key, head.encode(), "sha256"))
+    parts = [json.dumps(part, separators=(",", ":")) for part in ({"alg": "HS256", "typ": "JWT"}, claims)]
+    signed = ".".join(encoded(part.encode()) for part in parts)
+    return f"{signed}.{encoded(hmac.digest(key, signed.encode(), 'sha256'))}"
 
 
 def python_packages_version(python: Path, *names: str) -> str:

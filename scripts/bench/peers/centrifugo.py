@@ -19,7 +19,6 @@ from peers.base import (
     free_port,
     http_request,
     launched,
-    websocket_frame,
     websocket_request,
 )
 from peers.own import GoProgram
@@ -35,38 +34,34 @@ _CONFIG = {
     },
     "uni_sse": {"enabled": True},
     "uni_websocket": {"enabled": True},
+    "usage_stats": {"disabled": True},
     "log": {"level": "error"},
 }
-
-
-def _websocket(topic: str) -> Opening:
-    """Two commands in the first message of the JSON protocol; the second one's reply is what counts."""
-    commands = [{"id": 1, "connect": {}}, {"id": 2, "subscribe": {"channel": topic}}]
-    message = "\n".join(json.dumps(command) for command in commands).encode()
-    return Opening(websocket_request("/connection/websocket"), b'"id":2', websocket_frame(message))
 
 
 class RunningCentrifuge(Running):
     """The program around the library."""
 
     def subscribe(self, transport: str, topic: str, *, last_id: str | None = None) -> Opening:
-        """How to subscribe; an event stream has its command in the URL."""
+        """How to subscribe: what to send is in the URL."""
         del last_id
+        data = {"topic": topic}
         if transport == Capability.WEBSOCKET:
-            return _websocket(topic)
-        command = json.dumps({"id": 1, "connect": {"data": {"topic": topic}}})
-        target = f"/connection/sse?cf_connect={quote(command)}"
-        return Opening(http_request("GET", target, "Accept: text/event-stream"), b'"connect":')
+            return Opening(websocket_request(f"/websocket?connect={quote(json.dumps(data))}"), b'"connect":')
+        command = json.dumps({"id": 1, "connect": {"data": data}})
+        return Opening(
+            http_request("GET", f"/sse?cf_connect={quote(command)}", "Accept: text/event-stream"), b'"connect":'
+        )
 
 
 class Centrifuge(GoProgram):
-    """Centrifugo's library with its WebSocket and SSE."""
+    """Centrifugo's library, with its SSE and a WebSocket as Centrifugo adds it."""
 
     def __init__(self) -> None:
         """As in the tables."""
         super().__init__(
             "Centrifuge",
-            "the library that Centrifugo is built of, its WebSocket and SSE (JSON protocol), all cores, nothing kept",
+            "the library of Centrifugo, its SSE and a unidirectional WebSocket, JSON protocol, all cores, nothing kept",
             "centrifuge",
             "github.com/centrifugal/centrifuge",
             Capability.SSE,

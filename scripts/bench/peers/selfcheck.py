@@ -120,9 +120,6 @@ class Visit:
 
 def begin(client: Client, opening: Opening, what: str) -> None:
     """Waits until a subscriber that sent its request is sure to get what comes."""
-    if opening.then:
-        client.read_until(lambda received: b"\r\n\r\n" in received, what)
-        client.sock.sendall(opening.then)
     client.read_until(lambda received: opening.begun in received, what)
 
 

@@ -23,6 +23,10 @@ _STREAM = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nConnection: close\r\n\r\n:ok\n\n"
 )
 
+# Frames from server to client are the same for all, so one connection encodes them.
+_ENCODER = Connection(ConnectionType.SERVER)
+_GREETING = _ENCODER.send(TextMessage("ok"))
+
 
 class Subscriber:
     """A socket, what it did not take yet, and the form its events have."""
@@ -152,14 +156,14 @@ class Server:
             return Subscriber(sock, 0)
         handshake = H11Handshake(ConnectionType.SERVER)
         handshake.initiate_upgrade_connection(list(request.headers), request.target.decode())
-        sock.send(handshake.send(AcceptConnection()) + Connection(ConnectionType.SERVER).send(TextMessage("ok")))
+        sock.send(handshake.send(AcceptConnection()) + _GREETING)
         return Subscriber(sock, 1)
 
     def _publish(self, data: bytes) -> None:
         self._published += 1
         streams, websockets = self._waiting
         streams.append(event_stream_event(self._published, data))
-        websockets.append(Connection(ConnectionType.SERVER).send(TextMessage(data.decode())))
+        websockets.append(_ENCODER.send(TextMessage(data.decode())))
         self._wake.set()
 
 
