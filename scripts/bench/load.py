@@ -82,10 +82,9 @@ class Received(NamedTuple):
 
 
 class _Waiting(NamedTuple):
-    """What a client that is being opened waits for, what it has to send before that, and since when."""
+    """What a client that is being opened waits for, and since when."""
 
     begun: bytes
-    then: bytes
     since: float
 
 
@@ -146,7 +145,7 @@ class Crowd:
                     failures.append(f"{type(error).__name__}: {error}")
                     continue
                 if opening.begun:
-                    begun[descriptor] = _Waiting(opening.begun, opening.then, time.monotonic())
+                    begun[descriptor] = _Waiting(opening.begun, time.monotonic())
             if len(failures) > 100:
                 break
             if begun:
@@ -190,10 +189,7 @@ class Crowd:
                 del begun[descriptor]
                 continue
             client.buffer += data
-            mark, then, since = begun[descriptor]
-            if then and b"\r\n\r\n" in client.buffer:
-                client.sock.send(then)
-                begun[descriptor] = _Waiting(mark, b"", since)
+            mark = begun[descriptor].begun
             if (position := client.buffer.find(mark)) >= 0:
                 rest = client.buffer[position + len(mark) :]
                 client.buffer = b""

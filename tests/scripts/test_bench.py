@@ -221,17 +221,6 @@ def test_a_long_poll_goes_on_from_each_answer(serve: Callable[[Script], Target],
     assert received.closed == 1
 
 
-def test_who_has_to_wait_for_the_handshake_does(serve: Callable[[Script], Target], crowd: Crowd) -> None:
-    def script(sock: socket.socket) -> None:
-        assert read_request(sock) == READ
-        sock.sendall(b"HTTP/1.1 101 Fine\r\n\r\n")
-        assert sock.recv(9, socket.MSG_WAITALL) == b"subscribe"
-        sock.sendall(b"begun mark")
-
-    assert crowd.open(serve(script), [Opening(READ, b"begun", b"subscribe")]).failures == []
-    assert crowd.receive(10, until_marks=1).marks == 1
-
-
 def test_who_is_refused_is_a_failure(serve: Callable[[Script], Target], crowd: Crowd) -> None:
     def script(sock: socket.socket) -> None:
         read_request(sock)
