@@ -238,6 +238,8 @@ class Crowd:
         """Reads from the paused ones again."""
         for descriptor in self._paused:
             if descriptor in self._clients:
+                # Whoever was slow for the size of its buffer is not any more.
+                self._clients[descriptor].sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
                 self._poll.modify(descriptor, select.EPOLLIN)
         self._paused = []
 

@@ -12,6 +12,7 @@ FILE = "results.md"
 NOTHING = "—"
 README_BEGIN = "<!-- written by scripts/bench/run --readme: begin -->"
 README_END = "<!-- written by scripts/bench/run --readme: end -->"
+_QUICK = "**From a quick run: everything is smaller, and the figures only show that the bench works.**"
 _TRANSPORTS = {"sse": "SSE", "websocket": "WebSocket", "poll": "long polling", "": ""}
 #: What the summary shows: scenario, transport, figure, digits, head of the column.
 _SUMMARY = (
@@ -68,7 +69,8 @@ def update_readme(readme: Path, results: Results, folder: str) -> None:
 def render_readme(results: Results, folder: str) -> str:
     """Returns what stands in the README, marks included."""
     plots = f"![CPU per delivery]({folder}/fan-out.svg)\n\n![Deliveries per CPU second]({folder}/saturation.svg)"
-    return f"{README_BEGIN}\n{render_summary(results)}\n\n{plots}\n{README_END}"
+    quick = f"{_QUICK}\n\n" if results.is_quick else ""
+    return f"{README_BEGIN}\n{quick}{render_summary(results)}\n\n{plots}\n{README_END}"
 
 
 def _introduce(results: Results) -> str:
@@ -83,7 +85,7 @@ def _introduce(results: Results) -> str:
         "cannot do this."
     )
     if results.is_quick:
-        text += "\n\n**A quick run: everything is smaller, and the figures only show that the bench works.**"
+        text += f"\n\n{_QUICK}"
     return text
 
 

@@ -53,6 +53,8 @@ def main() -> int:
     options = parse(sys.argv[1:])
     out: Path = options.out or (BUILD / "quick" if options.quick else RESULTS)
     is_whole = True
+    if options.readme and not out.resolve().is_relative_to(ROOT):
+        sys.exit(f"run: --readme shows the plots in {out}: they have to be in the project")
     if options.report_only:
         results = read_results(out / FILE)
     else:

@@ -454,6 +454,13 @@ def test_the_readme_keeps_what_is_around_the_summary(tmp_path: Path) -> None:
     assert readme.read_text(encoding="utf-8") == once
 
 
+def test_the_readme_shows_the_results_that_are_kept() -> None:
+    shown = render_readme(read_results(BENCH / "results" / "results.json"), "scripts/bench/results")
+    assert shown in (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"scripts/bench/results/[\w.-]+", shown):
+        assert (ROOT / name).is_file()
+
+
 def test_all_that_is_reached_is_said_to_be() -> None:
     verdicts = judge(make_results(), HELD)
     assert [str(one) for one in verdicts if not one.is_reached] == []
@@ -603,7 +610,7 @@ def test_a_run_measures_and_reports(tmp_path: Path) -> None:
     results = read_results(tmp_path / "results.json")
     assert [one.failed for one in results.measurements] == [""]
     assert results.pick("publish", "", "Tricast", "cpu_us")[1] > 0
-    assert "A quick run" in (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "quick run" in (tmp_path / "results.md").read_text(encoding="utf-8")
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=60, check=True)
     assert again.stdout == ""
 

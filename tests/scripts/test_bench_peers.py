@@ -10,6 +10,10 @@ from pathlib import Path
 
 import h11
 import pytest
+from wsproto import ConnectionType, WSConnection
+from wsproto.connection import Connection
+from wsproto.events import BytesMessage, Request, TextMessage
+
 from peers import PEERS
 from peers.base import (
     Capability,
@@ -29,9 +33,6 @@ from peers.base import (
 from peers.own import Prototype
 from peers.selfcheck import CheckFailedError, Visit, check, check_running, check_stream, event, marks
 from peers.tricast import RunningTricast, Tricast
-from wsproto import ConnectionType, WSConnection
-from wsproto.connection import Connection
-from wsproto.events import BytesMessage, Request, TextMessage
 
 #: A server that says where it listens, and a child of its that does not end when asked to.
 STUBBORN = """

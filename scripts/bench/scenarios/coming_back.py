@@ -8,8 +8,7 @@ from peers.base import Capability
 from publisher import Publisher
 from scenarios.base import STREAMS, TOPIC, Column, MeasureError, Scenario, Session, Stage, as_us
 
-_SLOW_EVENT_BYTES = 1000
-#: So little that the kernel holds a fraction of what a slow client is sent.
+#: With this the kernel holds 1 to 2 MB for a slow client, as the sender's buffer grows: less than it is sent.
 _SLOW_RECEIVE_BUFFER = 4096
 
 
@@ -63,7 +62,10 @@ def _publish_large(session: Session, publisher: Publisher, stage: Stage, until_m
     seconds = events / rate + 20
     session.begin_receiving(seconds, until_marks=until_marks)
     publisher.run(
-        lambda number, sent: session.write(number + 1, sent, topic=TOPIC, size=_SLOW_EVENT_BYTES), events, rate, seconds
+        lambda number, sent: session.write(number + 1, sent, topic=TOPIC, size=stage.size("event_bytes")),
+        events,
+        rate,
+        seconds,
     )
     return session.end_receiving()
 
@@ -93,9 +95,10 @@ SLOW = Scenario(
     name="slow",
     title="A slow third",
     about=(
-        "{fast:.0f} subscribers read and {slow:.0f} do not, while {events:.0f} events of 1,000 bytes are published at "
-        "{rate:.0f}/s; then the slow ones read on for {catch_up_seconds:.0f} s. CPU per delivery to the others, their "
-        "latency, what a slow one costs in memory meanwhile, and what the slow ones get in the end."
+        "{fast:.0f} subscribers read and {slow:.0f} do not, while {events:.0f} events of {event_bytes:,.0f} bytes "
+        "are published at {rate:.0f}/s; then the slow ones read on for {catch_up_seconds:.0f} s. CPU per delivery "
+        "to the others, their latency, what a slow one costs in memory meanwhile, and what the slow ones get in the "
+        "end."
     ),
     transports=STREAMS,
     columns=(
@@ -106,7 +109,7 @@ SLOW = Scenario(
         Column("slow_got_percent", "% got by slow ones", 1, "high"),
         Column("slow_closed", "slow ones cut off", 0),
     ),
-    sizes={"fast": 200, "slow": 100, "events": 900, "rate": 100, "catch_up_seconds": 15},
-    quick={"events": 400, "catch_up_seconds": 8},
+    sizes={"fast": 200, "slow": 100, "events": 900, "event_bytes": 4000, "rate": 100, "catch_up_seconds": 15},
+    quick={"events": 600, "catch_up_seconds": 10},
     measure=_measure_slow,
 )

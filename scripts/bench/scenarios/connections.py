@@ -71,7 +71,7 @@ IDLE_CPU = Scenario(
     ),
     transports=STREAMS,
     columns=(Column("cpu_percent", "% of a core", 2),),
-    sizes={"connections": 15000, "settle_seconds": 5, "seconds": 60},
+    sizes={"connections": 15000, "settle_seconds": 5, "seconds": 30},
     quick={"connections": 2000, "settle_seconds": 2, "seconds": 20},
     measure=_measure_idle_cpu,
     limit_seconds=240,

@@ -111,7 +111,7 @@ FAN_OUT = Scenario(
     ),
     transports=STREAMS,
     columns=(Column("cpu_us", "CPU µs per delivery", 2), *_DELIVERED),
-    sizes={"subscribers": 10000, "rate": 5, "events": 75},
+    sizes={"subscribers": 10000, "rate": 5, "events": 50},
     quick={"subscribers": 2000, "events": 20},
     measure=_measure_fan_out,
 )
@@ -157,7 +157,7 @@ SATURATION = Scenario(
         "first_rate": 20,
         "last_rate": 6000,
         "factor_percent": 150,
-        "step_seconds": 4,
+        "step_seconds": 3,
     },
     quick={"factor_percent": 200, "step_seconds": 2},
     measure=_measure_saturation,
