@@ -74,7 +74,7 @@ class Connection:
             ConnectionLost: reset, or closed on this side.
         """
         if self._held is not None:
-            await self.send(b"")
+            await self.flush()
         while True:
             self._check_open()
             try:
@@ -153,6 +153,15 @@ class Connection:
             self._held = []
         self._held.append(data)
         if sum(map(len, self._held)) > _MAX_HELD_BYTES or len(self._held) > _MAX_HELD:
+            await self.send(b"")
+
+    async def flush(self) -> None:
+        """Sends what ``send_soon`` keeps. Cancelling loses none.
+
+        Raises:
+            ConnectionLost: as ``send``.
+        """
+        if self._held is not None:
             await self.send(b"")
 
     async def drain(self) -> None:

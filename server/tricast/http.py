@@ -31,6 +31,9 @@ from tricast.wire.http1 import (
 
 #: Pipelined bytes that are read while an answer is waited for; behind them, a client that leaves is seen late.
 _MAX_READ_AHEAD = 64 * 2**10
+_PIECES_PER_TURN = 64
+#: h11's states of a request of which something is still to come, or cannot be read.
+_UNREAD = (h11.SEND_BODY, h11.ERROR)
 #: How long a client may take for the answer that its request made the server fail.
 _LAST_WORD_SECONDS = 2.0
 
@@ -105,28 +108,36 @@ class Exchange:
         length = self.request.header(b"content-length")
         if length is not None and int(length) > max_bytes:
             raise LimitExceeded(limit, max_bytes, int(length), closes=True)
+        body = bytearray()
+        if isinstance(self._take_pieces(body, limit, max_bytes), h11.EndOfMessage):
+            return bytes(body)  # it came with the head, as a short one does
         seconds = self.runtime.config.limits.body_timeout
         with trio.move_on_after(seconds):
-            return await self._read_body(limit, max_bytes)
+            await self._read_rest(body, limit, max_bytes)
+            return bytes(body)
         raise RemoteProtocolError(f"the body did not come within {seconds:g} s", status=408, closes=True)
 
-    async def _read_body(self, limit: str, max_bytes: int) -> bytes:
+    async def _read_rest(self, body: bytearray, limit: str, max_bytes: int) -> None:
         if self._h11.they_are_waiting_for_100_continue:
             await self.connection.send(CONTINUE)
-        body = bytearray()
-        pieces = 0
-        while self._h11.their_state is h11.SEND_BODY:
-            event = self._h11.next_event()
-            if isinstance(event, h11.Data):
-                body += event.data
-                if len(body) > max_bytes:
-                    raise LimitExceeded(limit, max_bytes, closes=True)
-                pieces += 1
-                if pieces % 64 == 0:  # chunks of one byte each come by the thousand in one read
-                    await trio.lowlevel.checkpoint()
-            elif event is h11.NEED_DATA:
+        while not isinstance(event := self._take_pieces(body, limit, max_bytes), h11.EndOfMessage):
+            if event is h11.NEED_DATA:
                 self._h11.receive_data(await self.connection.receive())
-        return bytes(body)
+            else:
+                await trio.lowlevel.checkpoint()
+
+    def _take_pieces(self, body: bytearray, limit: str, max_bytes: int) -> object:
+        """Takes what has come of the body, but not too much in a row; returns the last event of h11."""
+        # Chunks of one byte each come by the thousand in one read.
+        pieces = 0
+        while isinstance(event := self._h11.next_event(), h11.Data):
+            body += event.data
+            if len(body) > max_bytes:
+                raise LimitExceeded(limit, max_bytes, closes=True)
+            pieces += 1
+            if pieces == _PIECES_PER_TURN:
+                break
+        return event
 
     def stream_head(self, headers: Headers) -> bytes:
         """The head of a 200 response whose body is written from then on by somebody else.
@@ -153,16 +164,18 @@ class HttpConnection:
         route: answers requests.
 
     Attributes:
-        slot: its place on the wheel, where waiting polls are ended and then their connections.
+        slot: its place on the wheel, where what waits too long is ended.
     """
 
     __slots__ = (
+        "_asked",
         "_closes",
         "_connection",
         "_deadline",
-        "_exchange",
         "_failure",
         "_h11",
+        "_late",
+        "_look_at",
         "_poll",
         "_route",
         "_runtime",
@@ -174,18 +187,31 @@ class HttpConnection:
         self._connection = connection
         self._runtime = runtime
         self._route = route
-        self._h11 = self._new_h11()
-        #: Around whatever waits for the client, and may be cut short by a drain or by an answer.
+        #: Reads the request that is on its way or being answered; None while nothing of one is there.
+        self._h11: h11.Connection | None = None
+        #: Around whatever waits for the client, and may be cut short: by its deadline, a drain or an answer. The
+        #: deadline is on the wheel, which costs a tenth of one in the scope.
         self._scope: trio.CancelScope | None = None
+        self._deadline = 0.0
+        self._look_at = 0.0  # when the wheel comes back here
         self._poll: LongPoll | None = None
-        self._exchange: Exchange | None = None  # the poll's
-        self._deadline = 0.0  # when the poll, or after it the connection, has waited long enough
+        self._asked: tuple[str, Request] | None = None  # the poll's label and request
         self._closes = False
+        self._late: bytes | None = None  # the poll's answer, for which there is no room yet
         self._failure: Exception | None = None
         self.slot = -1
 
-    def _new_h11(self) -> h11.Connection:
-        return h11.Connection(h11.SERVER, max_incomplete_event_size=self._runtime.config.limits.head_size)
+    def _feed(self, data: bytes) -> h11.Connection:
+        """Has h11 read what came in."""
+        if self._h11 is None:
+            self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=self._runtime.config.limits.head_size)
+        self._h11.receive_data(data)
+        return self._h11
+
+    @property
+    def _ahead(self) -> bytes:
+        """What came in behind the request that is being answered, or else of the next one."""
+        return b"" if self._h11 is None else self._h11.trailing_data[0]
 
     async def run(self) -> Stream | None:
         """Answers requests until HTTP ends here; returns the stream that takes over, or None to close.
@@ -205,33 +231,58 @@ class HttpConnection:
             if not is_first:
                 await trio.lowlevel.checkpoint()  # pipelined requests come by the thousand in one read
             is_first = False
-            exchange = Exchange(request, self._connection, self._runtime, self._h11)
-            answer = await self._answer(exchange)
+            label, answer = await self._answer(request)
             if isinstance(answer, Handover):
-                self._log(exchange, 101 if answer.head.startswith(b"HTTP/1.1 101") else 200)
+                self._log(label, request, 101 if answer.head.startswith(b"HTTP/1.1 101") else 200)
                 await self._connection.send(answer.head)
                 return answer.stream
             if isinstance(answer, LongPoll):
-                is_open = await self._keep_waiting(exchange, answer)
+                is_open = await self._keep_waiting(label, request, answer)
             else:
-                self._log(exchange, answer.status)
+                self._log(label, request, answer.status)
                 is_open = await self._respond(answer, request)
             if not is_open:
                 break
+            del request, answer  # else they would be kept until the next request has come
         return None
 
     def drain(self, retry_after: float) -> None:
         """See ``Drainable.drain``: an idle connection ends now, a waiting poll is answered, others end after that."""
         if self._poll is not None:
             self._poll.give_up(retry_after)
-        elif self._scope is not None and self._h11.trailing_data[0] == b"":
+        elif self._scope is not None and not self._ahead:
             self._end()
 
     def _end(self) -> None:
-        """Ends the connection while nothing is asked of it."""
+        """Ends the connection while nothing is asked of it, or nothing more of what was begun comes."""
         assert self._scope is not None
         self._closes = True
         self._scope.cancel()
+
+    def _wait_at_most(self, seconds: float) -> trio.CancelScope:
+        """A scope for something that waits for the client, with its deadline on the wheel."""
+        self._set_deadline(trio.current_time() + seconds)
+        self._scope = trio.CancelScope()
+        return self._scope
+
+    def _set_deadline(self, deadline: float) -> None:
+        self._deadline = deadline
+        # Most are set anew before they come, and then the wheel is told when it looks here.
+        if self.slot < 0 or deadline < self._look_at:
+            self._look_at = deadline
+            self._runtime.wheel.add(self, deadline)
+
+    def sweep(self, now: float) -> float | None:
+        """See ``Swept.sweep``."""
+        if self._scope is None:
+            return None  # busy; whatever waits next comes back here
+        if now >= self._deadline:
+            if self._poll is None:
+                self._end()
+                return None
+            self._poll.give_up()
+        self._look_at = self._deadline
+        return self._deadline
 
     # The head
 
@@ -246,7 +297,7 @@ class HttpConnection:
             self._check_head(head, fields)
             return Request(head.method, head.target, fields, head.http_version)
         except (h11.RemoteProtocolError, RemoteProtocolError) as error:
-            mistake = _mistake_of(error, has_request_line=b"\n" in self._h11.trailing_data[0])
+            mistake = _mistake_of(error, has_request_line=b"\n" in self._ahead)
             self._runtime.counters.requests["malformed", mistake.status] += 1
             await self._respond(problem_of(mistake), None, is_head=head is not None and head.method == b"HEAD")
             return None
@@ -254,30 +305,29 @@ class HttpConnection:
     async def _read_head(self, *, is_first: bool) -> h11.Request | None:
         # A client sends its first request with the connection, so that it may have come with it.
         if is_first and (data := self._connection.receive_now()) is not None:
-            self._h11.receive_data(data)
-        event = self._h11.next_event()
+            self._feed(data)
+        event = h11.NEED_DATA if self._h11 is None else self._h11.next_event()
         if event is h11.NEED_DATA:
             return await self._wait_for_head(is_first=is_first)
         return event if isinstance(event, h11.Request) else None
 
     async def _wait_for_head(self, *, is_first: bool) -> h11.Request | None:
         limits = self._runtime.config.limits
-        has_begun = is_first or self._h11.trailing_data[0] != b""
-        seconds = limits.head_timeout if has_begun else limits.idle_timeout
-        scope = self._scope = trio.move_on_after(seconds)
-        with scope:
-            while (event := self._h11.next_event()) is h11.NEED_DATA:
+        has_begun = is_first or self._ahead != b""
+        event: object = h11.NEED_DATA
+        with self._wait_at_most(limits.head_timeout if has_begun else limits.idle_timeout):
+            while event is h11.NEED_DATA:
                 data = await self._connection.receive()
                 if not has_begun:
                     has_begun = True
-                    scope.deadline = trio.current_time() + limits.head_timeout
-                self._h11.receive_data(data)
+                    self._set_deadline(trio.current_time() + limits.head_timeout)
+                event = self._feed(data).next_event()
             self._scope = None
             return event if isinstance(event, h11.Request) else None
         # Cut off here: by the deadline, or by a drain while nothing was on its way.
         self._scope = None
-        if self._h11.trailing_data[0]:
-            raise RemoteProtocolError(f"the head did not come within {seconds:g} s", status=408)
+        if self._ahead:
+            raise RemoteProtocolError(f"the head did not come within {limits.head_timeout:g} s", status=408)
         return None
 
     def _check_head(self, request: h11.Request, fields: Headers) -> None:
@@ -307,25 +357,29 @@ class HttpConnection:
 
     # The answer
 
-    async def _answer(self, exchange: Exchange) -> Answer:
+    async def _answer(self, request: Request) -> tuple[str, Answer]:
+        """The answer, and the label of the route that it came from."""
+        assert self._h11 is not None
+        exchange = Exchange(request, self._connection, self._runtime, self._h11)
+        answer: Answer
         try:
-            return await self._route(exchange)
+            answer = await self._route(exchange)
         except (RemoteProtocolError, Unavailable) as error:
-            return problem_of(error)
+            answer = problem_of(error)
         except h11.RemoteProtocolError as error:
-            return problem_of(_mistake_of(error))
+            answer = problem_of(_mistake_of(error))
         except ConnectionLost:
             raise
         except Exception:
-            await self._tell_of_failure(exchange)
+            await self._tell_of_failure(exchange.label, request)
             raise
+        return exchange.label, answer
 
-    async def _tell_of_failure(self, exchange: Exchange) -> None:
+    async def _tell_of_failure(self, label: str, request: Request) -> None:
         """Answers with 500. What failed is for the guard around the connection."""
-        self._log(exchange, 500)
+        self._log(label, request, 500)
         with suppress(ConnectionLost), trio.move_on_after(_LAST_WORD_SECONDS, shield=True):
-            failure = problem(500, "the server failed at this", code="internal-error", closes=True)
-            await self._respond(failure, exchange.request)
+            await self._respond(problem(500, "the server failed at this", code="internal-error", closes=True), request)
 
     async def _respond(self, response: Response, request: Request | None, *, is_head: bool = False) -> bool:
         """Sends a whole answer in one piece; returns whether another request may follow.
@@ -344,7 +398,7 @@ class HttpConnection:
         if closes:
             lines.append(CLOSE)
         answer = encode_head(response.status, *lines, END_OF_HEAD, b"" if is_head else response.body)
-        if not closes and self._h11.trailing_data[0]:
+        if not closes and self._ahead:
             await self._connection.send_soon(answer)  # with the answers to what the client has sent behind this
         else:
             await self._connection.send(answer)
@@ -357,21 +411,22 @@ class HttpConnection:
 
     def _closes_after(self, request: Request) -> bool:
         # Where a request was not read to its end, the next one's beginning cannot be found.
-        is_unread = request.has_body and self._h11.their_state in (h11.SEND_BODY, h11.ERROR)
+        is_unread = request.has_body and self._h11 is not None and self._h11.their_state in _UNREAD
         return is_unread or self._runtime.is_draining or not request.keeps_alive
 
     def _begin_cycle(self) -> None:
         """Gets ready for the next request, of which a part may be here already."""
+        assert self._h11 is not None
         ahead, is_closed = self._h11.trailing_data
-        self._h11 = self._new_h11()
+        self._h11 = None
         if ahead:
-            self._h11.receive_data(ahead)
+            self._feed(ahead)
         if is_closed:
-            self._h11.receive_data(b"")
+            self._feed(b"")
 
     # Waiting polls
 
-    async def _keep_waiting(self, exchange: Exchange, poll: LongPoll) -> bool:
+    async def _keep_waiting(self, label: str, request: Request, poll: LongPoll) -> bool:
         """Holds a poll until it is answered, and where nothing forbids it, until the client sends more.
 
         Returns:
@@ -381,61 +436,68 @@ class HttpConnection:
             ConnectionLost: the client is gone; a client that only closed its sending side cannot be told apart from
                 one that is, and waiting on for that one would keep its descriptor.
         """
-        self._exchange, self._poll = exchange, poll
+        self._closes = self._closes_after(request)
+        if not self._closes:
+            self._begin_cycle()  # by far most of what a connection holds while it waits is the parser
+        self._asked, self._poll = (label, request), poll
         try:
             poll.answering = self
             if poll.kept is not None:
                 self.answer_poll(200, poll.kept)
+            elif self._runtime.is_draining:
+                # It began while the log was read, and found nothing here that it could end.
+                poll.give_up(self._runtime.jitter(self._runtime.config.drain.retry_after))
             else:
                 await self._wait_for_answer()
         finally:
-            self._poll = self._exchange = None
+            self._poll = self._asked = None
             self._runtime.hub.leave(poll)
         if self._failure is not None:
             if not isinstance(self._failure, ConnectionLost):
-                await self._tell_of_failure(exchange)
+                await self._tell_of_failure(label, request)
             raise self._failure
+        if self._late is not None:
+            late, self._late = self._late, None
+            await self._connection.send(late)
         await self._connection.drain()
-        if self._closes:
+        # The draining may have begun while this was sent.
+        closes = self._closes or (self._runtime.is_draining and not self._ahead)
+        if closes:
             await self._connection.linger()
-        return not self._closes
+        return not closes
 
     async def _wait_for_answer(self) -> None:
-        self._deadline = trio.current_time() + self._runtime.config.poll.timeout
-        if self.slot < 0:
-            self._runtime.wheel.add(self, self._deadline)
-        ahead = len(self._h11.trailing_data[0])
-        scope = self._scope = trio.CancelScope()
-        with scope:
+        ahead = len(self._ahead)
+        with self._wait_at_most(self._runtime.config.poll.timeout) as scope:
             while ahead < _MAX_READ_AHEAD:
                 data = await self._connection.receive()
                 if self._poll is not None and not data:
                     raise ConnectionLost("left while waiting", reason="left")
-                self._h11.receive_data(data)
+                self._feed(data)
                 if self._poll is None and not scope.cancel_called:
                     break
                 ahead += len(data)
             else:
+                await self._connection.flush()
                 await trio.sleep_forever()
         self._scope = None
 
     def answer_poll(self, status: int, end: bytes) -> None:
         """See ``Answering.answer_poll``."""
-        exchange, poll = self._exchange, self._poll
-        assert exchange is not None
+        asked, poll = self._asked, self._poll
+        assert asked is not None
         assert poll is not None
         self._poll = None
         self._runtime.hub.leave(poll)
-        self._log(exchange, status)
-        self._deadline = self._runtime.wheel.now + self._runtime.config.limits.idle_timeout
-        self._closes = self._closes_after(exchange.request)
+        self._log(*asked, status)
+        self._set_deadline(trio.current_time() + self._runtime.config.limits.idle_timeout)
+        self._closes = self._closes or self._runtime.is_draining
         closing = CLOSE if self._closes else b""
-        sent = self._connection.send_now(
-            encode_head(status, poll.headers, self._runtime.common_headers(), closing, end)
-        )
-        must_wake = self._closes or sent is not Sent.ALL or self._h11.trailing_data[0] != b""
-        self._begin_cycle()
-        if must_wake and self._scope is not None:
+        answer = encode_head(status, poll.headers, self._runtime.common_headers(), closing, end)
+        sent = self._connection.send_now(answer)
+        if sent is Sent.NOTHING:  # the client has yet to read what it asked for before
+            self._late = answer
+        if self._scope is not None and (self._closes or sent is not Sent.ALL or self._ahead):
             self._scope.cancel()
 
     def fail_poll(self, error: Exception) -> None:
@@ -444,25 +506,12 @@ class HttpConnection:
         if self._scope is not None:
             self._scope.cancel()
 
-    def sweep(self, now: float) -> float | None:
-        """See ``Swept.sweep``: ends polls that found nothing, and the connections that ask nothing any more."""
-        if self._exchange is None:
-            return None  # busy with something else; the next poll comes back here
-        if now >= self._deadline:
-            if self._poll is None:
-                self._end()
-                return None
-            self._poll.give_up()
-        # Never later than the next poll could have to be ended.
-        return min(self._deadline, now + self._runtime.config.poll.timeout)
-
-    def _log(self, exchange: Exchange, status: int) -> None:
-        self._runtime.counters.requests[exchange.label, status] += 1
+    def _log(self, label: str, request: Request, status: int) -> None:
+        self._runtime.counters.requests[label, status] += 1
         if self._runtime.config.logging.access:
-            request = exchange.request
             self._runtime.logger.info(
                 "request",
-                peer=exchange.connection.peer,
+                peer=self._connection.peer,
                 method=request.method,
                 target=request.target.decode("ascii", "backslashreplace"),
                 status=status,

@@ -16,8 +16,8 @@ from tricast.runtime import NothingToEnd, Runtime
 from tricast.tls import TlsConnection
 from tricast.wire.http1 import problem, retry_after
 
-#: Connections taken per wake-up, so that a storm of them does not hold up those that are there: each of them then parses
-#: a request in its first step, which takes some 200 µs.
+#: Connections taken per wake-up, so that a storm of them does not hold up those that are there: each of them then
+#: parses a request in its first step, which takes some 200 µs.
 _ACCEPTS_PER_TURN = 16
 _REFUSAL_SECONDS = 1.0
 #: An accept fails with these for want of something that others may give back.

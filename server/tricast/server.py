@@ -256,8 +256,15 @@ async def _flush_forever(hub: Hub, bell: _Bell) -> None:
 
 def _tick_of(config: Config) -> float:
     """A quarter of the shortest interval that is swept for, within what is neither busy nor late."""
-    websocket = config.websocket
-    shortest = min(config.sse.keepalive, websocket.ping_interval, websocket.ping_timeout, config.poll.timeout)
+    websocket, limits = config.websocket, config.limits
+    shortest = min(
+        config.sse.keepalive,
+        websocket.ping_interval,
+        websocket.ping_timeout,
+        config.poll.timeout,
+        limits.head_timeout,
+        limits.idle_timeout,
+    )
     return min(max(shortest / 4, 0.005), 0.25)
 
 

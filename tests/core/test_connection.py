@@ -176,6 +176,22 @@ async def test_nothing_works_after_closing(pair: Pair) -> None:
     assert await pair.read(1) == b""
 
 
+async def test_receiving_without_waiting(pair: Pair) -> None:
+    assert pair.connection.receive_now() is None
+    pair.peer.send(b"hello")
+    assert pair.connection.receive_now() == b"hello"
+    assert pair.connection.receive_now() is None
+    pair.peer.shutdown(socket.SHUT_WR)
+    assert pair.connection.receive_now() == b""
+
+
+async def test_receiving_without_waiting_from_a_peer_that_reset(pair: Pair) -> None:
+    pair.connection.close()
+    with pytest.raises(ConnectionLost, match="descriptor") as lost:
+        pair.connection.receive_now()
+    assert lost.value.reason == "reset"
+
+
 # Sending
 
 
@@ -322,6 +338,92 @@ async def test_closing_while_a_tail_waits(pair: Pair) -> None:
             pair.connection.close()
     assert not pair.connection.has_tail
     await pair.connection.drain()
+
+
+# Sending soon
+
+
+async def test_what_is_sent_soon_goes_with_what_follows(pair: Pair) -> None:
+    await pair.connection.send_soon(b"one,")
+    await pair.connection.send_soon(b"two,")
+    assert not pair.peer_has_input()
+    assert pair.connection.send_now(b"three") is Sent.ALL
+    assert pair.peer.recv(100) == b"one,two,three"
+    await pair.connection.send_soon(b"four,")
+    await pair.connection.send(b"five")
+    assert pair.peer.recv(100) == b"four,five"
+    assert pair.connection.send_now(b"six") is Sent.ALL
+    assert pair.peer.recv(100) == b"six", "nothing is sent twice"
+
+
+async def test_what_is_sent_soon_goes_before_anything_is_received(pair: Pair) -> None:
+    await pair.connection.send_soon(b"asked?")
+    async with trio.open_nursery() as nursery:
+
+        async def answer() -> None:
+            assert await pair.read(6) == b"asked?"
+            pair.peer.send(b"yes")
+
+        nursery.start_soon(answer)
+        assert await pair.connection.receive() == b"yes"
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 101), (2**10, 65), (2**16 + 1, 1), (0, 101)])
+async def test_no_more_than_so_much_is_held(pair: Pair, size: int, count: int) -> None:
+    for _ in range(count - 1):
+        await pair.connection.send_soon(b"x" * size)
+    assert not pair.peer_has_input()
+    pair.connection.send_now(b"!")
+    assert await pair.read(size * (count - 1) + 1) == b"x" * size * (count - 1) + b"!"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair.read, size * count)
+        for _ in range(count):
+            await pair.connection.send_soon(b"x" * size)
+        assert pair.connection._held is None
+
+
+async def test_what_is_held_waits_behind_a_tail(pair: Pair) -> None:
+    assert pair.connection.send_now(MUCH) is Sent.PART
+    await pair.connection.send_soon(b"held,")
+    assert pair.connection.send_now(b"lost") is Sent.NOTHING
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair.connection.drain)
+        assert await pair.read(len(MUCH)) == MUCH
+    assert not pair.peer_has_input()
+    assert pair.connection.send_now(b"more") is Sent.ALL
+    assert await pair.read(9) == b"held,more"
+
+
+async def test_what_is_held_becomes_a_tail_where_there_is_no_room(pair: Pair) -> None:
+    await pair.connection.send_soon(b"held")
+    filled = pair.fill()
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.connection.receive)
+            await trio.testing.wait_all_tasks_blocked()
+            assert pair.connection.has_tail
+            scope.cancel()
+    # Cancelling left it for the next one who waits.
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair.connection.drain)
+        assert (await pair.read(filled + 4)).endswith(b"xheld")
+
+
+async def test_holding_when_there_is_no_room_for_more_waits_for_it(pair: Pair) -> None:
+    filled = pair.fill()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair.connection.send_soon, b"y" * (2**16 + 1))
+        await trio.testing.wait_all_tasks_blocked()
+        assert pair.connection.has_tail
+        assert await pair.read(filled + 2**16 + 1) == b"x" * filled + b"y" * (2**16 + 1)
+    assert not pair.connection.has_tail
+
+
+async def test_what_is_held_for_a_peer_that_is_gone(pair: Pair) -> None:
+    await pair.connection.send_soon(b"x")
+    pair.peer.close()
+    with pytest.raises(ConnectionLost, match="Broken pipe"):
+        await pair.connection.receive()
 
 
 # The end

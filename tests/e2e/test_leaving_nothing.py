@@ -1,5 +1,6 @@
 """Each await on a peer is cut off there, in every way, and then the registries and the descriptors are looked at."""
 
+import random
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 
@@ -39,6 +40,37 @@ async def long_poll_waits_with_requests_behind_it(server: tricast.Server, wire: 
     await until(lambda: server.hub.statistics().subscribers == 1)
 
 
+async def long_poll_was_answered(server: tricast.Server, wire: Wire) -> None:
+    for n in range(3):
+        await long_poll_waits(server, wire)
+        await server.hub.publish("news", n)
+        assert (await read_answer(wire)).status == 200
+
+
+async def long_poll_waits_again(server: tricast.Server, wire: Wire) -> None:
+    await long_poll_was_answered(server, wire)
+    await long_poll_waits(server, wire)
+
+
+async def long_poll_waits_behind_another(server: tricast.Server, wire: Wire) -> None:
+    await wire.send(head("GET", "/events?topic=news") * 3)
+    await until(lambda: server.hub.statistics().subscribers == 1)
+    await server.hub.publish("news", 1)
+    await read_answer(wire)
+    await until(lambda: server.hub.statistics().subscribers == 1)
+
+
+async def answer_to_a_long_poll_is_not_read(server: tricast.Server, wire: Wire) -> None:
+    await long_poll_waits(server, wire)
+    await server.hub.publish("news", "x" * 60_000)
+    await has_tail(server)
+
+
+async def long_poll_waits_behind_answers_that_are_not_read(server: tricast.Server, wire: Wire) -> None:
+    await wire.send(head("GET", "/tricast.js") + head("GET", "/events?topic=news"))
+    await until(lambda: server.hub.statistics().subscribers == 1)
+
+
 async def answers_are_not_read(server: tricast.Server, wire: Wire) -> None:
     with trio.move_on_after(0.1):
         await wire.send(head("GET", "/metrics") * 10_000)
@@ -64,6 +96,29 @@ async def websocket_is_not_read(server: tricast.Server, wire: Wire) -> None:
     await fall_behind(server)
 
 
+async def compressing_websocket_is_not_read(server: tricast.Server, wire: Wire) -> None:
+    offer = "Sec-WebSocket-Extensions: permessage-deflate"
+    await wire.send(head("GET", "/events?topic=news", *WEBSOCKET_HEADERS, offer))
+    await until(lambda: server.hub.statistics().subscribers == 1)
+    source = random.Random(1)
+    while not server.hub.statistics().behind:
+        await server.hub.publish("news", "".join(source.choices("0123456789abcdef", k=60_000)))
+        await trio.lowlevel.checkpoint()
+
+
+async def compressed_message_is_read(server: tricast.Server, wire: Wire) -> None:
+    offer = "Sec-WebSocket-Extensions: permessage-deflate"
+    await wire.send(head("GET", "/echo", *WEBSOCKET_HEADERS, offer) + frame(TEXT, b"\xf2\x48", fin=False, reserved=4))
+    assert (await read_head(wire)).headers["sec-websocket-extensions"]
+
+
+async def replies_to_operations_are_not_read(server: tricast.Server, wire: Wire) -> None:
+    await wire.send(head("GET", "/ws", *WEBSOCKET_HEADERS))
+    with trio.move_on_after(0.1):
+        while True:
+            await wire.send(frame(TEXT, b'{"op":"publish","topic":"a","data":1}') * 500)
+
+
 async def replies_are_not_read(server: tricast.Server, wire: Wire) -> None:
     await wire.send(head("GET", "/echo", *WEBSOCKET_HEADERS))
     await read_head(wire)
@@ -82,6 +137,11 @@ async def last_answer_is_lingered_for(server: tricast.Server, wire: Wire) -> Non
     assert (await read_answer(wire)).status == 413
 
 
+async def has_tail(server: tricast.Server) -> None:
+    (connection,) = server._runtime.open
+    await until(lambda: connection.has_tail)
+
+
 async def fall_behind(server: tricast.Server) -> None:
     for _ in range(50):
         await server.hub.publish("news", "x" * 60_000)
@@ -95,11 +155,19 @@ STAGES = [
     body_is_read,
     long_poll_waits,
     long_poll_waits_with_requests_behind_it,
+    long_poll_was_answered,
+    long_poll_waits_again,
+    long_poll_waits_behind_another,
+    answer_to_a_long_poll_is_not_read,
+    long_poll_waits_behind_answers_that_are_not_read,
     answers_are_not_read,
     stream_is_silent,
     stream_is_not_read,
     websocket_is_silent,
     websocket_is_not_read,
+    compressing_websocket_is_not_read,
+    compressed_message_is_read,
+    replies_to_operations_are_not_read,
     replies_are_not_read,
     close_is_not_answered,
     last_answer_is_lingered_for,
@@ -115,7 +183,11 @@ async def test_nothing_is_left(stage: Callable[[tricast.Server, Wire], Awaitable
             limits=SMALL | TIMEOUTS,
             # Behind a flood of requests the end of a client is seen when its poll is answered.
             poll={"timeout": "300ms"},
-            websocket={"close_timeout": "1h", "handler": [{"path": "/echo", "handler": "tricast.handlers:echo"}]},
+            websocket={
+                "close_timeout": "1h",
+                "permessage_deflate": True,
+                "handler": [{"path": "/echo", "handler": "tricast.handlers:echo"}],
+            },
             drain={"period": "0s", "grace": "100ms"},
         ) as server:
             during = open_descriptors()
@@ -138,3 +210,4 @@ def assert_empty(server: tricast.Server) -> None:
     statistics = server.hub.statistics()
     assert (statistics.subscribers, statistics.feeds, statistics.behind) == (0, 0, 0)
     assert len(server._runtime.wheel) == 0
+    assert not server._runtime.open

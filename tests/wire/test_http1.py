@@ -1,16 +1,25 @@
 """Requests and what they ask for; answers and their headers."""
 
 import json
+from http import HTTPStatus
 
+import h11
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tricast.errors import LimitExceeded, LogUnavailable, RemoteProtocolError
 from tricast.wire.http1 import (
+    CLOSE,
+    CONTINUE,
+    END_OF_HEAD,
     LAST_CHUNK,
     Headers,
     Request,
     allow,
     chunk,
+    encode_head,
+    encode_headers,
     json_response,
     problem,
     problem_of,
@@ -38,6 +47,33 @@ def test_tokens_of_several_lines() -> None:
     headers = [(b"connection", b"Keep-Alive, , UPGRADE"), (b"x", b"y"), (b"connection", b"\tclose ")]
     assert request(headers=headers).tokens(b"connection") == {b"keep-alive", b"upgrade", b"close"}
     assert request().tokens(b"connection") == set()
+
+
+def test_members_of_several_lines() -> None:
+    headers = [(b"x", b" a, B;q=1 ,"), (b"y", b"c"), (b"x", b""), (b"x", b"\td\t,a")]
+    assert request(headers=headers).members(b"x") == [b"a", b"B;q=1", b"", b"", b"d", b"a"]
+    assert request(headers=headers).members(b"y") == [b"c"]
+    assert request(headers=headers).members(b"z") == []
+    assert request(headers=headers).tokens(b"x") == {b"a", b"b;q=1", b"d"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "version", "keeps"),
+    [
+        ([], b"1.1", True),
+        ([(b"connection", b"keep-alive")], b"1.1", True),
+        ([(b"connection", b"closed")], b"1.1", True),
+        ([(b"x-connection", b"close")], b"1.1", True),
+        ([(b"connection", b"close")], b"1.1", False),
+        ([(b"connection", b"CLOSE")], b"1.1", False),
+        ([(b"connection", b"upgrade , close")], b"1.1", False),
+        ([(b"connection", b"keep-alive"), (b"connection", b"close")], b"1.1", False),
+        ([], b"1.0", False),
+        ([(b"connection", b"keep-alive")], b"1.0", False),
+    ],
+)
+def test_who_wants_to_send_another_request(headers: Headers, version: bytes, keeps: bool) -> None:
+    assert request(headers=headers, version=version).keeps_alive is keeps
 
 
 @pytest.mark.parametrize(
@@ -148,6 +184,46 @@ def test_who_wants_a_websocket(headers: Headers, version: bytes, wanted: bool) -
 def test_chunks() -> None:
     assert chunk(b"x" * 26) == b"1a\r\n" + b"x" * 26 + b"\r\n"
     assert LAST_CHUNK == b"0\r\n\r\n"
+
+
+def parsed(data: bytes) -> h11.Response | h11.InformationalResponse:
+    """What a client reads."""
+    client = h11.Connection(h11.CLIENT)
+    upgrade = [("connection", "upgrade"), ("upgrade", "websocket")]  # without which 101 would be none
+    client.send(h11.Request(method="GET", target="/", headers=[("host", "test"), *upgrade]))
+    client.receive_data(data)
+    event = client.next_event()
+    assert isinstance(event, h11.Response | h11.InformationalResponse), event
+    assert client.trailing_data[0] == b""
+    return event
+
+
+@pytest.mark.parametrize("status", list(HTTPStatus))
+def test_heads_of_every_status(status: HTTPStatus) -> None:
+    found = parsed(encode_head(status.value, encode_headers([(b"x-a", b"b: c"), (b"empty", b"")]), CLOSE, END_OF_HEAD))
+    assert (found.status_code, bytes(found.reason).decode()) == (status, status.phrase)
+    assert list(found.headers) == [(b"x-a", b"b: c"), (b"empty", b""), (b"connection", b"close")]
+    assert bytes(found.http_version) == b"1.1"
+
+
+def test_a_head_without_headers() -> None:
+    assert encode_head(200, END_OF_HEAD) == b"HTTP/1.1 200 OK\r\n\r\n"
+    assert encode_headers(()) == b""
+    assert parsed(CONTINUE).status_code == 100
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.from_regex(rb"x-[a-z0-9]{1,9}", fullmatch=True),
+            st.from_regex(rb"[!-~\x80-\xff]([ -~\t]{0,20}[!-~])?", fullmatch=True),
+        ),
+        max_size=10,
+    )
+)
+def test_headers_are_read_as_they_were_written(headers: Headers) -> None:
+    head = encode_head(200, encode_headers(headers), b"content-length: 0\r\n", END_OF_HEAD)
+    assert list(parsed(head).headers) == [*headers, (b"content-length", b"0")]
 
 
 def test_a_json_answer() -> None:

@@ -264,8 +264,10 @@ class Session(Stream):
 
     async def parse(self) -> str | bytes | None:
         """The next message out of what was received so far, or None when more is needed or it is over."""
-        while self._protocol is None and self._received is not None:
+        while self._protocol is None:
             await self._give_turn()  # before the next one is taken, which cancelling would lose
+            if self._received is None:  # none is left, or wsproto has them: meanwhile a drain may have closed
+                break
             frame = wire.read_frame(self._received, self.runtime.config.websocket.max_message)
             if frame is None:
                 return None
@@ -286,6 +288,7 @@ class Session(Stream):
         frame = wire.read_frame(self._received, self.runtime.config.websocket.max_message)
         if frame is None or frame.kind is not Kind.TEXT:
             return None
+        self._frames += 1  # the turn of the others comes with the next one that may be waited for
         self._drop(frame)
         return str(frame.payload)
 
@@ -298,7 +301,8 @@ class Session(Stream):
 
     async def _give_turn(self) -> None:
         self._frames += 1
-        if self._frames % _FRAMES_PER_TURN == 0:
+        if self._frames > _FRAMES_PER_TURN:
+            self._frames = 0
             await trio.lowlevel.checkpoint()
 
     async def _parse_with(self, protocol: Protocol) -> str | bytes | None:

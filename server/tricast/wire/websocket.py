@@ -5,6 +5,7 @@ clients send, the frames that nearly all of them are (whole, short, masked, not 
 which takes many times as long, reads the others and everything behind them, and does the closing handshake.
 """
 
+import re
 import struct
 import zlib
 from enum import Enum
@@ -176,7 +177,16 @@ DEFLATE_ACCEPTED = b"permessage-deflate; server_no_context_takeover; client_no_c
 _DEFLATE_TAIL = b"\x00\x00\xff\xff"
 #: Behind a block that says it is the last (RFC 7692 7.2.3.4), an empty one may be what follows.
 _BEHIND_LAST_BLOCK = (_DEFLATE_TAIL, b"\x00" + _DEFLATE_TAIL)
-_WINDOW_BITS = frozenset(map(str, range(8, 16)))
+_MAX_BEHIND_LAST_BLOCK = max(map(len, _BEHIND_LAST_BLOCK))
+#: RFC 6455 9.1: a parameter with its value, if it has one, which may stand in quotes.
+_PARAMETER = re.compile(r"""([^\s="]+)(?:\s*=\s*(?:([^\s="]+)|"([^\s="]+)"))?""")
+#: The parameters of an offer, with the values they may have here (RFC 7692 7.1); None is for none.
+_ACCEPTABLE: dict[str, frozenset[str | None]] = {
+    "server_no_context_takeover": frozenset({None}),
+    "client_no_context_takeover": frozenset({None}),
+    "server_max_window_bits": frozenset({"15"}),
+    "client_max_window_bits": frozenset({None, *map(str, range(8, 16))}),
+}
 
 
 def accepts_deflate(offers: str) -> bool:
@@ -190,17 +200,12 @@ def accepts_deflate(offers: str) -> bool:
 
 def _is_acceptable(offer: str) -> bool:
     name, *parameters = (part.strip() for part in offer.split(";"))
-    if name.lower() != DEFLATE:
+    pairs = [_PARAMETER.fullmatch(parameter.lower()) for parameter in parameters]
+    given = {pair[1]: pair[2] or pair[3] for pair in pairs if pair is not None}
+    if name.lower() != DEFLATE or len(given) != len(parameters):
         return False
-    pairs = [(key.strip(), value.strip().strip('"')) for key, _, value in (p.partition("=") for p in parameters)]
-    given = dict(pairs)
-    if len(given) != len(pairs):
-        return False
-    bits = given.pop("client_max_window_bits", "")
     # The shared frame is compressed with the largest window, so who wants a smaller one cannot have it.
-    is_possible = given.pop("server_max_window_bits", "15") == "15" and (not bits or bits in _WINDOW_BITS)
-    flags = {given.pop(flag, "") for flag in ("server_no_context_takeover", "client_no_context_takeover")}
-    return is_possible and flags == {""} and not given
+    return all(value in _ACCEPTABLE.get(key, ()) for key, value in given.items())
 
 
 class BoundedInflate(Extension):
@@ -266,10 +271,13 @@ class BoundedInflate(Extension):
 
     def _inflate(self, data: bytes) -> bytes | CloseReason:
         try:
-            inflated: bytes = self._inflater.decompress(data, self._left + 1)
+            inflated: bytes = self._inflater.decompress(data, max(self._left, 0) + 1)
         except zlib.error:
             return CloseReason.INVALID_FRAME_PAYLOAD_DATA
         self._left -= len(inflated)
+        if len(self._inflater.unused_data) > _MAX_BEHIND_LAST_BLOCK:
+            # All that comes behind it would be kept, and a frame may be as long as it likes.
+            return CloseReason.INVALID_FRAME_PAYLOAD_DATA
         return CloseReason.MESSAGE_TOO_BIG if self._left < 0 else inflated
 
 
