@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import resource
 import sys
 from pathlib import Path
@@ -22,11 +23,13 @@ def main() -> None:
     parser.add_argument("--transport", required=True)
     parser.add_argument("--folder", required=True, type=Path)
     parser.add_argument("--build", required=True, type=Path)
+    parser.add_argument("--nice", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     scenario = next(one for one in SCENARIOS if one.name == arguments.scenario)
     peer = next(one for one in PEERS if one.name == arguments.peer)
     raise_descriptor_limit()
+    os.nice(arguments.nice)  # servers and clients alike: they are all started from here
     peer.prepare(arguments.build)
     stage = Stage(peer, arguments.transport, scenario.sizes_for(is_quick=arguments.quick), arguments.folder)
     try:

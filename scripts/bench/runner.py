@@ -85,6 +85,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="make everything smaller: to see that it works")
     parser.add_argument("--minutes", type=float, help="begin no measurement after so long; --resume goes on later")
     parser.add_argument("--resume", action="store_true", help="keep what is in the folder, measure what is missing")
+    parser.add_argument(
+        "--nice",
+        type=int,
+        default=0,
+        help="priority for servers and clients: -10, as root, where others use the machine",
+    )
     parser.add_argument("--out", type=Path, help="folder for the results (default: results, or build/quick, beside it)")
     parser.add_argument("--report-only", action="store_true", help="write the tables and plots of results.json again")
     parser.add_argument("--no-plots", action="store_true", help="leave the plots out")
@@ -158,7 +164,7 @@ def run_jobs(results: Results, jobs: Sequence[Job], options: argparse.Namespace,
             if time.monotonic() > end:
                 say(f"{len(jobs) - number + 1} measurements are left: --resume goes on")
                 break
-            measurement = run_job(job, is_quick=options.quick)
+            measurement = run_job(job, is_quick=options.quick, nice=options.nice)
             results.measurements.append(measurement)
             results.save(out)
             print(f"[{number}/{len(jobs)}] {describe(job, measurement)}", flush=True)
@@ -169,14 +175,14 @@ def run_jobs(results: Results, jobs: Sequence[Job], options: argparse.Namespace,
     return True
 
 
-def run_job(job: Job, *, is_quick: bool) -> Measurement:
+def run_job(job: Job, *, is_quick: bool, nice: int = 0) -> Measurement:
     """Makes one measurement in a process of its own."""
     measurement = Measurement(*job.identity, load_average=round(read_load(), 2))
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         # Servers may give up root, and their folder is below this one.
         Path(folder).chmod(0o755)
         command = [sys.executable, str(HERE / "measure.py"), "--scenario", job.scenario.name, "--peer", job.peer.name]
-        command += ["--transport", job.transport, "--folder", folder, "--build", str(BUILD)]
+        command += ["--transport", job.transport, "--folder", folder, "--build", str(BUILD), "--nice", str(nice)]
         command += ["--quick"] if is_quick else []
         with (Path(folder) / "errors").open("w+") as errors:
             answer = _ask(command, errors, job.scenario.limit_seconds)
