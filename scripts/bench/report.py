@@ -68,9 +68,12 @@ def update_readme(readme: Path, results: Results, folder: str) -> None:
 
 def render_readme(results: Results, folder: str) -> str:
     """Returns what stands in the README, marks included."""
-    plots = f"![CPU per delivery]({folder}/fan-out.svg)\n\n![Deliveries per CPU second]({folder}/saturation.svg)"
-    quick = f"{_QUICK}\n\n" if results.is_quick else ""
-    return f"{README_BEGIN}\n{quick}{render_summary(results)}\n\n{plots}\n{README_END}"
+    parts = [_QUICK] if results.is_quick else []
+    parts.append(render_summary(results))
+    for name, title in (("fan-out", "CPU per delivery"), ("saturation", "Deliveries per CPU second")):
+        if any(one.scenario == name and one.values for one in results.measurements):
+            parts.append(f"![{title}]({folder}/{name}.svg)")
+    return README_BEGIN + "\n" + "\n\n".join(parts) + "\n" + README_END
 
 
 def _introduce(results: Results) -> str:
@@ -84,6 +87,12 @@ def _introduce(results: Results) -> str:
         "processes of a server, user and system. Ratios are taken within each repetition. — means that a server "
         "cannot do this."
     )
+    loads = [one.load_average for one in results.measurements]
+    if loads:
+        text += (
+            f"\n\nPriority (nice) of servers and clients: {results.nice}. Processes that wanted a core meanwhile, "
+            f"whoever's (load average): {min(loads):.1f} to {max(loads):.1f}."
+        )
     if results.is_quick:
         text += f"\n\n{_QUICK}"
     return text

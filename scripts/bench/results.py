@@ -62,6 +62,7 @@ class Results:
         made: when it began, as ISO 8601.
         is_quick: whether everything was smaller; such figures are for trying the bench out.
         sizes: how much of everything there was, by scenario.
+        nice: the priority that servers and clients had: one for all, or they could not be compared.
         machine: what it ran on.
     """
 
@@ -69,6 +70,7 @@ class Results:
     is_quick: bool
     machine: dict[str, object]
     sizes: dict[str, dict[str, float]]
+    nice: int = 0
     peers: list[PeerFacts] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
 

@@ -108,11 +108,12 @@ def begin(options: argparse.Namespace, out: Path) -> Results:
         is_quick=options.quick,
         machine=describe_machine(),
         sizes={one.name: one.sizes_for(is_quick=options.quick) for one in SCENARIOS},
+        nice=options.nice,
     )
     if options.resume and (out / FILE).exists():
         earlier = read_results(out / FILE)
-        if (earlier.is_quick, earlier.sizes) != (results.is_quick, results.sizes):
-            sys.exit(f"run: {out / FILE} was measured with other sizes: move it away")
+        if (earlier.is_quick, earlier.sizes, earlier.nice) != (results.is_quick, results.sizes, results.nice):
+            sys.exit(f"run: {out / FILE} was measured with other sizes or another --nice: move it away")
         results = earlier
     known = {one.name: one for one in results.peers}
     for peer in PEERS:

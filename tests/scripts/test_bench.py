@@ -611,6 +611,11 @@ def test_a_run_measures_and_reports(tmp_path: Path) -> None:
     assert [one.failed for one in results.measurements] == [""]
     assert results.pick("publish", "", "Tricast", "cpu_us")[1] > 0
     assert "quick run" in (tmp_path / "results.md").read_text(encoding="utf-8")
+    mixed = subprocess.run(
+        [*command, "--resume", "--nice", "5"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert mixed.returncode == 1
+    assert "another --nice" in mixed.stderr
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=60, check=True)
     assert again.stdout == ""
 
