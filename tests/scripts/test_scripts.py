@@ -10,10 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted([*(path for path in (ROOT / "scripts").iterdir() if path.is_file()), ROOT / ".ci" / "run"])
+BENCH = ROOT / "scripts" / "bench"
+FILES = sorted(
+    [
+        *(path for path in (ROOT / "scripts").iterdir() if path.is_file()),
+        *(path for path in BENCH.iterdir() if path.is_file() and not path.suffix),
+        ROOT / ".ci" / "run",
+    ]
+)
 PROGRAMS = [path for path in FILES if not path.suffix]
-SHELL = [path for path in FILES if path.name != "raise-nofile"]
+SHELL = [path for path in FILES if "python3" not in path.read_text(encoding="utf-8").splitlines()[0]]
 LOCKS = [ROOT / "requirements.lock", ROOT / "requirements-dev.lock"]
+ALL_LOCKS = [*LOCKS, BENCH / "requirements.txt"]
 
 
 def relative(path: Path) -> str:
@@ -49,6 +57,7 @@ def read_requirements(*extras: str) -> set[str]:
 def test_all_programs_are_here() -> None:
     names = {path.name for path in PROGRAMS if path.parent.name == "scripts"}
     assert names >= {"lint", "lock", "raise-nofile", "run", "test"}
+    assert {path.name for path in PROGRAMS if path.parent == BENCH} == {"check", "hundred-thousand", "run"}
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=relative)
@@ -76,14 +85,14 @@ def test_system_python_reads_raise_nofile_without_the_environment() -> None:
     assert set(imported) <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("path", LOCKS, ids=relative)
+@pytest.mark.parametrize("path", ALL_LOCKS, ids=relative)
 def test_everything_locked_has_hashes(path: Path) -> None:
     locked = read_lock(path)
     assert locked
     assert not [name for name, (_, hashes) in locked.items() if not hashes]
 
 
-@pytest.mark.parametrize("path", LOCKS, ids=relative)
+@pytest.mark.parametrize("path", ALL_LOCKS, ids=relative)
 def test_lock_names_no_place(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "://" not in text
