@@ -214,7 +214,7 @@ class Hub:
     def skipped(self, upto: EventId) -> None:
         """Has everybody who is live read on from the log: of what was committed up to here, not all is handed over."""
         self._last_id = upto
-        for feed in self._feeds.values():
+        for feed in list(self._feeds.values()):  # those who are told may leave
             # Nobody becomes live again before having read up to here.
             feed.flushed = upto
             feed.pending.clear()

@@ -217,16 +217,19 @@ async def test_who_does_not_read_gets_a_gap_and_delays_nobody(open_server: OpenS
                 sent += 1
                 # The kernels may take what seemed too much, as long as there is room.
                 stuck = stuck + 1 if server.hub.statistics().behind == 1 else 0
-            before, gap = [], None
-            while gap is None:
+            # The kernels may make room late: then it reads on for a while in the midst of this, and has two gaps.
+            last, is_after_gap, gaps = None, False, 0
+            while last is None or last.data["n"] < sent - 1:
                 item = await slow.next()
                 if isinstance(item, Gap):
-                    gap = item
-                else:
-                    before.append(item)
-            assert [event.data["n"] for event in before] == list(range(len(before)))
-            assert (gap.reason, gap.after) == ("slow", before[-1].id)
-            assert await numbers(slow, 5) == list(range(sent - 5, sent))
+                    assert last is not None
+                    assert (item.reason, item.after) == ("slow", last.id)
+                    is_after_gap, gaps = True, gaps + 1
+                    continue
+                expected = 0 if last is None else last.data["n"] + 1
+                assert item.data["n"] > expected if is_after_gap else item.data["n"] == expected
+                last, is_after_gap = item, False
+            assert gaps
             await until(lambda: server.hub.statistics().behind == 0)
             await server.hub.publish("news", {"n": sent})
             assert await numbers(slow, 1) == await numbers(other, 1) == [sent]

@@ -28,6 +28,7 @@ from serving import harmless, serving, until
 
 import tricast
 from tricast.event import Draft, EventId
+from tricast.log.base import IdempotencyKey
 from tricast.log.memory import MemoryLog
 from tricast.transports.websocket import Session
 
@@ -260,11 +261,11 @@ class FailingLog(MemoryLog):
 
     left = 3
 
-    async def append(self, drafts: Any) -> list[EventId]:
+    async def append(self, drafts: Any, key: IdempotencyKey | None = None) -> list[EventId]:
         if len(drafts) > self.left:
             raise tricast.LogUnavailable("full")
         self.left -= len(drafts)
-        return await super().append(drafts)
+        return await super().append(drafts, key)
 
 
 def failing_log() -> FailingLog:
