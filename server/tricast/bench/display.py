@@ -112,11 +112,11 @@ def print_table(results: Sequence[Result], stream: TextIO, *, compared: bool) ->
         table.add_row(label, *(value(result) for result in columns))
     console.print(table)
     for words in dict.fromkeys(_said(results)):
-        console.print(Text(words))
+        console.print(Text(words), soft_wrap=True)
     if compared:
         console.print()
         for words in advice(results):
-            console.print(Text(f"- {words}"))
+            console.print(Text(f"- {words}"), soft_wrap=True)
 
 
 def _said(results: Sequence[Result]) -> Iterator[str]:

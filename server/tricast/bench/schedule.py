@@ -96,8 +96,8 @@ class Feed(NamedTuple):
     def due_until(self, publisher: int, elapsed: int) -> int:
         """How many of a publisher's events are due so many nanoseconds after the beginning."""
         batch = self.batch
-        turns = int(elapsed * self.rate / (batch * 1e9))
-        # Rounding must not make an event due before its time, nor forget one.
+        # One less than the division says, so that its rounding makes no event due before its time.
+        turns = int(elapsed * self.rate / (batch * 1e9)) - 1
         batches = max(0, (turns - publisher) // self.publishers)
         while self.due_at(publisher, batches * batch) <= elapsed:
             batches += 1

@@ -13,6 +13,7 @@ from tricast.bench.blocks import Block, BlockReader, Memo
 from tricast.bench.http_answers import Answer, AnswerReader, ChunkDecoder, Head, Malformed
 
 _RETRY = re.compile(rb"(?:^|\n)retry: ([0-9]{1,9})\n")
+_ID_LINE = re.compile(rb"(?:^|\n)id: ([^\n]*)\n")
 _OPCODE_CONTINUATION, _OPCODE_TEXT, _OPCODE_CLOSE, _OPCODE_PING, _OPCODE_PONG = 0x0, 0x1, 0x8, 0x9, 0xA
 _MOST_FRAME_BYTES = 16 * 2**20
 
@@ -100,11 +101,10 @@ class EventStreamSplitter:
         whole, self._rest = text[:end], _without_comments(text[end:])
         items: list[Item] = [Retry(int(found) / 1000) for found in _RETRY.findall(whole)]
         if whole:
-            block = self._reader.read(whole, _last_line_value(whole, b"id: "))
-            if not self._has_begun and block.last_id:
+            if not self._has_begun and (begun := _ID_LINE.search(whole)) is not None:
                 self._has_begun = True
-                items.append(Begun(block.last_id))
-            items.append(block)
+                items.append(Begun(begun[1]))
+            items.append(self._reader.read(whole, _last_id_in(whole)))
         if self._chunks is not None and self._chunks.has_ended:
             items.append(Ended("the end of the stream"))
         return items
@@ -117,10 +117,10 @@ def _without_comments(rest: bytes) -> bytes:
     return rest
 
 
-def _last_line_value(text: bytes, name: bytes) -> bytes:
-    """The rest of the last line that begins with the name. No line of data can: each has a name of its own."""
-    begin = (b"\n" + text).rfind(b"\n" + name)
-    return b"" if begin < 0 else text[begin + len(name) : text.index(b"\n", begin)]
+def _last_id_in(text: bytes) -> bytes:
+    """What the last ``id:`` line says. No line of data is taken for one: each of those has a name of its own."""
+    begin = text.rfind(b"\nid: ") + 1
+    return text[begin + 4 : text.index(b"\n", begin)] if text.startswith(b"id: ", begin) else b""
 
 
 class FrameSplitter:
