@@ -7,17 +7,16 @@ from hypothesis import strategies as st
 from tricast.bench.http_answers import Answer, AnswerReader, ChunkDecoder, Head, Malformed, split_head
 
 PLAIN = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5\r\nLast-Event-ID:  7-0 \r\n\r\n{"a"}'
-CHUNKED = b"HTTP/1.1 200\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\nA\r\n0123456789\r\n0\r\nTrailer: 1\r\n\r\n"
+CHUNKED = (
+    b"HTTP/1.1 200\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\nA\r\n0123456789\r\n0\r\nTrailer: 1\r\n\r\n"
+)
 EMPTY = b"HTTP/1.1 204 No Content\r\nConnection: close\r\nRetry-After: 3\r\n\r\n"
 HINTED = b"HTTP/1.1 100 Continue\r\n\r\n" + PLAIN
 
 
 def read(pieces, *, to_head=False) -> list[Answer]:
     reader = AnswerReader()
-    found = []
-    for piece in pieces:
-        if piece and (answer := reader.feed(piece, to_head=to_head)) is not None:
-            found.append(answer)
+    found = [answer for piece in pieces if piece and (answer := reader.feed(piece, to_head=to_head)) is not None]
     assert reader.is_clean
     return found
 

@@ -12,9 +12,7 @@ GAP = Announced("slow")
 
 
 def blocks_of(items) -> list[Block]:
-    return [
-        Block([Announced("slow") if item is GAP else Numbers(item[0], item[1], item[1] + 1)], []) for item in items
-    ]
+    return [Block([Announced("slow") if item is GAP else Numbers(item[0], item[1], item[1] + 1)], []) for item in items]
 
 
 def entered(*parts, published) -> Tally:

@@ -280,7 +280,9 @@ def test_any_cuts_give_the_same(numbers, cuts, has_gap):
         places = sorted({min(cut, len(data)) for cut in cuts})
         pieces = [data[begin:end] for begin, end in zip([0, *places], [*places, len(data)], strict=True)]
         parts, due, last_id, _ = gathered(fed(splitter, pieces))
-        found = [(part.publisher, n) for part in parts if isinstance(part, Numbers) for n in range(part.first, part.stop)]
+        found = [
+            (part.publisher, n) for part in parts if isinstance(part, Numbers) for n in range(part.first, part.stop)
+        ]
         for publisher in range(2):
             expected = [(publisher, number) for number in numbers if number % 2 == publisher]
             assert [item for item in found if item[0] == publisher] == expected

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from subprocess import PIPE
 from typing import Literal, NamedTuple, TypeVar
@@ -32,8 +33,9 @@ _COMMAND = (sys.executable, "-m", "tricast.bench.generator")
 _READ_BYTES = 64 * 2**10
 #: What a process has open beside its connections.
 _OTHER_DESCRIPTORS = 50
-#: From the order to begin until the first event is due: time for the publishers to connect.
-_LEAD_SECONDS = 0.5
+#: From the order to begin until the first event is due: time for the publishers to connect. Far from the server it is
+#: too short, which is what the warm-up is for.
+_LEAD_SECONDS = 0.2
 _SHOW_SECONDS = 0.25
 #: How long a process may take to end once it was told to, or has nothing more to do.
 _ENDING_SECONDS = 5.0
@@ -90,46 +92,34 @@ class Generator:
         self.progress = Progress()
 
     async def tell(self, order: Order) -> None:
-        """Gives an order. One that has ended by itself is found out by whoever waits for its words.
-
-        Raises:
-            BenchError: it has ended.
-        """
-        try:
+        """Gives an order. That the process has ended is for ``listen`` to find out."""
+        with suppress(trio.BrokenResourceError):
             await self._stdin.send_all(messages.encode(order))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise _ended_early() from None
 
     async def listen(self) -> None:
-        """Takes what it says, until it ends."""
-        assert self._process.stdout is not None
-        rest = b""
-        async with self._words:
-            while data := await self._process.stdout.receive_some(_READ_BYTES):
-                *lines, rest = (rest + data).split(b"\n")
-                for line in lines:
-                    word = messages.decode_word(line)
-                    if isinstance(word, Progress):
-                        self.progress = word
-                    else:
-                        await self._words.send(word)
-
-    async def hear(self, kind: type[Told]) -> Told:
-        """Waits for its next word, which is of this kind.
+        """Takes what it says, until it ends.
 
         Raises:
-            BenchError: it has ended.
+            BenchError: it has ended without a report.
         """
-        try:
-            word = await self._heard.receive()
-        except trio.EndOfChannel:
-            raise _ended_early() from None
+        assert self._process.stdout is not None
+        rest, has_reported = b"", False
+        while data := await self._process.stdout.receive_some(_READ_BYTES):
+            *lines, rest = (rest + data).split(b"\n")
+            for word in map(messages.decode_word, lines):
+                if isinstance(word, Progress):
+                    self.progress = word
+                else:
+                    has_reported = isinstance(word, Report | Published)
+                    await self._words.send(word)
+        if not has_reported:
+            raise BenchError("a process of the load generator ended before its time")
+
+    async def hear(self, kind: type[Told]) -> Told:
+        """Waits for its next word, which is of this kind."""
+        word = await self._heard.receive()
         assert isinstance(word, kind)
         return word
-
-
-def _ended_early() -> BenchError:
-    return BenchError("a process of the load generator ended before its time")
 
 
 class Bench:

@@ -25,7 +25,7 @@ _STDIN, _STDOUT = 0, 1
 _READ_BYTES = 64 * 2**10
 _PROGRESS_SECONDS = 0.25
 #: Opening has ended when none was subscribed for so long.
-_STALLED_SECONDS = 10.0
+_STALLED_SECONDS = 5.0
 #: When the feed has ended: how long to wait for what is on its way, at most, and after the last that came.
 _MOST_AWAITED_SECONDS = 20.0
 _QUIET_SECONDS = 3.0

@@ -136,7 +136,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_faultless(self) -> bool:
         """Whether every subscriber got every event once and in order, or was told what it did not get."""
-        return self.deliveries > 0 and not (self.lost or self.duplicates or self.out_of_order)
+        has_any = self.deliveries > 0 or self.was_interrupted
+        return has_any and not (self.lost or self.duplicates or self.out_of_order)
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
