@@ -156,5 +156,5 @@ _ROWS: dict[str, Callable[[Result], str]] = {
     "requests per event": lambda result: f"{result.requests_per_event:,.3f}",
     "reconnects": lambda result: f"{result.reconnects:,}",
     "errors": lambda result: f"{sum(result.errors.values()):,}",
-    "generator's busiest core": lambda result: f"{result.generator.busiest_cpu:.0%}",
+    "generator CPU": lambda result: f"{result.generator.busiest_cpu:.0%}",
 }

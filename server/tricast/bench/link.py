@@ -140,9 +140,8 @@ class Link:
         """
         try:
             data = self._sock.recv(_RECEIVE_BYTES)
-            # What TLS has decrypted already, epoll does not see.
-            while self._is_secure and (more := self._pending()):
-                data += self._sock.recv(more)
+            if self._is_secure:
+                data += self._pending()
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return b""
         except OSError as error:
@@ -151,8 +150,13 @@ class Link:
             raise LinkLost("closed by the server")
         return data
 
-    def _pending(self) -> int:
-        return self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
+    def _pending(self) -> bytes:
+        """What TLS has decrypted already, which epoll does not see."""
+        assert isinstance(self._sock, ssl.SSLSocket)
+        data = b""
+        while more := self._sock.pending():
+            data += self._sock.recv(more)
+        return data
 
     def send(self, data: bytes) -> None:
         """Sends, and keeps what there is no room for now.

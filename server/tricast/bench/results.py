@@ -16,8 +16,8 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 _BUSY = 0.9
 #: A process that waited for a core this part of the time has measured that as well.
 _STARVED = 0.25
-#: The feed is said to have fallen short when more than this part of it is missing.
-_SHORT = 0.01
+#: The feed is said to have fallen short when its rate was lower by more than this part.
+_SHORT = 0.05
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,7 +225,7 @@ def _load(usages: Sequence[Usage]) -> Load:
 def _warnings(result: Result) -> Iterable[str]:
     if result.opened < result.subscribers:
         yield f"only {result.opened} of {result.subscribers} subscribers could be opened"
-    if result.published < result.planned * (1 - _SHORT) and not result.was_interrupted:
+    if result.published_per_second < result.rate * (1 - _SHORT) and not result.was_interrupted:
         yield (
             f"published {result.published_per_second:.6g} events/s instead of {result.rate:g}: "
             "publishing could not keep up"

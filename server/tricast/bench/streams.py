@@ -68,9 +68,11 @@ class EventStreamSplitter:
         is_chunked: whether the body is in chunks.
     """
 
-    __slots__ = ("_chunks", "_has_begun", "_memo", "_reader", "_rest")
+    __slots__ = ("_chunks", "_has_begun", "_is_clean", "_memo", "_reader", "_rest")
 
     def __init__(self, reader: BlockReader, memo: Memo[Items], *, is_chunked: bool) -> None:
+        #: Whether what comes next can be looked up: nothing is left over that it would continue.
+        self._is_clean = False
         self._reader = reader
         self._memo = memo
         self._chunks = ChunkDecoder() if is_chunked else None
@@ -83,17 +85,14 @@ class EventStreamSplitter:
         Raises:
             Malformed: it is no event stream.
         """
-        is_clean = self._is_clean
-        if is_clean and (known := self._memo.get(data)) is not None:
+        was_clean = self._is_clean
+        if was_clean and (known := self._memo.get(data)) is not None:
             return known
         items = tuple(self._split(data))
-        if is_clean and self._is_clean:
+        self._is_clean = self._has_begun and not self._rest and (self._chunks is None or self._chunks.is_clean)
+        if was_clean and self._is_clean:
             self._memo.put(data, items)
         return items
-
-    @property
-    def _is_clean(self) -> bool:
-        return self._has_begun and not self._rest and (self._chunks is None or self._chunks.is_clean)
 
     def _split(self, data: bytes) -> list[Item]:
         text = self._rest + (data if self._chunks is None else self._chunks.feed(data))
@@ -131,9 +130,10 @@ class FrameSplitter:
         memo: of frame splitters.
     """
 
-    __slots__ = ("_memo", "_parts", "_reader", "_rest")
+    __slots__ = ("_is_clean", "_memo", "_parts", "_reader", "_rest")
 
     def __init__(self, reader: BlockReader, memo: Memo[Items]) -> None:
+        self._is_clean = True
         self._reader = reader
         self._memo = memo
         self._rest = b""
@@ -145,11 +145,12 @@ class FrameSplitter:
         Raises:
             Malformed: these are no frames.
         """
-        is_clean = not self._rest and self._parts is None
-        if is_clean and (known := self._memo.get(data)) is not None:
+        was_clean = self._is_clean
+        if was_clean and (known := self._memo.get(data)) is not None:
             return known
         items = tuple(self._split(data))
-        if is_clean and not self._rest and self._parts is None:
+        self._is_clean = not self._rest and self._parts is None
+        if was_clean and self._is_clean:
             self._memo.put(data, items)
         return items
 

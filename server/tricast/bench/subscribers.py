@@ -5,11 +5,11 @@ the server asks for, and answer pings.
 """
 
 import os
-import time
 from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections import deque
 from collections.abc import Iterable
+from time import monotonic_ns
 from typing import NamedTuple
 
 from wsproto.utilities import generate_accept_token
@@ -38,6 +38,8 @@ from tricast.client.endpoint import Endpoint
 #: How long a subscription may take to be in force.
 _OPENING_SECONDS = 10.0
 _FIRST_RETRY_SECONDS = 0.2
+#: Whatever a server asks for, it is not asked again sooner than this after a failure.
+_SHORTEST_RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 5.0
 #: Connections under way at the same time: fewer than a server's backlog, and enough to keep it busy.
 _MOST_OPENING = 128
@@ -90,7 +92,7 @@ class Subscriber(ABC):
         self._topic = topic
         self._tally = group.tally
         self._link: Link | None = None
-        self._position = ""
+        self._position = b""
         self._attempt = 0
         self._is_dismissed = False
         self._retry = _FIRST_RETRY_SECONDS
@@ -133,12 +135,12 @@ class Subscriber(ABC):
     def _broken(self, why: str) -> None:
         """Counts an error and comes back later."""
         self._tally.error(why)
-        self._come_back()
-
-    def _come_back(self) -> None:
-        delay = self._retry_asked if self._retry_asked is not None else self._retry
+        delay = self._retry if self._retry_asked is None else max(self._retry_asked, _SHORTEST_RETRY_SECONDS)
         self._retry_asked = None
         self._retry = min(self._retry * 2, _LONGEST_RETRY_SECONDS)
+        self._come_back(delay)
+
+    def _come_back(self, delay: float) -> None:
         self.close()
         self._around.engine.call_in(delay, self.open)
         self._group.opening_ended(self)
@@ -177,21 +179,20 @@ class Subscriber(ABC):
 
     def _enter(self, block: Block) -> None:
         if block.last_id:
-            self._position = block.last_id.decode("latin-1")
-        if not block.events and not block.parts:
+            self._position = block.last_id
+        if not block.parts:
             return
         tally = self._tally
         self.ledger.enter(block, tally)
         tally.events += block.events
         if block.due:
-            now = time.monotonic_ns()
-            tally.last_delivery = now
+            tally.last_delivery = now = monotonic_ns()
             tally.deliveries += len(block.due)
             record = tally.histogram.record
             for due in block.due:
                 record(now - due)
 
-    def _begin(self, position: str) -> None:
+    def _begin(self, position: bytes) -> None:
         """The subscription is in force."""
         self._position = position or self._position
         if self.is_live:
@@ -212,7 +213,7 @@ class Subscriber(ABC):
         """A request for the events, with the position when there is one."""
         endpoint = self._around.endpoint
         target = endpoint.target("/events", [("topic", self._topic), *query])
-        position = [f"Last-Event-ID: {self._position}"] if self._position else []
+        position = [f"Last-Event-ID: {self._position.decode('latin-1')}"] if self._position else []
         lines = [f"{method} {target} HTTP/1.1", f"Host: {endpoint.authority}", *headers, *position, "", ""]
         self._tally.requests += 1
         return "\r\n".join(lines).encode("latin-1")
@@ -250,7 +251,7 @@ class EventStreamSubscriber(Subscriber):
     def _handle(self, item: Item) -> None:
         match item:
             case Begun(position):
-                self._begin(position.decode("latin-1"))
+                self._begin(position)
             case Retry(seconds):
                 self._retry_asked = seconds
             case Ended(why):
@@ -293,7 +294,7 @@ class WebSocketSubscriber(Subscriber):
     def _handle(self, item: Item) -> None:
         match item:
             case Begun(position):
-                self._begin(position.decode("latin-1"))
+                self._begin(position)
             case Pinged(payload):
                 self._send(_masked_frame(0xA, payload))
             case Retry(seconds):
@@ -323,7 +324,7 @@ class Poller(Subscriber):
         if self._is_learning:
             self._send(self._request("HEAD", [], "Accept: application/json"))
         else:
-            self._begin("")
+            self._begin(b"")
             self._poll()
 
     def _poll(self) -> None:
@@ -338,12 +339,11 @@ class Poller(Subscriber):
                 return
             self._is_learning = False
             self._enter(block)
-            self._begin("")
+            self._begin(b"")
             if head.retry_after is not None:
                 self._refused(head)
             elif head.closes:
-                self._retry_asked = 0.0
-                self._come_back()
+                self._come_back(0)
             else:
                 self._poll()
 
@@ -369,7 +369,7 @@ class Group:
         self._memos: dict[bool, Memo[Items]] = {}
         self._waiting: deque[Subscriber] = deque()
         self._opening: set[Subscriber] = set()
-        self._began = time.monotonic_ns()
+        self._began = monotonic_ns()
         self._last_opened = self._began
         self.tally = Tally()
         self.members: list[Subscriber] = []
@@ -395,7 +395,7 @@ class Group:
     def opening_ended(self, member: Subscriber) -> None:
         """A member is subscribed, or failed to be, for now."""
         if member.is_live:
-            self._last_opened = time.monotonic_ns()
+            self._last_opened = monotonic_ns()
         if member in self._opening:
             self._opening.discard(member)
             # Not here and now: whom this opens may fail at once, and so on.
