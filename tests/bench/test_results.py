@@ -116,10 +116,12 @@ def test_counts_are_handed_on_and_added_up():
 
 
 def compared() -> list[Result]:
-    return [
-        result_of(measured({name: tally(latency, deliveries=9, events=9, received_bytes=size)}, settings={"transport": name}))
-        for name, latency, size in [("poll", 50, 4000), ("sse", 10, 2000), ("ws", 10, 2050)]
-    ]  # fmt: skip
+    counted = {
+        "poll": tally(50, deliveries=9, events=9, received_bytes=4000),
+        "sse": tally(10, deliveries=9, events=9, received_bytes=2000),
+        "ws": tally(10, deliveries=9, events=9, received_bytes=2050),
+    }
+    return [result_of(measured({name: found}, settings={"transport": name})) for name, found in counted.items()]
 
 
 def test_advice():
