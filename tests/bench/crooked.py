@@ -54,6 +54,7 @@ class CrookedServer(ScriptedServer):
         publish_status: what publishers get as an answer.
 
     Attributes:
+        refusals: how many are still to come.
         items: what is handed out: the data of events, or a gap.
         published: how many events came.
         pongs: how many pings were answered.
@@ -65,7 +66,7 @@ class CrookedServer(ScriptedServer):
     ) -> None:
         super().__init__()
         self._crook = crook
-        self._refusals = refusals
+        self.refusals = refusals
         self._cuts = list(cuts)
         self._publish_status = publish_status
         self._changed = trio.Event()
@@ -90,8 +91,8 @@ class CrookedServer(ScriptedServer):
             await self._take(peer)
         elif peer.request.method == b"HEAD":
             await peer.respond(200, Last_Event_ID=f"{len(self.items)}-0")
-        elif self._refusals:
-            self._refusals -= 1
+        elif self.refusals:
+            self.refusals -= 1
             await peer.problem(503, "no room", Retry_After="0")
         else:
             self.subscriptions += 1

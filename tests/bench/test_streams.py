@@ -189,6 +189,15 @@ def test_a_refusal():
     assert frame_splitter().feed(reply(error={"code": "bad-topic", "message": "no"})) == (Refused("bad-topic"),)
 
 
+def test_a_refusal_cannot_control_the_terminal():
+    assert frame_splitter().feed(reply(error={"code": "\x1b[2J", "message": "no"})) == (Refused("error"),)
+
+
+def test_a_time_to_come_back_that_is_none():
+    close = bytes(Connection(ConnectionType.SERVER).send(CloseConnection(1012, "come back in 1.2.3 s")))
+    assert frame_splitter().feed(close) == (Ended("close frame 1012"),)
+
+
 def test_a_close_without_a_code_and_a_pong():
     assert frame_splitter().feed(b"\x8a\x00\x88\x00") == (Ended("close frame 1005"),)
 

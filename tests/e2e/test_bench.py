@@ -104,6 +104,22 @@ async def test_interrupted_it_tells_what_it_has_so_far():
     assert "interrupted: these are the results so far" in out
 
 
+async def test_interrupted_before_there_is_anything_to_tell():
+    server = CrookedServer(refusals=10**6)
+    async with server.on_sockets(), running("bench", "--url", server.url, "--subscribers", "1") as command:
+        await until(lambda: server.refusals < 10**6)
+        command.process.send_signal(signal.SIGINT)
+        code, out, _ = await command.end()
+    assert (code, out) == (130, "")
+
+
+async def test_publishers_whose_turn_comes_late_lose_their_connection_meanwhile():
+    async with serving(within=40, limits={"head_timeout": "50ms"}) as server:
+        result = await bench(server.url, "--subscribers", "2", "--publishers", "10", "--rate", "12")
+    assert faults(result) == {}
+    assert result["deliveries"] == result["published"] * 2
+
+
 async def test_what_fits_no_event_is_told():
     async with serving(within=40, publish={"max_event": "200B"}) as server:
         code, out, said = await run("bench", "--url", server.url, "--size", "300", *SHORT)

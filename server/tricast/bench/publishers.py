@@ -113,7 +113,10 @@ class Publisher:
             elif link.go_on():
                 self.go_on()
         except LinkLost as lost:
-            self._broken(str(lost), _RETRY_SECONDS)
+            if link.is_open and not self._is_sent:
+                self._come_back(0)  # servers close connections that are idle for long
+            else:
+                self._broken(str(lost), _RETRY_SECONDS)
         except Malformed as malformed:
             self._broken(f"protocol: {malformed}", _RETRY_SECONDS)
 
@@ -173,6 +176,9 @@ class Publisher:
         answer = self._answers.feed(data)
         if answer is None:
             return
+        if not self._is_sent:  # 408: no request came in time (RFC 9110 15.5.9)
+            self._come_back(0)
+            return
         head = answer.head
         if head.status == 200:
             assert self._request is not None
@@ -184,7 +190,7 @@ class Publisher:
                 self._come_back(0)
             else:
                 self.go_on()
-        elif head.status >= 500 or head.status in (409, 429):
+        elif head.status >= 500 or head.status in (408, 409, 429):
             self._broken(f"status {head.status}", _RETRY_SECONDS if head.retry_after is None else head.retry_after)
         else:
             self.refusal = _in_words(head, answer.body)

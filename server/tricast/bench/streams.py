@@ -13,6 +13,9 @@ from tricast.bench.blocks import Block, BlockReader, Memo
 from tricast.bench.http_answers import Answer, AnswerReader, ChunkDecoder, Head, Malformed
 
 _RETRY = re.compile(rb"(?:^|\n)retry: ([0-9]{1,9})\n")
+_COME_BACK = re.compile(r"come back in ([0-9]{1,6}(?:\.[0-9]{1,6})?) s")
+#: What of a server's words is printed to a terminal.
+_HARMLESS = re.compile(r"[A-Za-z0-9_-]{1,60}")
 _ID_LINE = re.compile(rb"(?:^|\n)id: ([^\n]*)\n")
 _OPCODE_CONTINUATION, _OPCODE_TEXT, _OPCODE_CLOSE, _OPCODE_PING, _OPCODE_PONG = 0x0, 0x1, 0x8, 0x9, 0xA
 _MOST_FRAME_BYTES = 16 * 2**20
@@ -217,7 +220,7 @@ def _control(opcode: int, payload: bytes) -> list[Item]:
         return []
     code = int.from_bytes(payload[:2]) if payload else 1005
     reason = payload[2:].decode(errors="replace")
-    delay = re.search(r"come back in ([0-9.]{1,9}) s", reason)
+    delay = _COME_BACK.search(reason)
     ended = Ended(f"close frame {code}")
     return [Retry(float(delay[1])), ended] if delay else [ended]
 
@@ -230,9 +233,12 @@ class _Reply(msgspec.Struct):
 def _reply(message: bytes) -> Begun | Refused:
     try:
         reply = msgspec.json.decode(message, type=_Reply)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Malformed(f"a reply that is none: {error}") from None
-    return Refused(reply.error.get("code", "error")) if reply.error else Begun(reply.last_id.encode())
+    if not reply.error:
+        return Begun(reply.last_id.encode())
+    code = reply.error.get("code", "")
+    return Refused(code if _HARMLESS.fullmatch(code) else "error")
 
 
 def _id_of(message: bytes) -> bytes:
@@ -307,7 +313,7 @@ def _with_gap_in_place(body: bytes) -> bytes:
         end = _as_number(msgspec.json.decode(found.gap, type=_WireGap).resumed_at)
         before = [bytes(event.data) for event in found.events if _as_number(event.id) <= end]
         behind = [bytes(event.data) for event in found.events if _as_number(event.id) > end]
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Malformed(f"an answer to a poll that is none: {error}") from None
     return b"\n".join([*before, bytes(found.gap), *behind])
 
