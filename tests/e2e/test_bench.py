@@ -3,7 +3,11 @@
 import json
 import os
 import signal
+import socket
 import ssl
+import subprocess
+import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,11 @@ import trustme
 from bench.crooked import CrookedServer, Reordering, announcing, dropping, duplicating, honest
 from cli.running import run, running, serving_command
 from clients import subscribe
-from serving import serving, until
+from serving import ended, serving, until
+
+from tricast.bench.coordinator import GeneratorProcess
+from tricast.bench.messages import Await, Begin, Opened, Plan, Report, Stop
+from tricast.bench.schedule import Feed
 
 TRANSPORTS = ["poll", "sse", "ws"]
 #: Short, and measured from the first event on.
@@ -291,3 +299,35 @@ async def test_nothing_is_left_when_it_is_killed():
             assert len(children) == 2
             command.process.kill()
             await until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+
+
+@asynccontextmanager
+async def generator(server: CrookedServer):
+    """A process with one subscriber, as the coordinator runs it."""
+    _, _, port = server.url.rpartition(":")
+    feed = Feed(run="cafe0123", topic="bench", topics=1, publishers=1, rate=10.0, size=160, seconds=1.0)
+    plan = Plan(
+        url=server.url, family=socket.AF_INET, address=("127.0.0.1", int(port)), feed=feed, subscribers=[(0, "sse")]
+    )
+    command = [sys.executable, "-m", "tricast.bench.generator"]
+    process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    async with ended(process), trio.open_nursery() as nursery:
+        running = GeneratorProcess(process)
+        nursery.start_soon(running.listen)
+        await running.tell(plan)
+        yield running
+        await process.wait()
+
+
+@pytest.mark.parametrize(("is_stopped", "lost"), [(True, 0), (False, 3)])
+async def test_what_is_not_waited_for_is_not_lost(is_stopped, lost):
+    server = CrookedServer()
+    with trio.fail_after(30):
+        async with server.on_sockets(), generator(server) as running:
+            assert (await running.hear(Opened)).opened == 1
+            await running.tell(Begin(0, 0))
+            await running.tell(Await([3]))
+            if is_stopped:
+                await running.tell(Stop())
+            report = await running.hear(Report)
+    assert report.counts["sse"].lost == lost

@@ -73,7 +73,7 @@ class State(NamedTuple):
     seconds: float
 
 
-class Generator:
+class GeneratorProcess:
     """One process of the load generator, as the coordinator sees it.
 
     Args:
@@ -87,7 +87,6 @@ class Generator:
         assert process.stdin is not None
         self._process = process
         self._stdin = process.stdin
-        self._words: trio.MemorySendChannel[Word]
         self._words, self._heard = trio.open_memory_channel[Word](2)
         self.progress = Progress()
 
@@ -149,8 +148,8 @@ class Bench:
         self._phase = "opening"
         self._began = 0
         self._was_interrupted = False
-        self._subscribing: list[Generator] = []
-        self._publishing: Generator | None = None
+        self._subscribing: list[GeneratorProcess] = []
+        self._publishing: GeneratorProcess | None = None
 
     async def run(self) -> Result:
         """Runs it to its end, or until SIGINT; a second one ends it without a result.
@@ -185,7 +184,7 @@ class Bench:
             nursery.cancel_scope.cancel()
         return result
 
-    async def _measure(self, publishing: Generator) -> Result:
+    async def _measure(self, publishing: GeneratorProcess) -> Result:
         await publishing.hear(Opened)
         opened = await _of_all(self._subscribing, partial(_hear, kind=Opened))
         if not any(word.opened for word in opened):
@@ -230,10 +229,10 @@ class Bench:
 
     async def _watch_signals(self, signals: AsyncIterator[int]) -> None:
         async for _ in signals:
-            if self._phase != "publishing" or self._was_interrupted or self._publishing is None:
+            if self._phase == "opening" or self._was_interrupted or self._publishing is None:
                 raise KeyboardInterrupt
             self._was_interrupted = True
-            await self._publishing.tell(Stop())
+            await _of_all([self._publishing] if self._phase == "publishing" else self._subscribing, _tell_to_stop)
 
     async def _keep_showing(self) -> None:
         while True:
@@ -283,12 +282,12 @@ async def look_for_server(settings: Settings) -> tuple[int, tuple[str | int, ...
         await trio.aclose_forcefully(stream)
 
 
-async def _run_process(*, task_status: trio.TaskStatus[Generator] = trio.TASK_STATUS_IGNORED) -> None:
+async def _run_process(*, task_status: trio.TaskStatus[GeneratorProcess] = trio.TASK_STATUS_IGNORED) -> None:
     """Runs one process of the generator; cancelling it ends that."""
     # In a session of its own, Ctrl-C on the terminal is for the coordinator alone.
     process = await trio.lowlevel.open_process(_COMMAND, stdin=PIPE, stdout=PIPE, start_new_session=True)
     try:
-        task_status.started(Generator(process))
+        task_status.started(GeneratorProcess(process))
         await process.wait()
     finally:
         assert process.stdin is not None
@@ -304,11 +303,13 @@ async def _run_process(*, task_status: trio.TaskStatus[Generator] = trio.TASK_ST
             await trio.aclose_forcefully(process.stdout)
 
 
-async def _of_all(generators: list[Generator], function: Callable[[Generator], Awaitable[Told | None]]) -> list[Told]:
+async def _of_all(
+    generators: list[GeneratorProcess], function: Callable[[GeneratorProcess], Awaitable[Told | None]]
+) -> list[Told]:
     """What the function returns for each, in their order."""
     found: dict[int, Told | None] = {}
 
-    async def one(index: int, generator: Generator) -> None:
+    async def one(index: int, generator: GeneratorProcess) -> None:
         found[index] = await function(generator)
 
     async with trio.open_nursery() as nursery:
@@ -317,11 +318,15 @@ async def _of_all(generators: list[Generator], function: Callable[[Generator], A
     return [told for _, told in sorted(found.items()) if told is not None]
 
 
-async def _hear(generator: Generator, kind: type[Told]) -> Told:
+async def _hear(generator: GeneratorProcess, kind: type[Told]) -> Told:
     return await generator.hear(kind)
 
 
-async def _tell(generator: Generator, order: Order) -> None:
+async def _tell_to_stop(generator: GeneratorProcess) -> None:
+    await generator.tell(Stop())
+
+
+async def _tell(generator: GeneratorProcess, order: Order) -> None:
     await generator.tell(order)
 
 

@@ -26,9 +26,11 @@ _READ_BYTES = 64 * 2**10
 _PROGRESS_SECONDS = 0.25
 #: Opening has ended when none was subscribed for so long.
 _STALLED_SECONDS = 5.0
-#: When the feed has ended: how long to wait for what is on its way, at most, and after the last that came.
-_MOST_AWAITED_SECONDS = 20.0
+#: When the feed has ended: how long to wait for what is on its way, at most; and after the last that came, when all are
+#: subscribed, and when some are still to come back.
+_MOST_AWAITED_SECONDS = 120.0
 _QUIET_SECONDS = 3.0
+_LONGEST_AWAY_SECONDS = 15.0
 
 
 class Generator:
@@ -105,6 +107,8 @@ class Subscribing(Generator):
                 self._await_until = time.monotonic_ns() + round(_MOST_AWAITED_SECONDS * 1e9)
                 self._quiet_since = time.monotonic_ns()
                 self._look_whether_complete()
+            case Stop():
+                self._finish(was_awaited=False)
 
     def progress(self) -> Progress:
         """See ``Generator.progress``."""
@@ -136,10 +140,11 @@ class Subscribing(Generator):
     def _look_whether_complete(self) -> None:
         now = time.monotonic_ns()
         events = sum(group.tally.events for group in self._groups.values())
-        if events != self._seen or not all(group.are_all_live for group in self._groups.values()):
+        if events != self._seen:
             self._seen, self._quiet_since = events, now
-        is_late = now > self._await_until or now > self._quiet_since + round(_QUIET_SECONDS * 1e9)
-        if is_late or self._is_complete():
+        are_all_here = all(group.are_all_live for group in self._groups.values())
+        quiet = _QUIET_SECONDS if are_all_here else _LONGEST_AWAY_SECONDS
+        if now > min(self._await_until, self._quiet_since + round(quiet * 1e9)) or self._is_complete():
             self._finish()
         else:
             self._engine.call_in(0.05, self._look_whether_complete)
@@ -151,11 +156,13 @@ class Subscribing(Generator):
             for member in group.members
         )
 
-    def _finish(self) -> None:
+    def _finish(self, *, was_awaited: bool = True) -> None:
+        """Reports. What was not waited for is not lost."""
         usage = self._stopwatch.read()
         for group in self._groups.values():
             for member in group.members:
-                member.ledger.close(self._published[member.topic_index], group.tally)
+                published = self._published[member.topic_index] if was_awaited else member.ledger.awaited
+                member.ledger.close(published, group.tally)
             group.close()
         say(messages.Report({transport: group.tally.counts() for transport, group in self._groups.items()}, usage))
         self._engine.stop()

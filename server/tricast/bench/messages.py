@@ -50,7 +50,7 @@ class Await(msgspec.Struct, tag="await", frozen=True):
 
 
 class Stop(msgspec.Struct, tag="stop", frozen=True):
-    """Publish no more."""
+    """Publish no more; or, where publishing is over already, wait no more for what is on its way."""
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True, kw_only=True):
