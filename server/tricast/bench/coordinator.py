@@ -174,7 +174,10 @@ class Bench:
         shares = [self._share_of(index) for index in range(self._processes)]
         async with trio.open_nursery() as nursery:
             for share in [*shares, []]:
-                generator = await nursery.start(_run_process)
+                # In a session of its own, Ctrl-C on the terminal is for the coordinator alone.
+                process = await trio.lowlevel.open_process(_COMMAND, stdin=PIPE, stdout=PIPE, start_new_session=True)
+                nursery.start_soon(_see_to_its_end, process)
+                generator = GeneratorProcess(process)
                 nursery.start_soon(generator.listen)
                 self._subscribing.append(generator)
                 plan = Plan(url=self._settings.url, family=family, address=address, feed=self._feed, subscribers=share)
@@ -282,12 +285,9 @@ async def look_for_server(settings: Settings) -> tuple[int, tuple[str | int, ...
         await trio.aclose_forcefully(stream)
 
 
-async def _run_process(*, task_status: trio.TaskStatus[GeneratorProcess] = trio.TASK_STATUS_IGNORED) -> None:
-    """Runs one process of the generator; cancelling it ends that."""
-    # In a session of its own, Ctrl-C on the terminal is for the coordinator alone.
-    process = await trio.lowlevel.open_process(_COMMAND, stdin=PIPE, stdout=PIPE, start_new_session=True)
+async def _see_to_its_end(process: trio.Process) -> None:
+    """Waits until the process ends; cancelling it ends the process."""
     try:
-        task_status.started(GeneratorProcess(process))
         await process.wait()
     finally:
         assert process.stdin is not None

@@ -7,6 +7,7 @@ import os
 import ssl
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ _QUIET_SECONDS = 3.0
 _LONGEST_AWAY_SECONDS = 15.0
 
 
-class Generator:
+class Generator(ABC):
     """What both kinds of process have in common: the orders, and the clock of their own use.
 
     Args:
@@ -55,13 +56,13 @@ class Generator:
         """Begins."""
         self._engine.call_in(_PROGRESS_SECONDS, self._tell_progress)
 
+    @abstractmethod
     def obey(self, order: Order) -> None:
         """Does what the coordinator says."""
-        raise NotImplementedError
 
+    @abstractmethod
     def progress(self) -> Progress:
         """How far it is."""
-        raise NotImplementedError
 
     def _tell_progress(self) -> None:
         say(self.progress())
@@ -274,8 +275,8 @@ class Orders:
 
     def _obey(self, order: Order) -> None:
         if isinstance(order, Plan):
-            kind = Subscribing if order.subscribers else Publishing
-            self._generator = kind(self._engine, order)
+            has_subscribers = bool(order.subscribers)
+            self._generator = (Subscribing if has_subscribers else Publishing)(self._engine, order)
             self._generator.start()
         elif self._generator is not None:
             self._generator.obey(order)
