@@ -29,6 +29,9 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 _READ_BYTES = 64 * 2**10
 #: Lines published at a time, all or none; well under what a server takes in one batch unless told otherwise.
 _LINES_PER_BATCH = 500
+#: What a benchmark's events carry beside their text, and how many processes may be asked for.
+_SMALLEST_DATA = 100
+_MOST_PROCESSES = 256
 #: As a shell reports a command that a signal ended.
 _INTERRUPTED = 128 + signal.SIGINT
 _NO_READER = 128 + signal.SIGPIPE
@@ -82,6 +85,15 @@ def _check_last_id(context: click.Context, parameter: click.Parameter, value: st
         return None if value is None else str(EventId.parse(value))
     except RemoteProtocolError as error:
         raise click.BadParameter(error.detail, context, parameter) from None
+
+
+def _check_processes(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """The number, or 0 for ``auto``."""
+    if value == "auto":
+        return 0
+    if not value.isdecimal() or not 1 <= int(value) <= _MOST_PROCESSES:
+        raise click.BadParameter(f"expected auto or a number up to {_MOST_PROCESSES}", context, parameter)
+    return int(value)
 
 
 _url_option = click.option(
@@ -310,6 +322,79 @@ def _notify(item: "Item") -> None:
     elif isinstance(item, Gap):
         missing = f"events after {item.after} and up to {item.resumed_at} may be missing"
         _say(f"{missing}: {_GAP_REASONS[item.reason]}", label="gap: ", colour="yellow")
+
+
+@cli.command()
+@_url_option
+@click.option(
+    "--transport",
+    type=click.Choice(["sse", "ws", "poll", "mix"]),
+    default="sse",
+    help="How subscribers subscribe; mix is a third of them each way.",
+)
+@click.option("--subscribers", metavar="N", type=click.IntRange(1), default=100, help="How many subscribe.")
+@click.option(
+    "--rate",
+    metavar="R",
+    type=click.FloatRange(0, 1_000_000, min_open=True),
+    default=10.0,
+    help="Events a second that are published, of all publishers together.",
+)
+@click.option(
+    "--size", metavar="BYTES", type=click.IntRange(_SMALLEST_DATA), default=160, help="The data of each event."
+)
+@click.option(
+    "--duration", metavar="S", type=click.FloatRange(0, min_open=True), default=10.0, help="Seconds that are measured."
+)
+@click.option("--warm-up", metavar="S", type=click.FloatRange(0), default=1.0, help="Seconds of the same before.")
+@click.option("--topic", metavar="T", default="bench", help="The topic, or what the names of several begin with.")
+@click.option(
+    "--topics",
+    metavar="N",
+    type=click.IntRange(1),
+    default=1,
+    help="How many topics: each subscriber has one of them, and the events go to them in turn.",
+)
+@click.option(
+    "--publishers",
+    metavar="N",
+    type=click.IntRange(1, 1000),
+    default=1,
+    help="How many publish, each over a connection.",
+)
+@click.option(
+    "--processes",
+    metavar="N|auto",
+    callback=_check_processes,
+    default="auto",
+    help="Processes that the subscribers are shared among; auto is as few as the descriptor limit allows.",
+)
+@click.option("--compare", is_flag=True, help="Run the same feed over long polling, SSE and WebSocket, side by side.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
+def bench(*, compare: bool, as_json: bool, **options: Any) -> None:
+    """Load a server with subscribers and a feed, and measure.
+
+    Tells whether every subscriber got every event, once and in order, and how soon after it was due. Publishes to the
+    topic, so choose one that nobody else uses. Ctrl-C ends it with the results so far. The exit code is 1 when
+    anything was lost, duplicated or out of order without an announced gap.
+    """
+    _run(_bench, options, compare, as_json)
+
+
+async def _bench(options: dict[str, Any], compare: bool, as_json: bool) -> None:
+    from tricast.bench.coordinator import TRANSPORTS, Bench
+    from tricast.bench.display import print_json, print_table, shown
+    from tricast.bench.results import Result, Settings
+
+    results: list[Result] = []
+    for transport in TRANSPORTS if compare else (options["transport"],):
+        with shown(sys.stderr) as show:
+            results.append(await Bench(Settings(**options | {"transport": transport}), show).run())
+        if results[-1].was_interrupted:
+            break
+    (print_json if as_json else print_table)(results, sys.stdout, compared=compare)
+    if not all(result.is_faultless for result in results):
+        raise click.exceptions.Exit(1)
 
 
 def _load(file: str | None, overrides: dict[str, dict[str, object]]) -> "Config":

@@ -132,6 +132,10 @@ class Peer:
     async def accept(self, hello: str = '{"ok":"subscribe","topics":["news"],"last_id":"5-0"}') -> None:
         """Reads the request, upgrades to WebSocket, and says hello in the same bytes."""
         await self.read_request()
+        await self.upgrade(hello)
+
+    async def upgrade(self, hello: str) -> None:
+        """Answers the request that was read with an upgrade to WebSocket, and says hello in the same bytes."""
         answer = h11.InformationalResponse(
             status_code=101,
             headers=[

@@ -30,16 +30,20 @@ LAYERS = (
     ("workers",),
     ("",),  # the package itself: what it offers to those who import it
     ("client",),
+    ("bench",),
     ("cli",),
     ("__main__",),
 )
 #: Parts that may use less than what is below them.
 ALLOWED = {
     "client": {"errors", "event", "wire"},
+    "bench": {"errors", "descriptors", "client"},
     "tricast_proxy": {"errors", "event", "config", "sent", "wire", "connection"},
 }
+_PURE_IN_BENCH = ("blocks", "histogram", "http_answers", "ledger", "schedule", "streams")
 #: What must do without I/O, and so cannot do any by accident.
 SANS_IO = {
+    **{f"tricast.bench.{name}": {"trio", "select", "socket", "ssl", "time"} for name in _PURE_IN_BENCH},
     "tricast.wire": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading", "time"},
     "tricast.hub": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
     "tricast.log.window": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading", "sqlite3"},
@@ -161,6 +165,8 @@ def test_what_must_do_without_io_is_there(sources: dict[str, str]) -> None:
         ("tricast.cli", "from tricast_proxy.rules import Rule"),
         ("tricast.client.inbox", "from tricast.hub import Hub"),
         ("tricast.client.inbox", "from tricast.cli import main"),
+        ("tricast.bench.streams", "from tricast.wire import sse"),
+        ("tricast.bench.streams", "import trio"),
         ("tricast_proxy.rules", "from tricast.hub import Hub"),
         ("tricast_proxy.rules", "from tricast import server"),
         ("tricast_proxy.rules", "from tricast import serve"),

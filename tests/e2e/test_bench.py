@@ -1,0 +1,333 @@
+"""``tricast bench`` against the server, and against one that loses, repeats and swaps events."""
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+from bench.crooked import CrookedServer, Reordering, announcing, dropping, duplicating, honest
+from cli.running import run, running, serving_command
+from clients import subscribe
+from serving import ended, serving, until
+
+from tricast.bench.coordinator import GeneratorProcess
+from tricast.bench.messages import Await, Begin, Opened, Plan, Report, Stop
+from tricast.bench.schedule import Feed
+
+TRANSPORTS = ["poll", "sse", "ws"]
+#: Short, and measured from the first event on.
+SHORT = ("--duration", "0.5", "--rate", "40", "--warm-up", "0")
+FAULTS = ("lost", "duplicates", "out_of_order", "missed")
+KEYS = {
+    "transport", "subscribers", "opened", "opened_per_second", "planned", "published", "rate", "published_per_second",
+    "events_per_publish", "publish_late_ms", "deliveries", "deliveries_per_second", "lost", "missed", "duplicates",
+    "out_of_order", "gaps", "latency_ms", "bytes_per_event", "requests_per_event", "reconnects", "errors", "generator",
+    "warnings", "by_transport", "was_interrupted",
+}  # fmt: skip
+
+
+async def bench(url: str, *args: str, code: int = 0) -> dict:
+    """Runs it, and returns what it prints as JSON."""
+    status, out, said = await run("bench", "--url", url, "--json", *SHORT, *args)
+    assert status == code, said
+    return json.loads(out)
+
+
+def faults(result: dict) -> dict[str, int]:
+    return {name: result[name] for name in FAULTS if result[name]}
+
+
+# The server
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_hundreds_of_subscribers(transport):
+    async with serving(within=40) as server:
+        result = await bench(server.url, "--transport", transport, "--subscribers", "300")
+    assert set(result) == KEYS
+    assert faults(result) == {}
+    assert result["errors"] == {}
+    assert (result["subscribers"], result["opened"]) == (300, 300)
+    assert 0 < result["published"] <= result["planned"] == 20
+    # With a slow machine less is published, but that comes.
+    assert result["deliveries"] == result["published"] * 300
+    assert 0 < result["latency_ms"]["p50"] <= result["latency_ms"]["p99_9"] <= result["latency_ms"]["max"]
+    assert result["bytes_per_event"] > 160
+    assert (result["requests_per_event"] > 0) is (transport == "poll")
+    assert result["generator"]["processes"] == 2
+
+
+async def test_a_mix_over_topics_publishers_and_processes():
+    async with serving(within=40) as server:
+        args = ("--transport", "mix", "--topics", "3", "--publishers", "2", "--processes", "2", "--rate", "2000")
+        result = await bench(server.url, *args, "--subscribers", "18")
+    assert faults(result) == {}
+    parts = result["by_transport"]
+    assert {name: part["opened"] for name, part in parts.items()} == dict.fromkeys(TRANSPORTS, 6)
+    assert sum(part["deliveries"] for part in parts.values()) == result["deliveries"] > 0
+    assert result["generator"]["processes"] == 3
+    assert result["events_per_publish"] > 1
+
+
+async def test_only_what_was_due_behind_the_warm_up_is_measured():
+    async with serving(within=40) as server:
+        result = await bench(server.url, "--subscribers", "1", "--warm-up", "0.5")
+    assert result["planned"] == 40
+    assert result["deliveries"] == result["published"] - 20
+
+
+async def test_side_by_side():
+    async with serving(within=40) as server:
+        code, out, said = await run("bench", "--compare", "--url", server.url, "--subscribers", "10", *SHORT)
+    assert code == 0, said
+    assert out.splitlines()[0].split() == ["long", "polling", "SSE", "WebSocket"]
+    rows = {line[:20].strip(): line[26:].split() for line in out.splitlines() if line[:20].strip()}
+    assert rows["lost"] == ["0", "0", "0"]
+    assert rows["subscribers opened"] == ["10", "10", "10"]
+    assert "- lowest p99 latency: " in out
+
+
+async def test_side_by_side_as_json():
+    async with serving(within=40) as server:
+        result = await bench(server.url, "--compare", "--subscribers", "5")
+    assert list(result) == TRANSPORTS
+    assert all(set(part) == KEYS for part in result.values())
+
+
+async def test_interrupted_it_tells_what_it_has_so_far():
+    async with serving(within=40) as server, running("bench", "--url", server.url, "--duration", "600") as command:
+        with await subscribe("sse", server.url, "bench") as witness:
+            await witness.event()
+            command.process.send_signal(signal.SIGINT)
+            code, out, said = await command.end()
+    assert code == 0, said
+    assert "interrupted: these are the results so far" in out
+
+
+async def test_interrupted_before_there_is_anything_to_tell():
+    server = CrookedServer(refusals=10**6)
+    async with server.on_sockets(), running("bench", "--url", server.url, "--subscribers", "1") as command:
+        await until(lambda: server.refusals < 10**6)
+        command.process.send_signal(signal.SIGINT)
+        code, out, _ = await command.end()
+    assert (code, out) == (130, "")
+
+
+async def test_publishers_whose_turn_comes_late_lose_their_connection_meanwhile():
+    async with serving(within=40, limits={"head_timeout": "50ms"}) as server:
+        result = await bench(server.url, "--subscribers", "2", "--publishers", "10", "--rate", "12")
+    assert faults(result) == {}
+    assert result["deliveries"] == result["published"] * 2
+
+
+async def test_what_fits_no_event_is_told():
+    async with serving(within=40, publish={"max_event": "200B"}) as server:
+        code, out, said = await run("bench", "--url", server.url, "--size", "300", *SHORT)
+    assert (code, out) == (1, "")
+    assert "error: the server answered 413 to a publish: " in said
+
+
+async def test_a_server_without_room():
+    async with serving(within=40, limits={"connections": 30}) as server:
+        code, out, _ = await run("bench", "--url", server.url, "--subscribers", "40", *SHORT)
+    assert "warning: only " in out
+    assert "of 40 subscribers could be opened" in out
+    assert "error: status 503: " in out
+    assert code in (0, 1)  # whether there was a connection left to publish on
+
+
+# Without it
+
+
+async def test_nobody_serves():
+    code, out, said = await run("bench", "--url", "http://127.0.0.1:1")
+    assert (code, out) == (1, "")
+    assert said == "error: cannot connect to http://127.0.0.1:1: connection refused\n"
+
+
+async def test_somebody_else_serves():
+    async def answer(peer):
+        await peer.read_request()
+        await peer.respond(200, "hello")
+
+    server = CrookedServer()
+    server.handle = lambda stream: _play(answer, stream)
+    async with server.on_sockets():
+        code, out, said = await run("bench", "--url", server.url)
+    assert (code, out) == (1, "")
+    assert said == f"error: there is no Tricast server at {server.url}\n"
+
+
+async def _play(scene, stream):
+    from client.scripted import Peer
+
+    await scene(Peer(stream))
+    await trio.aclose_forcefully(stream)
+
+
+async def test_more_subscribers_than_descriptors():
+    code, out, said = await run("bench", "--processes", "1", "--subscribers", "9999999")
+    assert (code, out) == (1, "")
+    assert said.startswith("error: a process may have ")
+
+
+@pytest.mark.parametrize(("processes", "said"), [("0", "expected auto or a number"), ("many", "expected auto")])
+async def test_wrong_usage(processes, said):
+    code, _, found = await run("bench", "--processes", processes)
+    assert code == 2
+    assert said in found
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    ("crook", "found"),
+    [
+        (lambda: honest, {}),
+        (lambda: dropping, {"lost": 1}),
+        (lambda: duplicating, {"duplicates": 1}),
+        (Reordering, {"out_of_order": 1}),
+        (lambda: announcing, {"missed": 1}),
+    ],
+    ids=["honest", "drops", "duplicates", "swaps", "announces"],
+)
+async def test_faults_are_found_on_every_transport(crook, found):
+    server = CrookedServer(crook())
+    async with server.on_sockets():
+        code = 1 if found and "missed" not in found else 0
+        result = await bench(server.url, "--transport", "mix", "--subscribers", "3", code=code)
+    assert [faults(part) for part in result["by_transport"].values()] == [found] * 3
+    assert result["gaps"] == ({"evicted": 3} if "missed" in found else {})
+    assert server.pongs == [b"there?"]
+
+
+async def test_refused_and_cut_off_they_come_back_and_miss_nothing():
+    server = CrookedServer(refusals=3, cuts=(3, 1, 2, 1))
+    async with server.on_sockets():
+        result = await bench(server.url, "--transport", "mix", "--subscribers", "3")
+    assert faults(result) == {}
+    assert result["errors"]["status 503"] == 3
+    assert result["reconnects"] >= 4
+    assert result["deliveries"] == server.published * 3
+
+
+@pytest.mark.parametrize("status", [503, 409])
+async def test_a_server_that_takes_no_events_for_now(status):
+    server = CrookedServer(publish_status=status)
+    async with server.on_sockets():
+        result = await bench(server.url, "--subscribers", "1", code=1)
+    assert (result["published"], result["deliveries"]) == (0, 0)
+    assert set(result["errors"]) == {f"publishing: status {status}"}
+    assert "publishing could not keep up" in result["warnings"][0]
+
+
+async def test_a_secure_server(tmp_path, monkeypatch):
+    authority = trustme.CA()
+    trusted = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(trusted))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    server = CrookedServer()
+    async with server.on_sockets(context):
+        code, _, said = await run("bench", "--url", server.url)
+        assert code == 1
+        assert "its certificate is not trusted" in said
+        monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+        result = await bench(server.url, "--transport", "mix", "--subscribers", "30")
+    assert faults(result) == {}
+    assert result["errors"] == {}
+    assert result["deliveries"] == server.published * 30
+
+
+async def test_subscriptions_are_refused():
+    server = CrookedServer(refusals=10**6)
+    async with server.on_sockets():
+        code, out, said = await run("bench", "--url", server.url, "--subscribers", "1", *SHORT)
+    assert (code, out) == (1, "")
+    assert said.splitlines()[-1].startswith("error: no subscriber could be opened: status 503 (")
+
+
+async def test_the_server_goes_away_and_does_not_come_back():
+    with trio.fail_after(60):
+        async with serving_command() as (server, url):
+            args = ("bench", "--url", url, "--transport", "mix", "--subscribers", "6", "--duration", "2", "--json")
+            async with running(*args) as command:
+                with await subscribe("sse", url, "bench") as witness:
+                    await witness.event()
+                server.process.kill()
+                code, out, _ = await command.end()
+    result = json.loads(out)
+    assert result["published"] < result["planned"]
+    assert result["errors"]["connection refused"] > 0
+    assert code in (0, 1)  # an event may have been on its way
+
+
+# Its processes
+
+
+def _children(pid: int) -> list[int]:
+    # A child is listed with the thread that has started it.
+    return sorted(
+        int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
+    )
+
+
+async def test_a_process_of_its_own_that_dies_ends_it():
+    async with serving(within=40) as server, running("bench", "--url", server.url, "--duration", "600") as command:
+        with await subscribe("sse", server.url, "bench") as witness:
+            await witness.event()
+            os.kill(_children(command.process.pid)[0], signal.SIGKILL)
+            code, out, said = await command.end()
+    assert (code, out) == (1, "")
+    assert said.endswith("error: a process of the load generator ended before its time\n")
+
+
+async def test_nothing_is_left_when_it_is_killed():
+    async with serving(within=40) as server, running("bench", "--url", server.url, "--duration", "600") as command:
+        with await subscribe("sse", server.url, "bench") as witness:
+            await witness.event()
+            children = _children(command.process.pid)
+            assert len(children) == 2
+            command.process.kill()
+            await until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+
+
+@asynccontextmanager
+async def generator(server: CrookedServer):
+    """A process with one subscriber, as the coordinator runs it."""
+    _, _, port = server.url.rpartition(":")
+    feed = Feed(run="cafe0123", topic="bench", topics=1, publishers=1, rate=10.0, size=160, seconds=1.0)
+    plan = Plan(
+        url=server.url, family=socket.AF_INET, address=("127.0.0.1", int(port)), feed=feed, subscribers=[(0, "sse")]
+    )
+    command = [sys.executable, "-m", "tricast.bench.generator"]
+    process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    async with ended(process), trio.open_nursery() as nursery:
+        running = GeneratorProcess(process)
+        nursery.start_soon(running.listen)
+        await running.tell(plan)
+        yield running
+        await process.wait()
+
+
+@pytest.mark.parametrize(("is_stopped", "lost"), [(True, 0), (False, 3)])
+async def test_what_is_not_waited_for_is_not_lost(is_stopped, lost):
+    server = CrookedServer()
+    with trio.fail_after(30):
+        async with server.on_sockets(), generator(server) as running:
+            assert (await running.hear(Opened)).opened == 1
+            await running.tell(Begin(0, 0))
+            await running.tell(Await([3]))
+            if is_stopped:
+                await running.tell(Stop())
+            report = await running.hear(Report)
+    assert report.counts["sse"].lost == lost
