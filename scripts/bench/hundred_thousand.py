@@ -85,16 +85,14 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     settings = {"TRICAST_SERVER__WORKERS": str(workers)} if workers > 1 else {}
     say(f"server: {workers}, clients: {processes} (processes)")
     with Tricast().run(folder, options=settings) as running, loads(processes) as crowd:
-        publisher = Publisher(running)
-        publisher.publish(TOPIC, write_event(0, 0, EVENT_BYTES))  # it tells long pollers their first position
+        publish(running, 0, 0)  # it tells long pollers their first position
         empty, kernel = read_memory(running.pids()), read_kernel_bytes()
         cpu, began = read_cpu_ns(running.pids()), time.monotonic()
         for transport in TRANSPORTS:
             open_transport(running, crowd, transport, options.connections)
         opened_seconds, opened_cpu = time.monotonic() - began, read_cpu_ns(running.pids()) - cpu
         say(f"all are open after {opened_seconds:.0f} s")
-        figures = hold(options, running, crowd, publisher)
-        publisher.close()
+        figures = hold(options, running, crowd)
         still_open = sum(one.call("count_open") for one in crowd)
     kernel_bytes = figures.pop("kernel")
     return {
@@ -161,7 +159,16 @@ def open_transport(running: Running, crowd: Sequence[Load], transport: str, conn
     say(f"{opened:,} over {transport}")
 
 
-def hold(options: argparse.Namespace, running: Running, crowd: Sequence[Load], publisher: Publisher) -> dict[str, Any]:
+def publish(running: Running, number: int, sent_ns: int) -> None:
+    """Publishes one event, on a connection of its own: between two of them a server may end one that asks nothing."""
+    publisher = Publisher(running)
+    try:
+        publisher.publish(TOPIC, write_event(number, sent_ns, EVENT_BYTES))
+    finally:
+        publisher.close()
+
+
+def hold(options: argparse.Namespace, running: Running, crowd: Sequence[Load]) -> dict[str, Any]:
     """Holds the connections for the time, publishes now and then, and returns what that came to."""
     settle(options, crowd)
     pids = running.pids()
@@ -181,7 +188,7 @@ def hold(options: argparse.Namespace, running: Running, crowd: Sequence[Load], p
     for number in range(1, events + 1):
         time.sleep(max(0.0, began + options.idle + (number - 1) * options.every - time.monotonic()))
         sent[number] = time.monotonic_ns()
-        publisher.publish(TOPIC, write_event(number, sent[number], EVENT_BYTES))
+        publish(running, number, sent[number])
         peak = max(peak, read_memory(pids))
     received: list[Received] = [one.result() for one in crowd]
     return {

@@ -276,7 +276,7 @@ class Session(Stream):
                 break
             self._drop(frame)
             if frame.kind is Kind.PING:
-                await self.connection.send_soon(wire.pong_frame(bytes(frame.payload)))  # type: ignore[arg-type]
+                await self.connection.send(wire.pong_frame(bytes(frame.payload)))  # type: ignore[arg-type]
             elif frame.kind is not Kind.PONG:
                 return frame.payload
         return None if self._protocol is None else await self._parse_with(self._protocol)
