@@ -101,7 +101,8 @@ class HubStatistics(msgspec.Struct, frozen=True):
     feeds: int  # now
     subscribers: int  # now
     behind: int  # now
-    published: int
+    published: int  # given to publishers here, answers to repeated requests included
+    committed: int  # that came out of the log, whoever published them
     flushes: int
     deliveries: int  # blocks handed to live subscribers
     fell_behind: int
@@ -132,6 +133,7 @@ class Hub:
         self._subscribers = 0
         self._live = 0
         self._published = 0
+        self._committed = 0
         self._flushes = 0
         self._deliveries = 0
         self._fell_behind = 0
@@ -196,11 +198,15 @@ class Hub:
             LogUnavailable: none was kept.
             RemoteProtocolError: the key was used for something else.
         """
-        return await self._log.append(drafts, key) if drafts else []
+        if not drafts:
+            return []
+        ids = await self._log.append(drafts, key)
+        self._published += len(ids)
+        return ids
 
     def committed(self, events: Sequence[Event]) -> None:
         """Takes what the log has committed, in id order, and marks the feeds that it concerns."""
-        self._published += len(events)
+        self._committed += len(events)
         for event in events:
             for feed in self._feeds_of(event.topic):
                 if not feed.pending:
@@ -420,6 +426,7 @@ class Hub:
             subscribers=self._subscribers,
             behind=self._subscribers - self._live,
             published=self._published,
+            committed=self._committed,
             flushes=self._flushes,
             deliveries=self._deliveries,
             fell_behind=self._fell_behind,

@@ -64,7 +64,9 @@ class _RuntimeCollector(Collector):
         yield GaugeMetricFamily("tricast_subscribers_behind", "Subscribers that read from the log.", hub.behind)
         yield GaugeMetricFamily("tricast_feeds", "Distinct sets of topics subscribed to.", hub.feeds)
         yield GaugeMetricFamily("tricast_draining", "1 while the server goes down.", self._runtime.is_draining)
-        yield CounterMetricFamily("tricast_events_published", "Events that the log committed.", hub.published)
+        # Of several processes each sees all events, so only what each has published itself may be added up.
+        yield CounterMetricFamily("tricast_events_published", "Events taken from publishers here.", hub.published)
+        yield CounterMetricFamily("tricast_events_committed", "Events of the log, from anywhere.", hub.committed)
         yield CounterMetricFamily("tricast_flushes", "Rounds in which events were handed out.", hub.flushes)
         yield CounterMetricFamily("tricast_deliveries", "Blocks handed to live subscribers.", hub.deliveries)
         yield CounterMetricFamily("tricast_fell_behind", "Times a subscriber could not take a block.", hub.fell_behind)
