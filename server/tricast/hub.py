@@ -33,6 +33,8 @@ from tricast.wire.form import Form
 #: each, and twice that with TLS, nobody else waits for more than 4 ms.
 SENDS_PER_TURN = 200
 _BYTES_PER_SEND = 8 * 2**10
+#: Subscribers that are sent to the log between two yields: a waiting poll is answered for it.
+_SKIPS_PER_TURN = 50
 #: How much a subscriber is given at a time, from the log or by a flush: what it cannot take is kept for it.
 CATCH_UP_BYTES = 64 * 2**10
 #: Topics whose feeds are remembered while patterns are in use; forgotten all at once when there are more.
@@ -129,6 +131,8 @@ class Hub:
         self._by_pattern: dict[Feed, None] = {}
         self._remembered: dict[str, tuple[Feed, ...]] = {}
         self._dirty: dict[Feed, None] = {}
+        #: Those who were live when something was skipped; they are told in the flush's turns.
+        self._to_read_on: list[Subscriber] = []
         self._last_id = log.last_id
         self._subscribers = 0
         self._live = 0
@@ -220,14 +224,16 @@ class Hub:
     def skipped(self, upto: EventId) -> None:
         """Has everybody who is live read on from the log: of what was committed up to here, not all is handed over."""
         self._last_id = upto
-        for feed in list(self._feeds.values()):  # those who are told may leave
+        for feed in self._feeds.values():
             # Nobody becomes live again before having read up to here.
             feed.flushed = upto
             feed.pending.clear()
             for subscriber in [each for members in feed.live.values() for each in members]:
                 self._stop_live(subscriber)
                 subscriber.was_live = False  # if there is a gap, it was not its own slowness
-                subscriber.fell_behind()
+                self._to_read_on.append(subscriber)
+        if self._to_read_on:
+            self._wake()
 
     # Subscribing
 
@@ -317,6 +323,8 @@ class Hub:
 
         A subscriber that cannot take its block leaves the live ones and is told so; it delays nobody.
         """
+        for _ in self._tell_of_skip():
+            yield
         turn = 0
         while self._dirty:
             feeds, self._dirty = self._dirty, {}
@@ -324,13 +332,21 @@ class Hub:
             for feed in feeds:
                 for form, subscribers, events in self._take(feed):
                     block = form.block(events)
-                    weight = 1 + len(block) // _BYTES_PER_SEND
+                    weight = form.weight + len(block) // _BYTES_PER_SEND
                     for subscriber in subscribers:
                         self._deliver(subscriber, feed, events, block)
                         turn += weight
                         if turn >= SENDS_PER_TURN:
                             turn = 0
                             yield
+
+    def _tell_of_skip(self) -> Iterator[None]:
+        subscribers, self._to_read_on = self._to_read_on, []
+        for number, subscriber in enumerate(subscribers, start=1):
+            if subscriber.feed is not None and not subscriber.is_live:  # it may have left, or come anew
+                subscriber.fell_behind()
+            if number % _SKIPS_PER_TURN == 0:
+                yield
 
     def _take(self, feed: Feed) -> list[tuple[Form, list[Subscriber], Sequence[Event]]]:
         """Takes a feed's pending events, in parts of bounded size, and those who were live when they were taken.

@@ -10,7 +10,7 @@ from tricast.http import Exchange, Handover
 from tricast.runtime import Handler, Runtime
 from tricast.transports.websocket import Session, Subscription
 from tricast.wire.http1 import END_OF_HEAD, Request, encode_head, encode_headers
-from tricast.wire.websocket import DEFLATE_ACCEPTED, accepts_deflate
+from tricast.wire.websocket import accept_deflate
 
 _VERSION = b"13"
 _UPGRADE_HEADERS = ((b"upgrade", b"websocket"), (b"connection", b"upgrade"))
@@ -57,11 +57,11 @@ def upgrade(
     # Names of subprotocols are case-sensitive, unlike most tokens.
     if subprotocol is not None and subprotocol in request.members(b"sec-websocket-protocol"):
         headers.append((b"sec-websocket-protocol", subprotocol))
-    has_deflate = runtime.config.websocket.permessage_deflate and accepts_deflate(
-        b",".join(request.members(b"sec-websocket-extensions")).decode("latin-1")
-    )
-    if has_deflate:
-        headers.append((b"sec-websocket-extensions", DEFLATE_ACCEPTED))
+    deflate = None
+    if runtime.config.websocket.permessage_deflate:
+        deflate = accept_deflate(b",".join(request.members(b"sec-websocket-extensions")).decode("ascii"))
+    if deflate is not None:
+        headers.append((b"sec-websocket-extensions", deflate))
     head = encode_head(101, encode_headers(headers), runtime.common_headers(), END_OF_HEAD)
     session = Session(
         exchange.connection,
@@ -70,7 +70,7 @@ def upgrade(
         handler,
         exchange.unread(),
         subscription=subscription,
-        has_deflate=has_deflate,
+        has_deflate=deflate is not None,
     )
     return Handover(head + session.opening(), session)
 
@@ -88,8 +88,10 @@ def refuse_foreign_origin(request: Request, runtime: Runtime) -> None:
     if origin is None:
         return
     allowed = runtime.config.server.cors_origins
-    host = origin.partition(b"://")[2]
+    scheme, _, host = origin.partition(b"://")
     is_own = bool(host) and host.lower() == (request.header(b"host") or b"").lower()
+    if runtime.config.tls.certificate and scheme != b"https":
+        is_own = False  # a page that came without TLS may be anybody's; without TLS here, a proxy may have added it
     if not is_own and "*" not in allowed and origin.decode("latin-1") not in allowed:
         raise RemoteProtocolError(
             "pages of this origin may not do this: see server.cors_origins", code="origin-not-allowed", status=403

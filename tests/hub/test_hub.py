@@ -561,7 +561,7 @@ def test_statistics(world: World) -> None:
     world.flush()
     assert live.is_live
     assert world.hub.statistics() == HubStatistics(
-        feeds=2, subscribers=3, behind=2, published=3, flushes=1, deliveries=2, fell_behind=1, gaps=0
+        feeds=2, subscribers=3, behind=2, published=3, committed=3, flushes=1, deliveries=2, fell_behind=1, gaps=0
     )
 
 
@@ -646,9 +646,31 @@ async def test_what_was_skipped_and_dropped_is_a_gap_that_is_not_the_clients_fau
     subscriber = skipping.join("a")
     before = skipping.hub.last_id
     ids = skip(skipping, *["a"] * 5)
+    skipping.flush()
     skipping.catch_up(subscriber)
     assert subscriber.gaps == [Gap(GapReason.EVICTED, before, ids[1])]
     assert subscriber.ids == ids[2:]
+
+
+async def test_who_leaves_or_comes_anew_before_being_told_of_a_skip_is_not_told(skipping: World) -> None:
+    gone, back = skipping.join("a"), skipping.join("a")
+    skip(skipping, "a")
+    for each in (gone, back):
+        skipping.hub.leave(each)
+    skipping.hub.join(back, TopicSet(["a"]))
+    back.position = skipping.hub.last_id
+    assert skipping.hub.try_go_live(back)
+    skipping.flush()
+    assert (gone.is_catching_up, back.is_catching_up) == (False, False)
+
+
+async def test_others_have_their_turn_while_many_are_told_of_a_skip(skipping: World) -> None:
+    subscribers = [skipping.join("a") for _ in range(120)]
+    skip(skipping, "a")
+    assert skipping.flush() == 2
+    for each in subscribers:
+        skipping.catch_up(each)
+        assert each.is_live
 
 
 async def test_who_read_before_something_was_skipped_reads_on(skipping: World) -> None:

@@ -22,7 +22,7 @@ from tricast.wire.websocket import (
     DEFLATED_FORM,
     FORM,
     BoundedInflate,
-    accepts_deflate,
+    accept_deflate,
     deflated_frame,
     encode_gap,
     text_frame,
@@ -61,7 +61,8 @@ def deflate(data: bytes, *, level: int = 6, flush: int = zlib.Z_SYNC_FLUSH) -> b
     ],
 )
 def test_offers_that_can_be_accepted(offers: str) -> None:
-    assert accepts_deflate(offers)
+    answer = accept_deflate(offers)
+    assert answer in (DEFLATE_ACCEPTED, DEFLATE_ACCEPTED + b"; server_max_window_bits=15")
 
 
 @pytest.mark.parametrize(
@@ -102,13 +103,26 @@ def test_offers_that_can_be_accepted(offers: str) -> None:
     ],
 )
 def test_offers_that_are_declined(offers: str) -> None:
-    assert not accepts_deflate(offers)
+    assert accept_deflate(offers) is None
 
 
 @given(st.text(alphabet='permessage-deflate;,= "15_client_max_window_bits\t', max_size=200))
 def test_no_offer_is_a_surprise(offers: str) -> None:
-    assert accepts_deflate(offers) in (True, False)
-    assert accepts_deflate(offers + ", permessage-deflate")
+    accept_deflate(offers)
+    assert accept_deflate(offers + ", permessage-deflate")
+
+
+@pytest.mark.parametrize(
+    ("offers", "has_window"),
+    [
+        ("permessage-deflate; server_max_window_bits=15", True),
+        ('permessage-deflate; client_max_window_bits; server_max_window_bits="15"', True),
+        ("permessage-deflate; server_max_window_bits=10, permessage-deflate", False),
+        ("permessage-deflate, permessage-deflate; server_max_window_bits=15", False),
+    ],
+)
+def test_who_asks_for_a_window_is_answered(offers: str, has_window: bool) -> None:
+    assert accept_deflate(offers) == DEFLATE_ACCEPTED + (b"; server_max_window_bits=15" if has_window else b"")
 
 
 @pytest.mark.parametrize("offer", ["permessage-deflate", "permessage-deflate; client_max_window_bits"])

@@ -10,7 +10,13 @@ from tricast.event import Event, EventId, Gap
 
 
 class Form(Protocol):
-    """One way to write events. Two subscribers with the same form and the same events get the same bytes object."""
+    """One way to write events. Two subscribers with the same form and the same events get the same bytes object.
+
+    Attributes:
+        weight: what handing a block to one subscriber costs, in plain sends.
+    """
+
+    weight: int
 
     def block(self, events: Sequence[Event], gap: Gap | None = None) -> bytes:
         """The events, in id order, as bytes that stand on their own.
@@ -33,6 +39,8 @@ class StreamForm:
     """
 
     __slots__ = ("_encode", "_encode_gap", "_frame", "name")
+
+    weight = 1
 
     def __init__(
         self,

@@ -18,6 +18,9 @@ class LongPollForm:
 
     __slots__ = ()
 
+    #: An answer has a head of its own, and ends the wait of a connection.
+    weight = 4
+
     def block(self, events: Sequence[Event], gap: Gap | None = None) -> bytes:
         """See ``Form.block``."""
         announced = b',"gap":%b' % encode_gap_json(gap) if gap is not None else b""

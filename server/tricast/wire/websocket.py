@@ -189,23 +189,29 @@ _ACCEPTABLE: dict[str, frozenset[str | None]] = {
 }
 
 
-def accepts_deflate(offers: str) -> bool:
-    """Whether one of the offers in ``Sec-WebSocket-Extensions`` can be accepted (RFC 7692 5.1, 7.1).
+def accept_deflate(offers: str) -> bytes | None:
+    """The answer to the first offer in ``Sec-WebSocket-Extensions`` that can be accepted (RFC 7692 5.1, 7.1).
 
     Args:
         offers: the header's value; several lines joined with commas.
+
+    Returns:
+        The same header of the answer, or None.
     """
-    return any(_is_acceptable(offer) for offer in offers.split(","))
+    return next((answer for offer in offers.split(",") if (answer := _answer_to(offer)) is not None), None)
 
 
-def _is_acceptable(offer: str) -> bool:
+def _answer_to(offer: str) -> bytes | None:
     name, *parameters = (part.strip() for part in offer.split(";"))
     pairs = [_PARAMETER.fullmatch(parameter.lower()) for parameter in parameters]
     given = {pair[1]: pair[2] or pair[3] for pair in pairs if pair is not None}
     if name.lower() != DEFLATE or len(given) != len(parameters):
-        return False
+        return None
     # The shared frame is compressed with the largest window, so who wants a smaller one cannot have it.
-    return all(value in _ACCEPTABLE.get(key, ()) for key, value in given.items())
+    if not all(value in _ACCEPTABLE.get(key, ()) for key, value in given.items()):
+        return None
+    # Who names a window for the server has to be told that it is so (RFC 7692 7.1.2.1).
+    return DEFLATE_ACCEPTED + (b"; server_max_window_bits=15" if "server_max_window_bits" in given else b"")
 
 
 class BoundedInflate(Extension):
