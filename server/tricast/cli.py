@@ -168,12 +168,15 @@ def check(file: str) -> None:
     from tricast.tls import load_context
 
     _find_modules_here()
-    try:
-        config = _load(file, {})
-        load_handlers(config)
-        load_context(config.tls)
-    except ConfigError as error:
-        raise Failure(*map(str, error.problems)) from None
+    config = _load(file, {})
+    problems = []
+    for load in (lambda: load_handlers(config), lambda: load_context(config.tls)):
+        try:
+            load()
+        except ConfigError as error:
+            problems += [str(problem._replace(source=file)) for problem in error.problems]
+    if problems:
+        raise Failure(*problems)
     click.echo(f"{file}: ok")
 
 
