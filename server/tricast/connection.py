@@ -10,7 +10,7 @@ import socket
 import trio
 
 from tricast.errors import ConnectionLost
-from tricast.sent import Sent
+from tricast.sent import ALL, NOTHING, PART, Sent
 
 #: One receive. As large as a loopback read gets, and small enough for one buffer per call.
 RECEIVE_BYTES = 64 * 2**10
@@ -118,7 +118,7 @@ class Connection:
             ConnectionLost: the peer has reset the connection, or it is closed.
         """
         if self._tail is not None:
-            return Sent.NOTHING
+            return NOTHING
         if self._held is not None:
             data = b"".join((*self._held, data))
             self._held = None
@@ -129,9 +129,9 @@ class Connection:
         except OSError as error:
             raise _lost(error) from None
         if count == len(data):
-            return Sent.ALL
+            return ALL
         self._tail = memoryview(data)[count:]
-        return Sent.PART
+        return PART
 
     async def send(self, data: bytes) -> None:
         """Sends all of it, after whatever still waits. Cancelling leaves a part unsent: then only close.
@@ -139,7 +139,7 @@ class Connection:
         Raises:
             ConnectionLost: reset, closed, or no byte was taken within the write timeout.
         """
-        while self.send_now(data) is Sent.NOTHING:
+        while self.send_now(data) is NOTHING:
             await self.drain()
         if self._tail is not None:
             await self.drain()

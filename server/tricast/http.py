@@ -13,7 +13,7 @@ import trio
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.runtime import Runtime
-from tricast.sent import Sent
+from tricast.sent import ALL, NOTHING
 from tricast.transports.long_poll import LongPoll
 from tricast.transports.stream import Stream
 from tricast.wire.http1 import (
@@ -497,9 +497,9 @@ class HttpConnection:
         closing = CLOSE if self._closes else b""
         answer = encode_head(status, poll.headers, self._runtime.common_headers(), closing, end)
         sent = self._connection.send_now(answer)
-        if sent is Sent.NOTHING:  # the client has yet to read what it asked for before
+        if sent is NOTHING:  # the client has yet to read what it asked for before
             self._late = answer
-        if self._scope is not None and (self._closes or sent is not Sent.ALL or self._ahead):
+        if self._scope is not None and (self._closes or sent is not ALL or self._ahead):
             self._scope.cancel()
 
     def fail_poll(self, error: Exception) -> None:

@@ -26,7 +26,7 @@ from tricast.event import (
     check_type,
 )
 from tricast.log.base import IdempotencyKey, Log, Slice
-from tricast.sent import Sent
+from tricast.sent import ALL, NOTHING, Sent
 from tricast.wire.form import Form
 
 #: Between two yields of a flush: sends, each of which counts once more for every few kilobytes it is long. At 10 µs
@@ -364,25 +364,22 @@ class Hub:
         # It may have left, moved or fallen behind while others had their turn.
         if not subscriber.is_live or subscriber.feed is not feed:
             return
-        position = subscriber.position
-        if position < events[0].id:
-            self._hand_over(subscriber, block, events[-1].id)
-        elif position < events[-1].id:
+        position, upto = subscriber.position, events[-1].id
+        if position >= events[0].id:
+            if position >= upto:
+                return
             # It became live between two events of this block.
-            rest = [event for event in events if event.id > position]
-            self._hand_over(subscriber, subscriber.form.block(rest), events[-1].id)
-
-    def _hand_over(self, subscriber: Subscriber, block: bytes, upto: EventId) -> None:
+            block = subscriber.form.block([event for event in events if event.id > position])
         try:
             sent = subscriber.push(block)
         except Exception as error:  # noqa: BLE001 - whatever one connection raises stays with it
             self.leave(subscriber)
             subscriber.fail(error)
             return
-        if sent is not Sent.NOTHING:
+        if sent is not NOTHING:
             self._deliveries += 1
             subscriber.position = upto
-        if sent is not Sent.ALL:
+        if sent is not ALL:
             self._stop_live(subscriber)
             self._fell_behind += 1
             subscriber.fell_behind()

@@ -15,7 +15,7 @@ import trio
 from tricast.config import TlsSection
 from tricast.connection import Connection
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost
-from tricast.sent import Sent
+from tricast.sent import NOTHING, Sent
 from tricast.wire.http1 import CLOSE, END_OF_HEAD, encode_head, encode_headers, problem
 
 _PROBLEM = problem(400, "this port speaks HTTPS", code="https-required")
@@ -190,7 +190,7 @@ class TlsConnection(Connection):
     def send_now(self, data: bytes) -> Sent:
         """See ``Connection.send_now``."""
         if self._tail is not None:
-            return Sent.NOTHING
+            return NOTHING
         if self._held is not None:
             data = b"".join((*self._held, data))
             self._held = None

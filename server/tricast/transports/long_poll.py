@@ -7,7 +7,7 @@ import trio
 from tricast.event import TopicSet
 from tricast.hub import Subscriber
 from tricast.runtime import Runtime
-from tricast.sent import Sent
+from tricast.sent import ALL, Sent
 from tricast.transports.stream import Start
 from tricast.wire import long_poll as wire
 from tricast.wire.http1 import Headers, encode_headers, retry_after
@@ -92,7 +92,7 @@ class LongPoll(Subscriber):
     def push(self, block: bytes) -> Sent:
         """See ``Subscriber.push``: takes one block and is done; what comes next is for the next request."""
         self.answering.answer_poll(200, block)
-        return Sent.ALL
+        return ALL
 
     def fell_behind(self) -> None:
         """See ``Subscriber.fell_behind``: what was missed is in the log, for the next poll."""

@@ -11,7 +11,7 @@ from tricast.errors import LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.event import BEGINNING, EventId, TopicSet, check_pattern
 from tricast.hub import Hub, Subscriber
 from tricast.runtime import NothingToEnd, Runtime
-from tricast.sent import Sent
+from tricast.sent import PART, Sent
 from tricast.wire.form import Form
 from tricast.wire.http1 import Request
 
@@ -87,7 +87,7 @@ class Stream(Subscriber):
 
     def send_aside(self, data: bytes) -> None:
         """Sends something that is not an event, unless there is no room for it now."""
-        if self.connection.send_now(data) is Sent.PART:
+        if self.connection.send_now(data) is PART:
             # The rest would wait for the next event otherwise; catching up begins with sending it.
             self.fell_behind()
 
