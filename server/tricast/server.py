@@ -261,7 +261,8 @@ async def run_process(
         async with trio.open_nursery() as nursery:
             server: Server = await nursery.start(partial(serve, config, logger=logger, share=share))
             _calm_garbage_collector()
-            nursery.start_soon(_obey_signals, signals, server, logger, nursery.cancel_scope)
+            obey = _obey_signals if share is None else _obey_signals_of_one_of_several
+            nursery.start_soon(obey, signals, server, logger, nursery.cancel_scope)
             await begun(server, nursery)
             await server.wait_stopped()
             logger.info("stopped")
@@ -279,6 +280,24 @@ async def _obey_signals(
             logger.warning("ending at once", signal=name)
             everything.cancel()
         else:
+            logger.info("draining", signal=name, connections=server.connections)
+            server.drain()
+
+
+async def _obey_signals_of_one_of_several(
+    signals: AsyncIterator[int], server: Server, logger: Logger, everything: trio.CancelScope
+) -> None:
+    """As above, where a supervisor counts.
+
+    To stop a service is to send SIGTERM to all of its processes: this one may get it from outside and be told to drain
+    by the supervisor as well, in whatever order. So no number of them ends it at once, but SIGINT does.
+    """
+    async for number in signals:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            logger.warning("ending at once", signal=name)
+            everything.cancel()
+        elif number == signal.SIGTERM and not server.is_draining:
             logger.info("draining", signal=name, connections=server.connections)
             server.drain()
 

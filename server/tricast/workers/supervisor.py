@@ -31,6 +31,9 @@ from tricast.workers.process import Worker
 _STEADY_SECONDS = 30.0
 _FIRST_DELAY = 0.5
 _LONGEST_DELAY = 30.0
+#: How long to wait before a worker is replaced that goes down by itself: when all processes of a service are told to,
+#: that is who may be heard of first.
+_ALL_TOLD_SECONDS = 0.5
 _PRIVATE_LOG = "log.db"
 #: What a reload cannot change, for the supervisor has it open or all workers must have the same.
 _FIXED = (
@@ -180,7 +183,7 @@ class Supervisor:
     # Workers that die
 
     async def _keep(self, number: int) -> None:
-        """Replaces the worker of this number whenever it dies."""
+        """Replaces the worker of this number whenever it dies or goes down by itself."""
         backoff = Backoff(self._random)
         while True:
             worker = self._workers[number]
@@ -188,27 +191,29 @@ class Supervisor:
             if self._workers[number] is not worker:
                 continue
             self._share_out()
-            delay = backoff.next_delay(worker.lived)
-            self._tell_of_end(worker, delay)
-            if worker.ended.is_set():
-                Board(self._board_fds[number]).wipe()
-            await trio.sleep(delay)
+            await self._wait_until_due(worker, backoff)
             if self._workers[number] is not worker:
                 continue
-            self._restarts[number] += 1
             successor = self._workers[number] = self._start(number, self._config)
             if await successor.wait_ready():
                 self._share_out()
                 worker.retire()
                 self._logger.info("worker replaced", worker=number, pid=successor.pid)
 
-    def _tell_of_end(self, worker: Worker, delay: float) -> None:
-        about = {"worker": worker.number, "pid": worker.pid, "again_in": f"{delay:.1f}s"}
+    async def _wait_until_due(self, worker: Worker, backoff: Backoff) -> None:
+        """Returns when it is time to replace the worker, which has left or died."""
+        about = {"worker": worker.number, "pid": worker.pid}
         if worker.is_leaving:
-            self._logger.warning("worker goes down, which its supervisor did not ask for", **about)
+            await trio.sleep(_ALL_TOLD_SECONDS)
+            if self._workers[worker.number] is worker:
+                self._logger.warning("worker goes down, which its supervisor did not ask for", **about)
             return
+        delay = backoff.next_delay(worker.lived)
         why = {"problem": "; ".join(worker.lines)} if worker.lines else {}
-        self._logger.error(f"worker died: {_end_of(worker)}", **why, **about)
+        self._logger.error(f"worker died: {_end_of(worker)}", **why, **about, again_in=f"{delay:.1f}s")
+        Board(self._board_fds[worker.number]).wipe()
+        self._restarts[worker.number] += 1
+        await trio.sleep(delay)
 
     def _share_out(self) -> None:
         """Lets those who are there accept also from the listeners of those who are not."""
