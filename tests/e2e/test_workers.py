@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -537,6 +538,52 @@ async def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
                     await stream.event()
         assert await server.process.wait() == 0
         await nothing_left(server, pids)
+
+
+#: A program that makes the terminal which is its stdin its own, as a shell's, and becomes the command that is given.
+_IN_A_TERMINAL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+if sys.argv[1] == "nohup":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+@asynccontextmanager
+async def serving_in_a_terminal(how: str, workers: int, folder: Path) -> AsyncIterator[tuple[ServerProcess, FileIO]]:
+    """``tricast serve``, and the other side of its terminal."""
+    serve = (*COMMAND, "serve", "--port", "0", "--workers", str(workers))
+    command = (sys.executable, "-c", _IN_A_TERMINAL, how, *serve)
+    ours, theirs = (FileIO(fd) for fd in os.openpty())
+    with ours, theirs:
+        options = {"cwd": folder, "stdin": theirs, "start_new_session": True}
+        async with serving_as(*command, within=30.0, **options) as server:
+            yield server, ours
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_it_drains_when_its_terminal_is_closed(tmp_path: Path, workers: int) -> None:
+    async with serving_in_a_terminal("at once", workers, tmp_path) as (server, terminal):
+        terminal.close()
+        await server.wait_said("signal=SIGHUP")
+        assert await server.process.wait() == 0
+    assert server.said("draining")
+    assert not server.said("reload")
+
+
+async def test_with_a_terminal_sighup_means_what_it_means_without(tmp_path: Path) -> None:
+    async with serving_in_a_terminal("at once", 1, tmp_path) as (server, _):
+        server.process.send_signal(signal.SIGHUP)
+        await server.wait_said("not reloaded: that needs server.workers of 2 or more")
+        assert (await ask(server.url, "GET", "/readyz")).status == 200
+
+
+async def test_started_with_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
+    async with serving_in_a_terminal("nohup", 1, tmp_path) as (server, terminal):
+        terminal.close()
+        await server.wait_said("not reloaded: that needs server.workers of 2 or more")
+        assert (await ask(server.url, "GET", "/readyz")).status == 200
 
 
 async def test_a_worker_that_hangs_is_killed(tmp_path: Path) -> None:

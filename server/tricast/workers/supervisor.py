@@ -24,6 +24,7 @@ from tricast.listening import announce, listen, listen_in_groups, set_options
 from tricast.logs import program_logger
 from tricast.metrics import Board
 from tricast.runtime import Logger
+from tricast.terminal import Terminal
 from tricast.workers.control import Begin
 from tricast.workers.process import Worker
 
@@ -99,12 +100,13 @@ class Supervisor:
             OSError: a listener's address cannot be had.
         """
         limits = raise_soft_limit()
+        terminal = Terminal()
         signals_of = trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         with signals_of as signals, ExitStack() as at_the_end, ExitStack() as doors:
             await self._open(at_the_end, doors)
             async with trio.open_nursery() as processes:
                 self._processes = processes
-                processes.start_soon(self._obey, signals)
+                processes.start_soon(self._obey, signals, terminal)
                 await self._supervise(limits)
                 doors.close()
                 for worker in self._alive:
@@ -288,10 +290,10 @@ class Supervisor:
 
     # Going down
 
-    async def _obey(self, signals: AsyncIterator[int]) -> None:
+    async def _obey(self, signals: AsyncIterator[int], terminal: Terminal) -> None:
         async for number in signals:
             name = signal.Signals(number).name
-            if number == signal.SIGHUP:
+            if number == signal.SIGHUP and not terminal.is_gone:
                 self._reload_asked.set()
             elif self._down.is_set():
                 self._logger.warning("ending at once", signal=name)
