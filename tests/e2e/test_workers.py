@@ -406,6 +406,33 @@ async def test_a_send_buffer_can_be_changed_but_not_given_back(tmp_path: Path) -
         assert len(server.said("limits.send_buffer")) == 1
 
 
+async def test_a_reload_that_fails_half_way_is_undone(tmp_path: Path) -> None:
+    # The first worker that begins with it is the only one that can.
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\nPath('begun').touch(exist_ok=False)\nasync def shout(session):\n    pass\n"
+    )
+    async with serving_workers(tmp_path) as server:
+        before = await server.pids()
+        handler = '[[websocket.handler]]\npath = "/shout"\nhandler = "mine:shout"\n[logging]\nformat = "json"\n'
+        server.file.write_text(QUICK_TO_END + handler)
+        async with knocking((server.url, "/readyz")):
+            server.process.send_signal(signal.SIGHUP)
+            (line,) = await server.wait_said("not reloaded: a worker could not begin")
+            assert "FileExistsError" in line
+            assert "set_back=[0] worker=1" in line
+            # The one with the new configuration tells in JSON that it is replaced in its turn.
+            await gone(before[0])
+            await server.wait_said('"event": "draining: replaced by another"')
+        assert is_alive(before[1])
+        for _ in range(20):
+            assert (await ask(server.url, "GET", "/shout")).status == 404
+        assert not server.said('"event": "not reloaded')
+        # Who dies now comes back with what the others have.
+        os.kill(before[1], signal.SIGKILL)
+        await server.wait_said("worker replaced")
+        assert len({*before, *await server.reload(QUICK_TO_END)}) == 4
+
+
 async def test_workers_that_cannot_begin_replace_nobody(tmp_path: Path) -> None:
     async with serving_workers(tmp_path) as server:
         before = await server.pids()

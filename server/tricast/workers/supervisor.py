@@ -81,8 +81,9 @@ class Supervisor:
     def __init__(self, config: Config, count: int, *, logger: Logger | None, reload: Callable[[], Config]) -> None:
         self._config = config
         self._count = count
+        self._configs = [config] * count  # by number; the same for all but during a reload, or after one went wrong
         self._own_logger = logger
-        self._logger: Logger = logger if logger is not None else program_logger(config.logging)
+        self._logger = self._logger_for(config)
         self._reload = reload
         self._reload_asked = trio.Event()
         self._down = trio.Event()
@@ -171,7 +172,7 @@ class Supervisor:
             boards=self._board_fds,
             folder=self._folder,
         )
-        worker = Worker(begin, config.drain.period + config.drain.grace, self._logger)
+        worker = Worker(begin, config.drain.period + config.drain.grace, self._logger_for(config))
         self._alive[worker] = None
         self._processes.start_soon(self._run, worker)
         return worker
@@ -181,6 +182,9 @@ class Supervisor:
             await worker.run()
         finally:
             del self._alive[worker]
+
+    def _logger_for(self, config: Config) -> Logger:
+        return self._own_logger if self._own_logger is not None else program_logger(config.logging)
 
     # Workers that die
 
@@ -196,7 +200,7 @@ class Supervisor:
             await self._wait_until_due(worker, backoff)
             if self._workers[number] is not worker:
                 continue
-            successor = self._workers[number] = self._start(number, self._config)
+            successor = self._workers[number] = self._start(number, self._configs[number])
             if await successor.wait_ready():
                 self._share_out()
                 worker.retire()
@@ -241,15 +245,19 @@ class Supervisor:
         config = self._load_again()
         if config is None:
             return
-        if self._own_logger is None:
-            self._logger = program_logger(config.logging)
         self._logger.info("reloading")
-        for listener in (listener for group in (*self._listeners, self._admin_listeners) for listener in group):
-            set_options(listener, config)
         for number in range(self._count):
-            if not await self._replace(number, config):
+            problem = await self._replace(number, config)
+            if problem:
+                changed = [*range(number)]
+                about = {"set_back": changed} if changed else {}
+                self._logger.error("not reloaded: a worker could not begin", worker=number, problem=problem, **about)
+                await self._set_back(changed)
                 return
         self._config = config
+        self._logger = self._logger_for(config)
+        for listener in (listener for group in (*self._listeners, self._admin_listeners) for listener in group):
+            set_options(listener, config)
         self._logger.info("reloaded", pids=[worker.pid for worker in self._workers])
 
     def _load_again(self) -> Config | None:
@@ -263,17 +271,27 @@ class Supervisor:
             self._logger.error("not reloaded: the configuration is wrong", problem=str(problem))
         return None
 
-    async def _replace(self, number: int, config: Config) -> bool:
-        """Puts a worker with another configuration in the place of one; returns whether that worked."""
+    async def _set_back(self, numbers: Sequence[int]) -> None:
+        """Gives these workers the configuration that the others have still."""
+        for number in numbers:
+            problem = await self._replace(number, self._config)
+            if problem:
+                self._logger.error(
+                    "this worker has the new configuration, the others the old one: it could not be set back",
+                    worker=number,
+                    problem=problem,
+                )
+
+    async def _replace(self, number: int, config: Config) -> str:
+        """Puts a worker with another configuration in the place of one; returns why that did not work, else ""."""
         worker = self._start(number, config)
         if not await worker.wait_ready():
-            problem = "; ".join(worker.lines) or _end_of(worker)
-            self._logger.error("not reloaded: a worker could not begin", worker=number, problem=problem)
-            return False
+            return "; ".join(worker.lines) or _end_of(worker)
         before, self._workers[number] = self._workers[number], worker
+        self._configs[number] = config
         self._share_out()
         before.retire()
-        return True
+        return ""
 
     def _with_what_is_fixed(self, asked: Config) -> Config:
         """The configuration that was asked for, but for what takes a restart."""
