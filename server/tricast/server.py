@@ -34,6 +34,7 @@ from tricast.logs import library_logger, program_logger
 from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
 from tricast.runtime import Handler, Logger, Runtime
 from tricast.sweep import Wheel
+from tricast.terminal import Terminal
 from tricast.tls import load_context
 
 #: How often per second connections are ended while draining.
@@ -220,7 +221,7 @@ async def serve(
 async def run(config: Config, *, logger: Logger | None = None) -> None:
     """Serves as a program of one process does: raises the descriptor limit, and goes down on SIGTERM or SIGINT.
 
-    The first signal drains, the second ends it at once.
+    The first signal drains, the second ends it at once. So does SIGHUP when the terminal was closed.
 
     Raises:
         ConfigError: see ``serve``.
@@ -257,11 +258,13 @@ async def run_process(
         ConfigError: see ``serve``.
         OSError: see ``serve``.
     """
+    terminal = Terminal()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             server: Server = await nursery.start(partial(serve, config, logger=logger, share=share))
             _calm_garbage_collector()
-            nursery.start_soon(_obey_signals, signals, server, logger, nursery.cancel_scope)
+            obey = partial(_obey_signals, terminal) if share is None else _obey_signals_of_one_of_several
+            nursery.start_soon(obey, signals, server, logger, nursery.cancel_scope)
             await begun(server, nursery)
             await server.wait_stopped()
             logger.info("stopped")
@@ -269,16 +272,34 @@ async def run_process(
 
 
 async def _obey_signals(
-    signals: AsyncIterator[int], server: Server, logger: Logger, everything: trio.CancelScope
+    terminal: Terminal, signals: AsyncIterator[int], server: Server, logger: Logger, everything: trio.CancelScope
 ) -> None:
     async for number in signals:
         name = signal.Signals(number).name
-        if number == signal.SIGHUP:
+        if number == signal.SIGHUP and not terminal.is_gone:
             logger.warning("not reloaded: that needs server.workers of 2 or more, or a restart", signal=name)
         elif server.is_draining:
             logger.warning("ending at once", signal=name)
             everything.cancel()
         else:
+            logger.info("draining", signal=name, connections=server.connections)
+            server.drain()
+
+
+async def _obey_signals_of_one_of_several(
+    signals: AsyncIterator[int], server: Server, logger: Logger, everything: trio.CancelScope
+) -> None:
+    """As above, where a supervisor counts.
+
+    To stop a service is to send SIGTERM to all of its processes: this one may get it from outside and be told to drain
+    by the supervisor as well, in whatever order. So no number of them ends it at once, but SIGINT does.
+    """
+    async for number in signals:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            logger.warning("ending at once", signal=name)
+            everything.cancel()
+        elif number == signal.SIGTERM and not server.is_draining:
             logger.info("draining", signal=name, connections=server.connections)
             server.drain()
 

@@ -21,7 +21,7 @@ LAYERS = (
     ("tls",),
     ("runtime",),
     ("transports",),
-    ("publish", "metrics", "descriptors", "handlers"),
+    ("publish", "metrics", "descriptors", "handlers", "terminal"),
     ("http",),
     ("upgrade",),
     ("routes",),

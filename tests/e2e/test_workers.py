@@ -8,15 +8,15 @@ import re
 import signal
 import socket
 import sys
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 import pytest
 import trio
 from cli.running import COMMAND, run
-from clients import TRANSPORTS, Answer, Closed, Ended, EventStream, Wire, ask, id_of, publish, subscribe
+from clients import TRANSPORTS, Answer, Closed, Ended, EventStream, Wire, ask, id_of, publish, read_answer, subscribe
 from prometheus_client.parser import text_string_to_metric_families
 from serving import ServerProcess, serving_as, serving_process
 
@@ -406,6 +406,33 @@ async def test_a_send_buffer_can_be_changed_but_not_given_back(tmp_path: Path) -
         assert len(server.said("limits.send_buffer")) == 1
 
 
+async def test_a_reload_that_fails_half_way_is_undone(tmp_path: Path) -> None:
+    # The first worker that begins with it is the only one that can.
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\nPath('begun').touch(exist_ok=False)\nasync def shout(session):\n    pass\n"
+    )
+    async with serving_workers(tmp_path) as server:
+        before = await server.pids()
+        handler = '[[websocket.handler]]\npath = "/shout"\nhandler = "mine:shout"\n[logging]\nformat = "json"\n'
+        server.file.write_text(QUICK_TO_END + handler)
+        async with knocking((server.url, "/readyz")):
+            server.process.send_signal(signal.SIGHUP)
+            (line,) = await server.wait_said("not reloaded: a worker could not begin")
+            assert "FileExistsError" in line
+            assert "set_back=[0] worker=1" in line
+            # The one with the new configuration tells in JSON that it is replaced in its turn.
+            await gone(before[0])
+            await server.wait_said('"event": "draining: replaced by another"')
+        assert is_alive(before[1])
+        for _ in range(20):
+            assert (await ask(server.url, "GET", "/shout")).status == 404
+        assert not server.said('"event": "not reloaded')
+        # Who dies now comes back with what the others have.
+        os.kill(before[1], signal.SIGKILL)
+        await server.wait_said("worker replaced")
+        assert len({*before, *await server.reload(QUICK_TO_END)}) == 4
+
+
 async def test_workers_that_cannot_begin_replace_nobody(tmp_path: Path) -> None:
     async with serving_workers(tmp_path) as server:
         before = await server.pids()
@@ -494,7 +521,35 @@ async def test_a_signal_drains_all_workers(tmp_path: Path, number: signal.Signal
         await server.wait_said("stopped", 3)
     assert "stopped" in server.lines[-1]
     assert "worker=" not in server.lines[-1]
-    assert Counter("signal=SIGTERM worker=" in line for line in server.lines)[True] == 2
+    assert len([line for line in server.said("draining connections=") if "worker=" in line]) == 2
+
+
+@pytest.mark.parametrize("first", ["supervisor", "workers"])
+async def test_a_signal_to_all_processes_at_once_drains_them(tmp_path: Path, first: str) -> None:
+    # As systemd stops a service: all get the signal, in any order.
+    text = '[drain]\nperiod = "100ms"\ngrace = "1h"\n[limits]\nhead_timeout = "1h"\n'
+    async with serving_workers(tmp_path, text) as server:
+        pids = await server.pids()
+        everybody = [server.process.pid, *pids] if first == "supervisor" else [*pids, server.process.pid]
+        with ExitStack() as wires:
+            crowd = [wires.enter_context(await Wire.open(server.url)) for _ in range(20)]
+            for wire in crowd:
+                await wire.send(b"GET /healthz HTTP/1.1\r\n")
+            await samples_when(server.url, "tricast_connections", lambda each: sum(each.values()) > 20)
+            for pid in everybody:
+                os.kill(pid, signal.SIGTERM)
+            await server.wait_said("draining", 3)
+            for pid in pids:  # again, which must not matter either
+                os.kill(pid, signal.SIGTERM)
+            # Requests that had begun are answered.
+            for wire in crowd:
+                await wire.send(b"Host: a\r\n\r\n")
+                assert (await read_answer(wire)).status == 200
+        assert await server.process.wait() == 0
+        await nothing_left(server, {*pids})
+    assert not server.said("ending at once")
+    assert not server.said("goes down")
+    assert not server.every_pid()  # nobody was replaced
 
 
 async def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
@@ -510,6 +565,52 @@ async def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
                     await stream.event()
         assert await server.process.wait() == 0
         await nothing_left(server, pids)
+
+
+#: A program that makes the terminal which is its stdin its own, as a shell's, and becomes the command that is given.
+_IN_A_TERMINAL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+if sys.argv[1] == "nohup":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+@asynccontextmanager
+async def serving_in_a_terminal(how: str, workers: int, folder: Path) -> AsyncIterator[tuple[ServerProcess, FileIO]]:
+    """``tricast serve``, and the other side of its terminal."""
+    serve = (*COMMAND, "serve", "--port", "0", "--workers", str(workers))
+    command = (sys.executable, "-c", _IN_A_TERMINAL, how, *serve)
+    ours, theirs = (FileIO(fd) for fd in os.openpty())
+    with ours, theirs:
+        options = {"cwd": folder, "stdin": theirs, "start_new_session": True}
+        async with serving_as(*command, within=30.0, **options) as server:
+            yield server, ours
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_it_drains_when_its_terminal_is_closed(tmp_path: Path, workers: int) -> None:
+    async with serving_in_a_terminal("at once", workers, tmp_path) as (server, terminal):
+        terminal.close()
+        await server.wait_said("signal=SIGHUP")
+        assert await server.process.wait() == 0
+    assert server.said("draining")
+    assert not server.said("reload")
+
+
+async def test_with_a_terminal_sighup_means_what_it_means_without(tmp_path: Path) -> None:
+    async with serving_in_a_terminal("at once", 1, tmp_path) as (server, _):
+        server.process.send_signal(signal.SIGHUP)
+        await server.wait_said("not reloaded: that needs server.workers of 2 or more")
+        assert (await ask(server.url, "GET", "/readyz")).status == 200
+
+
+async def test_started_with_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
+    async with serving_in_a_terminal("nohup", 1, tmp_path) as (server, terminal):
+        terminal.close()
+        await server.wait_said("not reloaded: that needs server.workers of 2 or more")
+        assert (await ask(server.url, "GET", "/readyz")).status == 200
 
 
 async def test_a_worker_that_hangs_is_killed(tmp_path: Path) -> None:
@@ -534,11 +635,37 @@ async def test_a_worker_that_somebody_tells_to_end_is_replaced_while_it_drains(t
             await samples_when(server.url, "tricast_connections", lambda each: sum(each.values()) > 20)
             os.kill(pids[1], signal.SIGTERM)
             (line,) = await server.wait_said("worker goes down, which its supervisor did not ask for")
-            assert f"again_in=0.0s pid={pids[1]} worker=1" in line
+            assert f"pid={pids[1]} worker=1" in line
             await server.wait_said("worker replaced")
             assert is_alive(pids[1])
-            os.kill(pids[1], signal.SIGTERM)
+            os.kill(pids[1], signal.SIGINT)
             await gone(pids[1])
+        assert not server.said("worker died")
+
+
+async def test_a_worker_that_goes_down_by_itself_has_not_died(tmp_path: Path) -> None:
+    async with serving_workers(tmp_path) as server:
+        pid = (await server.pids())[1]
+        for times, number in enumerate([signal.SIGKILL, signal.SIGTERM, signal.SIGTERM, signal.SIGKILL], start=1):
+            os.kill(pid, number)
+            line = (await server.wait_said("worker replaced", times))[-1]
+            pid = int(line.partition("pid=")[2].split()[0])
+        first, second = server.said("worker died")
+        assert "again_in=0.0s" in first
+        delay = float(second.partition("again_in=")[2].partition("s")[0])
+        assert 0.25 <= delay <= 0.5  # as of the second that died, not of the fourth
+        assert await samples(server.url, "tricast_worker_restarts_total") == {"0": 0, "1": 2}
+
+
+async def test_a_worker_disregards_sighup(tmp_path: Path) -> None:
+    async with serving_workers(tmp_path) as server:
+        pids = await server.pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGHUP)
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)  # so that the one before was seen
+            await gone(pid)
+        assert not server.said("SIGHUP")
         assert not server.said("worker died")
 
 

@@ -47,6 +47,10 @@ class Retire(msgspec.Struct, tag=True):
     """To a worker: another has taken its place; let nobody in any more, and drain."""
 
 
+class Drain(msgspec.Struct, tag=True):
+    """To a worker: drain, as the whole server goes down; nothing new for one that drains already."""
+
+
 class Ready(msgspec.Struct, tag=True):
     """From a worker: it accepts connections."""
 
@@ -61,7 +65,7 @@ class Failed(msgspec.Struct, tag=True):
     lines: list[str]
 
 
-Message = Begin | Accept | Retire | Ready | Leaving | Failed
+Message = Begin | Accept | Retire | Drain | Ready | Leaving | Failed
 
 
 class Control:
@@ -76,14 +80,21 @@ class Control:
         self._receiving = trio.socket.from_stdlib_socket(sock)
         self._sending = sock
 
-    def tell(self, message: Message) -> None:
-        """Sends a message without waiting. That the other side is gone, or does not listen, is seen elsewhere.
+    def tell(self, message: Message) -> bool:
+        """Sends a message without waiting. That the other side is gone is seen elsewhere.
+
+        Returns:
+            Whether there was room for it: there is none when the other side has not listened for long.
 
         Raises:
             OSError: the message is too long.
         """
-        with suppress(BlockingIOError, ConnectionError):
-            self._sending.send(msgspec.json.encode(message))
+        try:
+            with suppress(ConnectionError):
+                self._sending.send(msgspec.json.encode(message))
+        except BlockingIOError:
+            return False
+        return True
 
     async def next(self) -> Message | None:
         """The next message; None when the other side is gone."""

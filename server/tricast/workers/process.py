@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from tricast.runtime import Logger
-from tricast.workers.control import Accept, Begin, Control, Failed, Leaving, Ready, Retire
+from tricast.workers.control import Accept, Begin, Control, Drain, Failed, Leaving, Ready, Retire
 
 #: How long a worker may take until it is ready.
 _START_SECONDS = 60.0
@@ -110,12 +110,15 @@ class Worker:
     def drain(self) -> None:
         """Lets it drain and end, unless it does so already."""
         if not self.left.is_set():
-            self._signal(signal.SIGTERM)
+            # Before it is ready nobody listens there, and a process without connections may just end.
+            if not self.is_accepting or not self._control.tell(Drain()):
+                self._signal(signal.SIGTERM)
             self.left.set()
 
     def hurry(self) -> None:
         """Lets it end at once."""
-        self._signal(signal.SIGTERM)
+        # Not SIGTERM: that comes to each process of a service when it is stopped, which says nothing twice.
+        self._signal(signal.SIGKILL if self._ready_at is None else signal.SIGINT)
         self.left.set()
         self._seeing_out.deadline = min(self._seeing_out.deadline, trio.current_time() + _HURRY_SECONDS)
 

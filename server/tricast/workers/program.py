@@ -13,7 +13,8 @@ async def run(config: Config, *, logger: Logger | None = None, reload: Callable[
     """Serves as a program does: raises the descriptor limit, and goes down on SIGTERM or SIGINT.
 
     The first signal drains, the second ends it at once. With ``server.workers`` of 2 or more this process supervises as
-    many others, and SIGHUP replaces them one by one. Cancelling ends all connections at once.
+    many others, and SIGHUP replaces them one by one. A SIGHUP that comes because the terminal was closed drains, too,
+    unless the program was started with ``nohup``. Cancelling ends all connections at once.
 
     Args:
         config: the configuration.

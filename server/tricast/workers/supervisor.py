@@ -24,6 +24,7 @@ from tricast.listening import announce, listen, listen_in_groups, set_options
 from tricast.logs import program_logger
 from tricast.metrics import Board
 from tricast.runtime import Logger
+from tricast.terminal import Terminal
 from tricast.workers.control import Begin
 from tricast.workers.process import Worker
 
@@ -31,6 +32,9 @@ from tricast.workers.process import Worker
 _STEADY_SECONDS = 30.0
 _FIRST_DELAY = 0.5
 _LONGEST_DELAY = 30.0
+#: How long to wait before a worker is replaced that goes down by itself: when all processes of a service are told to,
+#: that is who may be heard of first.
+_ALL_TOLD_SECONDS = 0.5
 _PRIVATE_LOG = "log.db"
 #: What a reload cannot change, for the supervisor has it open or all workers must have the same.
 _FIXED = (
@@ -77,8 +81,9 @@ class Supervisor:
     def __init__(self, config: Config, count: int, *, logger: Logger | None, reload: Callable[[], Config]) -> None:
         self._config = config
         self._count = count
+        self._configs = [config] * count  # by number; the same for all but during a reload, or after one went wrong
         self._own_logger = logger
-        self._logger: Logger = logger if logger is not None else program_logger(config.logging)
+        self._logger = self._logger_for(config)
         self._reload = reload
         self._reload_asked = trio.Event()
         self._down = trio.Event()
@@ -96,12 +101,13 @@ class Supervisor:
             OSError: a listener's address cannot be had.
         """
         limits = raise_soft_limit()
+        terminal = Terminal()
         signals_of = trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         with signals_of as signals, ExitStack() as at_the_end, ExitStack() as doors:
             await self._open(at_the_end, doors)
             async with trio.open_nursery() as processes:
                 self._processes = processes
-                processes.start_soon(self._obey, signals)
+                processes.start_soon(self._obey, signals, terminal)
                 await self._supervise(limits)
                 doors.close()
                 for worker in self._alive:
@@ -166,7 +172,7 @@ class Supervisor:
             boards=self._board_fds,
             folder=self._folder,
         )
-        worker = Worker(begin, config.drain.period + config.drain.grace, self._logger)
+        worker = Worker(begin, config.drain.period + config.drain.grace, self._logger_for(config))
         self._alive[worker] = None
         self._processes.start_soon(self._run, worker)
         return worker
@@ -177,10 +183,13 @@ class Supervisor:
         finally:
             del self._alive[worker]
 
+    def _logger_for(self, config: Config) -> Logger:
+        return self._own_logger if self._own_logger is not None else program_logger(config.logging)
+
     # Workers that die
 
     async def _keep(self, number: int) -> None:
-        """Replaces the worker of this number whenever it dies."""
+        """Replaces the worker of this number whenever it dies or goes down by itself."""
         backoff = Backoff(self._random)
         while True:
             worker = self._workers[number]
@@ -188,27 +197,29 @@ class Supervisor:
             if self._workers[number] is not worker:
                 continue
             self._share_out()
-            delay = backoff.next_delay(worker.lived)
-            self._tell_of_end(worker, delay)
-            if worker.ended.is_set():
-                Board(self._board_fds[number]).wipe()
-            await trio.sleep(delay)
+            await self._wait_until_due(worker, backoff)
             if self._workers[number] is not worker:
                 continue
-            self._restarts[number] += 1
-            successor = self._workers[number] = self._start(number, self._config)
+            successor = self._workers[number] = self._start(number, self._configs[number])
             if await successor.wait_ready():
                 self._share_out()
                 worker.retire()
                 self._logger.info("worker replaced", worker=number, pid=successor.pid)
 
-    def _tell_of_end(self, worker: Worker, delay: float) -> None:
-        about = {"worker": worker.number, "pid": worker.pid, "again_in": f"{delay:.1f}s"}
+    async def _wait_until_due(self, worker: Worker, backoff: Backoff) -> None:
+        """Returns when it is time to replace the worker, which has left or died."""
+        about = {"worker": worker.number, "pid": worker.pid}
         if worker.is_leaving:
-            self._logger.warning("worker goes down, which its supervisor did not ask for", **about)
+            await trio.sleep(_ALL_TOLD_SECONDS)
+            if self._workers[worker.number] is worker:
+                self._logger.warning("worker goes down, which its supervisor did not ask for", **about)
             return
+        delay = backoff.next_delay(worker.lived)
         why = {"problem": "; ".join(worker.lines)} if worker.lines else {}
-        self._logger.error(f"worker died: {_end_of(worker)}", **why, **about)
+        self._logger.error(f"worker died: {_end_of(worker)}", **why, **about, again_in=f"{delay:.1f}s")
+        Board(self._board_fds[worker.number]).wipe()
+        self._restarts[worker.number] += 1
+        await trio.sleep(delay)
 
     def _share_out(self) -> None:
         """Lets those who are there accept also from the listeners of those who are not."""
@@ -234,15 +245,19 @@ class Supervisor:
         config = self._load_again()
         if config is None:
             return
-        if self._own_logger is None:
-            self._logger = program_logger(config.logging)
         self._logger.info("reloading")
-        for listener in (listener for group in (*self._listeners, self._admin_listeners) for listener in group):
-            set_options(listener, config)
         for number in range(self._count):
-            if not await self._replace(number, config):
+            problem = await self._replace(number, config)
+            if problem:
+                changed = [*range(number)]
+                about = {"set_back": changed} if changed else {}
+                self._logger.error("not reloaded: a worker could not begin", worker=number, problem=problem, **about)
+                await self._set_back(changed)
                 return
         self._config = config
+        self._logger = self._logger_for(config)
+        for listener in (listener for group in (*self._listeners, self._admin_listeners) for listener in group):
+            set_options(listener, config)
         self._logger.info("reloaded", pids=[worker.pid for worker in self._workers])
 
     def _load_again(self) -> Config | None:
@@ -256,17 +271,27 @@ class Supervisor:
             self._logger.error("not reloaded: the configuration is wrong", problem=str(problem))
         return None
 
-    async def _replace(self, number: int, config: Config) -> bool:
-        """Puts a worker with another configuration in the place of one; returns whether that worked."""
+    async def _set_back(self, numbers: Sequence[int]) -> None:
+        """Gives these workers the configuration that the others have still."""
+        for number in numbers:
+            problem = await self._replace(number, self._config)
+            if problem:
+                self._logger.error(
+                    "this worker has the new configuration, the others the old one: it could not be set back",
+                    worker=number,
+                    problem=problem,
+                )
+
+    async def _replace(self, number: int, config: Config) -> str:
+        """Puts a worker with another configuration in the place of one; returns why that did not work, else ""."""
         worker = self._start(number, config)
         if not await worker.wait_ready():
-            problem = "; ".join(worker.lines) or _end_of(worker)
-            self._logger.error("not reloaded: a worker could not begin", worker=number, problem=problem)
-            return False
+            return "; ".join(worker.lines) or _end_of(worker)
         before, self._workers[number] = self._workers[number], worker
+        self._configs[number] = config
         self._share_out()
         before.retire()
-        return True
+        return ""
 
     def _with_what_is_fixed(self, asked: Config) -> Config:
         """The configuration that was asked for, but for what takes a restart."""
@@ -283,10 +308,10 @@ class Supervisor:
 
     # Going down
 
-    async def _obey(self, signals: AsyncIterator[int]) -> None:
+    async def _obey(self, signals: AsyncIterator[int], terminal: Terminal) -> None:
         async for number in signals:
             name = signal.Signals(number).name
-            if number == signal.SIGHUP:
+            if number == signal.SIGHUP and not terminal.is_gone:
                 self._reload_asked.set()
             elif self._down.is_set():
                 self._logger.warning("ending at once", signal=name)

@@ -6,6 +6,7 @@ Started as ``python -m tricast.workers.worker`` with its end of the pair as stdi
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from tricast.logs import program_logger
 from tricast.metrics import Board, Noticeboards
 from tricast.runtime import Logger
 from tricast.server import Server, Share, run_process
-from tricast.workers.control import Accept, Begin, Control, Failed, Leaving, Ready, Retire
+from tricast.workers.control import Accept, Begin, Control, Drain, Failed, Leaving, Ready, Retire
 
 #: A worker that is replaced goes on for a moment after it has closed its doors: who came in last has not asked yet.
 _LAST_ARRIVALS_SECONDS = 1.0
@@ -81,6 +82,9 @@ class _Worker:
                 server.accept_from([listener for number in message.workers for listener in self._listeners[number]])
             elif isinstance(message, Retire):
                 await self._retire(server)
+            elif isinstance(message, Drain) and not server.is_draining:
+                self._logger.info("draining", connections=server.connections)
+                server.drain()
         self._is_orphaned = True
         self._logger.warning("draining: the supervisor is gone", connections=server.connections)
         server.drain()
@@ -141,6 +145,10 @@ def _take_stdin() -> socket.socket:
     return control
 
 
+def _disregard(*_: object) -> None:
+    """Takes a signal as if it had not come. Unlike SIG_IGN this is not inherited by what handlers start."""
+
+
 async def _work() -> int:
     control = Control(_take_stdin())
     begin = await control.next()
@@ -151,4 +159,7 @@ async def _work() -> int:
 
 
 if __name__ == "__main__":
+    # SIGINT counts only while there is something to end, and SIGHUP is for the supervisor.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _disregard)
     sys.exit(trio.run(_work))
