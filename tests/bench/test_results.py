@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -81,6 +83,12 @@ def test_warnings(changes, words):
 def test_who_interrupts_is_not_warned_of_what_is_missing():
     result = result_of(measured(published={"published": [20], "seconds": 4.0}, was_interrupted=True))
     assert (result.warnings, result.published_per_second) == ([], 3.333)
+
+
+def test_a_server_that_was_away_for_a_while_is_no_slow_publisher():
+    away = {"published": [82], "errors": {"publishing: connection refused": 9}}
+    (warning,) = result_of(measured(published=away)).warnings
+    assert warning == "published 8 events/s instead of 10: the server did not always take events"
 
 
 def test_a_wait_in_a_second_tells_nothing_of_the_machine():
@@ -183,6 +191,21 @@ def test_the_table():
     print_table([faulty], out, compared=False)
     assert "\nwarning: w\n" in out.getvalue()
     assert "lowest p99" not in out.getvalue()
+
+
+def test_the_example_in_the_readme_is_what_is_printed():
+    out = io.StringIO()
+    print_table(compared(), out, compared=True)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition(" --compare ")[2].partition("\n```")[0].splitlines()[1:]
+    assert [_without_figures(line) for line in shown] == [
+        _without_figures(line) for line in out.getvalue().splitlines()
+    ]
+
+
+def _without_figures(line: str) -> str:
+    """The label of a row, or what comes before the figures of a line of advice."""
+    return re.split("  +|: ", line)[0]
 
 
 def test_json_has_one_object():

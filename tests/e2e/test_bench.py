@@ -120,9 +120,11 @@ async def test_interrupted_it_tells_what_it_has_so_far():
 async def test_interrupted_before_anything_is_measured():
     args = ("bench", "--json", *ENDLESS, "--warm-up", "600", "--url")
     async with serving(within=40) as server, running(*args, server.url) as command:
-        await _begun(server.url)
+        line = await command.err.until("warming up: ")
         command.process.send_signal(signal.SIGINT)
         code, out, said = await command.end()
+    # Lines count as the results do, though dozens have come by now.
+    assert line == "SSE, warming up: 100 of 100 subscribers, 0 of 6,000 events published, 0 delivered, 0 errors"
     assert code == 130, said
     result = json.loads(out)
     assert (result["published"], result["deliveries"], result["failures"]) == (0, 0, [])

@@ -256,12 +256,12 @@ def _reasons(counts: dict[str, int]) -> str:
 def _warnings(measured: Measured, result: Result) -> Iterable[str]:
     if result.opened < result.subscribers:
         yield f"only {result.opened} of {result.subscribers} subscribers could be opened"
-    # Less than planned, and not only for want of a server.
+    # What no server was there for is told as a failure.
     fell_short = result.published_per_second < result.rate * (1 - _SHORT) and not measured.published.given_up
     if fell_short and not result.was_interrupted:
         yield (
             f"published {result.published_per_second:.6g} events/s instead of {result.rate:g}: "
-            "publishing could not keep up"
+            + ("the server did not always take events" if measured.published.errors else "publishing could not keep up")
         )
     load = result.generator
     if load.busiest_cpu > _BUSY:
