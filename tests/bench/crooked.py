@@ -51,6 +51,7 @@ class CrookedServer(ScriptedServer):
         crook: what is handed out for each published event.
         refusals: how many subscriptions are answered with 503 first.
         cuts: for how many connections the stream ends behind so many items; later ones go on.
+        says_goodbye: whether it says then, on every transport, that it is to be asked again.
         publish_status: what publishers get as an answer.
 
     Attributes:
@@ -62,13 +63,21 @@ class CrookedServer(ScriptedServer):
     """
 
     def __init__(
-        self, crook: Crook = honest, *, refusals: int = 0, cuts: tuple[int, ...] = (), publish_status: int = 200
+        self,
+        crook: Crook = honest,
+        *,
+        refusals: int = 0,
+        cuts: tuple[int, ...] = (),
+        says_goodbye: bool = False,
+        publish_status: int = 200,
     ) -> None:
         super().__init__()
         self._crook = crook
         self.refusals = refusals
         self._cuts = list(cuts)
+        self._says_goodbye = says_goodbye
         self._publish_status = publish_status
+        self._close_codes = [1012, 1013] if says_goodbye else [1011] * len(cuts)
         self._changed = trio.Event()
         self.items: list[str] = []
         self.published = 0
@@ -108,6 +117,9 @@ class CrookedServer(ScriptedServer):
         if self._publish_status != 200:
             await peer.problem(self._publish_status, "not that")
             return
+        if not self.subscriptions:  # only whether it would be taken
+            await peer.respond(200, "{}", Content_Type="application/json")
+            return
         is_batch = peer.headers["content-type"] == "application/x-ndjson"
         lines = peer.body.decode().splitlines()
         for data in (
@@ -132,6 +144,8 @@ class CrookedServer(ScriptedServer):
             kind, data = ("tricast.gap", gap_json(position, position + 1)) if item == GAP else ("message", item)
             position += 1
             await peer.chunk(f"id: {position}-0\nevent: {kind}\ndata: {data}\n\n".encode())
+        if self._says_goodbye:
+            await peer.chunk(b": restarting\nretry: 10\n\n")
         await peer.end_stream()
 
     async def _serve_websocket(self, peer: Peer, position: int) -> None:
@@ -143,17 +157,22 @@ class CrookedServer(ScriptedServer):
             gap = f'{{"gap":{gap_json(position, position + 1)}}}'
             position += 1
             await peer.frame(gap if item == GAP else event_json(position, data=item))
-        await peer.frame(CloseConnection(1012, "restarting, come back in 0.0 s"))
+        code = self._close_codes.pop(0)
+        await peer.frame(CloseConnection(code, "restarting, come back in 0.0 s" if code == 1012 else ""))
         await peer.wait_closed()
         raise Left
 
     async def _serve_poll(self, peer: Peer, position: int) -> None:
+        closing = self._connection(peer)
+        if closing and self._says_goodbye:
+            await peer.respond(204, Last_Event_ID=f"{position}-0", Retry_After="0", **closing)
+            return
         item = await self._item(position)
         gap = f',"gap":{gap_json(position, position + 1)}' if item == GAP else ""
         position += 1
         events = "" if item == GAP else event_json(position, data=item)
         body = f'{{"events":[{events}],"last_id":"{position}-0"{gap}}}'
-        await peer.respond(200, body, Last_Event_ID=f"{position}-0", **self._connection(peer))
+        await peer.respond(200, body, Last_Event_ID=f"{position}-0", **closing)
 
     def _connection(self, peer: Peer) -> dict[str, str]:
         if self._cuts and sum(heard.method == "GET" for heard in peer.heard) >= self._cuts[0]:

@@ -36,6 +36,27 @@ def faults(tally: Tally) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("parts", "found"),
     [
+        ([], {"lost": 4}),
+        ([Numbers(0, 0, 2), Numbers(0, 5, 10)], {}),
+        ([Numbers(0, 0, 2), Numbers(0, 8, 10)], {"lost": 2}),
+        ([Numbers(0, 0, 10), Numbers(0, 4, 7)], {"duplicates": 1}),
+        ([Numbers(0, 8, 10), Numbers(0, 0, 8)], {"out_of_order": 2}),
+        ([GAP, Numbers(0, 7, 10)], {"missed": 1}),
+        ([GAP], {"missed": 4}),
+    ],
+)
+def test_what_was_due_in_the_warm_up_does_not_count(parts, found):
+    tally, ledger = Tally(), Ledger(1)
+    ledger.measured_from = [6]
+    for part in parts:
+        ledger.enter(Block([part], []), tally)
+    ledger.close([10], tally)
+    assert faults(tally) == found
+
+
+@pytest.mark.parametrize(
+    ("parts", "found"),
+    [
         ([Numbers(0, 0, 10)], {}),
         ([Numbers(0, 0, 4), Numbers(0, 4, 10)], {}),
         ([], {"lost": 10}),

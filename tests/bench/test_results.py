@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -30,8 +32,8 @@ def measured(tallies=None, *, settings=None, published=None, usages=None, was_in
         "warm_up": 1.0, "topic": "t", "topics": 1, "publishers": 1, "processes": 0,
     }  # fmt: skip
     report = {
-        "published": [100], "seconds": 9.9, "requests": 50, "late_ns": 2 * MS, "errors": {}, "refusal": "",
-        "usage": Usage(9, 1, 0),
+        "published": [100], "given_up": {}, "seconds": 9.9, "requests": 50, "late_ns": 2 * MS, "errors": {},
+        "refusal": "", "usage": Usage(9, 1, 0),
     }  # fmt: skip
     return Measured(
         settings=Settings(**asked | (settings or {})),
@@ -48,6 +50,7 @@ def test_rates_and_costs():
     counts = {"events": 1000, "received_bytes": 230_000, "requests": 100, "deliveries": 900, "last_delivery": SECOND}
     result = result_of(measured({"sse": tally(5, 5, 7, **counts)}))
     assert (result.deliveries_per_second, result.published_per_second) == (100, 10)
+    assert (result.planned, result.published) == (90, 90)  # without the warm-up, as everything else
     assert (result.bytes_per_event, result.requests_per_event, result.events_per_publish) == (230, 0.1, 2)
     assert (result.opened_per_second, result.publish_late_ms) == (20, 2)
     assert result.latency_ms.p50 == pytest.approx(5, rel=0.01)
@@ -66,8 +69,8 @@ def test_what_comes_late_lowers_the_rate():
     ("changes", "words"),
     [
         ({"tallies": {"sse": tally(opened=9)}}, "only 9 of 10 subscribers"),
-        ({"published": {"published": [80]}}, "published 8 events/s instead of 10"),
-        ({"published": {"seconds": 20.0}}, "published 5 events/s instead of 10"),
+        ({"published": {"published": [82]}}, "published 8 events/s instead of 10"),
+        ({"published": {"seconds": 19.0}}, "published 5 events/s instead of 10"),
         ({"usages": [Usage(10, 9.5, 0)]}, "the generator was the bottleneck: one of its processes used 95% of a core"),
         ({"usages": [Usage(10, 1, 4)]}, "the generator waited for a core 40% of the time"),
     ],
@@ -79,7 +82,47 @@ def test_warnings(changes, words):
 
 def test_who_interrupts_is_not_warned_of_what_is_missing():
     result = result_of(measured(published={"published": [20], "seconds": 4.0}, was_interrupted=True))
-    assert (result.warnings, result.published_per_second) == ([], 5)
+    assert (result.warnings, result.published_per_second) == ([], 3.333)
+
+
+def test_a_server_that_was_away_for_a_while_is_no_slow_publisher():
+    away = {"published": [82], "errors": {"publishing: connection refused": 9}}
+    (warning,) = result_of(measured(published=away)).warnings
+    assert warning == "published 8 events/s instead of 10: the server did not always take events"
+
+
+def test_a_wait_in_a_second_tells_nothing_of_the_machine():
+    assert result_of(measured(usages=[Usage(2.9, 1, 2), Usage(2.9, 1, 0)])).warnings == []
+
+
+def test_who_has_no_server_at_the_end_is_told_and_failed():
+    gone = tally(5, deliveries=1, away={"connection refused": 7, "no subscription in time": 3})
+    result = result_of(measured({"sse": gone}, published={"published": [40], "given_up": {"connection refused": 60}}))
+    assert result.failures == [
+        "10 of 10 subscribers were not connected at the end: connection refused (7), no subscription in time (3)",
+        "60 of 100 planned events found no server to take them: connection refused",
+    ]
+    assert not result.is_faultless
+    assert result.warnings == []  # publishing could have kept up
+    out = io.StringIO()
+    print_table([result], out, compared=False)
+    assert f"\nfailed: {result.failures[1]}\n" in out.getvalue()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.9])
+def test_nothing_was_measured_before_it_was_interrupted(seconds):
+    nothing = {"published": [0], "requests": 0, "late_ns": 0, "seconds": seconds}
+    early = tally(events=9, received_bytes=900, requests=9)  # in the warm-up
+    result = result_of(measured({"sse": early}, published=nothing, was_interrupted=True))
+    for value in (result.bytes_per_event, result.requests_per_event, result.publish_late_ms):
+        assert value is None
+    assert set(msgspec.structs.asdict(result.latency_ms).values()) == {None}
+    assert "-0.0" not in msgspec.json.encode(result).decode()
+    out = io.StringIO()
+    print_table([result], out, compared=False)
+    found = {line.split()[-1] for line in out.getvalue().splitlines() if line.startswith(("latency", "bytes"))}
+    assert found == {"—"}
+    assert not any("p99" in words or "bytes" in words for words in advice([result]))
 
 
 @pytest.mark.parametrize("name", ["lost", "duplicates", "out_of_order"])
@@ -90,7 +133,7 @@ def test_faults(name):
 def test_nothing_came_at_all():
     result = result_of(measured({"sse": tally()}, published={"published": [0], "requests": 0}))
     assert not result.is_faultless
-    assert (result.deliveries_per_second, result.latency_ms.p99, result.bytes_per_event) == (0, 0, 0)
+    assert (result.deliveries_per_second, result.latency_ms.p99, result.bytes_per_event) == (0, None, None)
 
 
 def test_a_mix_has_its_parts():
@@ -141,12 +184,28 @@ def test_the_table():
     print_table([faulty, *compared()[1:]], out, compared=True)
     text = out.getvalue()
     assert text.splitlines()[0].split() == ["long", "polling", "SSE", "WebSocket"]
+    assert [line for line in text.splitlines() if line.endswith(" ")] == []
     for words in ("interrupted", "error: closed by the server: 3 times", "gap announced: slow: 2 times", "warning: w"):
         assert f"long polling: {words}" in text
     out = io.StringIO()
     print_table([faulty], out, compared=False)
     assert "\nwarning: w\n" in out.getvalue()
     assert "lowest p99" not in out.getvalue()
+
+
+def test_the_example_in_the_readme_is_what_is_printed():
+    out = io.StringIO()
+    print_table(compared(), out, compared=True)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition(" --compare ")[2].partition("\n```")[0].splitlines()[1:]
+    assert [_without_figures(line) for line in shown] == [
+        _without_figures(line) for line in out.getvalue().splitlines()
+    ]
+
+
+def _without_figures(line: str) -> str:
+    """The label of a row, or what comes before the figures of a line of advice."""
+    return re.split("  +|: ", line)[0]
 
 
 def test_json_has_one_object():
@@ -181,7 +240,9 @@ def test_a_display_on_a_terminal(monkeypatch):
     with shown(out) as show:
         show(state())
         show(state(errors=0, seconds=0.0))
+        show(state(events=0))
     text = out.getvalue()
+    assert "— " in text
     for words in ("WebSocket: publishing 4 s", "subscribers", "450", "12.3 ms"):
         assert words in text
     # What it wrote is gone at its end.

@@ -37,6 +37,7 @@ _OTHER_DESCRIPTORS = 50
 #: too short, which is what the warm-up is for.
 _LEAD_SECONDS = 0.2
 _SHOW_SECONDS = 0.25
+_SMALL_BYTES = 64 * 2**10
 #: How long a process may take to end once it was told to, or has nothing more to do.
 _ENDING_SECONDS = 5.0
 
@@ -53,9 +54,9 @@ class State(NamedTuple):
         phase: what it does, in a word.
         subscribers: how many are to be opened.
         opened: how many are.
-        planned: how many events are to be published.
-        published: how many are.
-        events: how many came to subscribers.
+        planned: how many events are to be published behind the warm-up.
+        published: how many of them are.
+        events: how many of them came to subscribers.
         errors: how many things went wrong.
         p99_ms: the 99th percentile of the latency so far.
         seconds: since the feed began.
@@ -145,8 +146,14 @@ class Bench:
             size=settings.size,
             seconds=settings.warm_up + settings.duration,
         )
+        warm_up = round(settings.warm_up * 1e9)
+        self._planned = sum(
+            self._feed.events_of(publisher) - self._feed.warm_up_of(publisher, warm_up)
+            for publisher in range(settings.publishers)
+        )
         self._phase = "opening"
         self._began = 0
+        self._measured_from = 0
         self._was_interrupted = False
         self._subscribing: list[GeneratorProcess] = []
         self._publishing: GeneratorProcess | None = None
@@ -159,7 +166,7 @@ class Bench:
             BenchError: no subscriber could be opened, or a process broke.
             KeyboardInterrupt: it was interrupted before there was anything to report, or twice.
         """
-        family, address = await look_for_server(self._settings)
+        family, address = await look_for_server(self._settings, self._feed)
         result: Result | None = None
         with trio.open_signal_receiver(signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
@@ -194,7 +201,7 @@ class Bench:
             raise BenchError(_none_opened(opened))
         at = time.monotonic_ns() + round(_LEAD_SECONDS * 1e9)
         measured_from = at + round(self._settings.warm_up * 1e9)
-        self._phase, self._began = "publishing", at
+        self._phase, self._began, self._measured_from = "publishing", at, measured_from
         await _of_all([*self._subscribing, publishing], partial(_tell, order=Begin(at, measured_from)))
         published = await publishing.hear(Published)
         if published.refusal:
@@ -245,12 +252,13 @@ class Bench:
     def _state(self) -> State:
         said = [generator.progress for generator in self._subscribing]
         publishing = self._publishing.progress if self._publishing is not None else Progress()
+        is_warming_up = self._phase == "publishing" and time.monotonic_ns() < self._measured_from
         return State(
             transport=self._settings.transport,
-            phase=self._phase,
+            phase="warming up" if is_warming_up else self._phase,
             subscribers=self._settings.subscribers,
             opened=sum(progress.opened for progress in said),
-            planned=self._feed.events,
+            planned=self._planned,
             published=publishing.published,
             events=sum(progress.events for progress in said),
             errors=sum(progress.errors for progress in [*said, publishing]),
@@ -259,12 +267,14 @@ class Bench:
         )
 
 
-async def look_for_server(settings: Settings) -> tuple[int, tuple[str | int, ...]]:
-    """The family and the address of the server, which has answered as one of Tricast.
+async def look_for_server(settings: Settings, feed: Feed) -> tuple[int, tuple[str | int, ...]]:
+    """The family and the address of the server, which has answered as one of Tricast, and takes such events.
+
+    To find that out, it publishes one event of another run, which nobody waits for.
 
     Raises:
         Lost: nobody answers, or it cannot now.
-        ClientError: it is none, or refuses the topic.
+        ClientError: it is none, or refuses the topic or the size.
     """
     endpoint = Endpoint.parse(settings.url)
     client = ClientSettings()
@@ -272,17 +282,49 @@ async def look_for_server(settings: Settings) -> tuple[int, tuple[str | int, ...
     try:
         exchange = Exchange(stream, endpoint)
         with deadline(client.connect_timeout, Lost(f"no answer from {endpoint}")):
-            await exchange.ask("HEAD", endpoint.target("/events", [("topic", settings.topic)]), [])
-            answer = await exchange.head()
-        if answer.status_code not in (200, 204):
-            raise await exchange.failure(answer)
-        if b"last-event-id" not in dict(answer.headers):
-            raise ClientError(f"there is no Tricast server at {endpoint}")
+            await _look_for_topic(exchange, endpoint, settings.topic)
+            await _publish_one(exchange, endpoint, feed)
         transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
         assert isinstance(transport, trio.SocketStream)
         return transport.socket.family, transport.socket.getpeername()
     finally:
         await trio.aclose_forcefully(stream)
+
+
+async def _look_for_topic(exchange: Exchange, endpoint: Endpoint, topic: str) -> None:
+    target = endpoint.target("/events", [("topic", topic)])
+    await exchange.ask("HEAD", target, [])
+    answer = await exchange.head()
+    if answer.status_code >= 400 and await _may_go_on(exchange):
+        # What is wrong is in a body, and the answer to a HEAD has none.
+        await exchange.ask("GET", target, [("Accept", "application/json")])
+        answer = await exchange.head()
+    if answer.status_code not in (200, 204):
+        raise await exchange.failure(answer)
+    if b"last-event-id" not in dict(answer.headers):
+        raise ClientError(f"there is no Tricast server at {endpoint}")
+    if not await _may_go_on(exchange):
+        raise Lost("the server closed the connection")
+
+
+async def _may_go_on(exchange: Exchange) -> bool:
+    """Whether another request may follow the answer, which has no body, or a small one."""
+    await exchange.body(_SMALL_BYTES)
+    return exchange.is_reusable()
+
+
+async def _publish_one(exchange: Exchange, endpoint: Endpoint, feed: Feed) -> None:
+    # The last topic has the longest name.
+    target = endpoint.target("/publish", [("topic", feed.topic_name(feed.topics - 1))])
+    body = feed._replace(run=secrets.token_hex(4)).data(0, 0, 0)
+    with suppress(Lost):  # a server may refuse what is large without reading it
+        await exchange.ask(
+            "POST", target, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))], body
+        )
+    answer = await exchange.head()
+    # What stands in the way only for now is for the publishers to get over.
+    if 400 <= answer.status_code < 500 and answer.status_code not in (408, 409, 429):
+        raise await exchange.failure(answer)
 
 
 async def _see_to_its_end(process: trio.Process) -> None:

@@ -19,6 +19,8 @@ _NAMES = {"sse": "SSE", "ws": "WebSocket", "poll": "long polling", "mix": "all"}
 #: Where nobody watches, a line now and then is enough.
 _LINE_SECONDS = 5.0
 _BAR_WIDTH = 40
+#: For what nothing was measured.
+_NOTHING = "—"
 
 
 @contextmanager
@@ -44,7 +46,7 @@ class Rates:
         """The rate since the state before this one."""
         now = time.monotonic()
         before, events = self._last
-        if state.events < events:  # measuring has begun, or another run
+        if state.events < events:  # another run
             events = 0
         if now > before:
             self._rate = (state.events - events) / (now - before)
@@ -69,9 +71,9 @@ class Lines:
         if now >= self._next:
             self._next = now + _LINE_SECONDS
             self._stream.write(
-                f"{_NAMES[state.transport]}, {state.phase}: {state.opened} of {state.subscribers} subscribers, "
-                f"{state.published} of {state.planned} events published, {state.events} delivered, "
-                f"{state.errors} errors\n"
+                f"{_NAMES[state.transport]}, {state.phase}: {state.opened:,} of {state.subscribers:,} subscribers, "
+                f"{state.published:,} of {state.planned:,} events published, {state.events:,} delivered, "
+                f"{state.errors:,} errors\n"
             )
             self._stream.flush()
 
@@ -81,7 +83,7 @@ def _picture(state: State, rate: float) -> RenderableType:
     table.add_row("subscribers", ProgressBar(state.subscribers, state.opened, _BAR_WIDTH), f"{state.opened:,}")
     table.add_row("published", ProgressBar(state.planned, state.published, _BAR_WIDTH), f"{state.published:,}")
     table.add_row("delivered", f"{state.events:,}", f"{rate:,.0f}/s")
-    table.add_row("p99 so far", f"{state.p99_ms:,.1f} ms", "")
+    table.add_row("p99 so far", f"{state.p99_ms:,.1f} ms" if state.events else _NOTHING, "")
     style = "red" if state.errors else ""
     table.add_row("errors", Text(f"{state.errors:,}", style), "")
     seconds = f" {state.seconds:.0f} s" if state.seconds > 0 else ""
@@ -104,7 +106,7 @@ def print_table(results: Sequence[Result], stream: TextIO, *, compared: bool) ->
     """
     console = Console(file=stream, highlight=False)
     columns = results if compared else [*results[0].by_transport.values(), results[0]]
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("")
     for result in columns:
         table.add_column(_NAMES[result.transport], justify="right")
@@ -124,6 +126,8 @@ def _said(results: Sequence[Result]) -> Iterator[str]:
         name = f"{_NAMES[result.transport]}: " if len(results) > 1 else ""
         if result.was_interrupted:
             yield f"{name}interrupted: these are the results so far"
+        for failure in result.failures:
+            yield f"{name}failed: {failure}"
         for kind, count in sorted(result.errors.items()):
             yield f"{name}error: {kind}: {count} times"
         for reason, count in sorted(result.gaps.items()):
@@ -133,7 +137,11 @@ def _said(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _milliseconds(percentile: str) -> Callable[[Result], str]:
-    return lambda result: f"{getattr(result.latency_ms, percentile):,.2f} ms"
+    return lambda result: _or_nothing(getattr(result.latency_ms, percentile), ",.2f", " ms")
+
+
+def _or_nothing(value: float | None, form: str, unit: str = "") -> str:
+    return _NOTHING if value is None else f"{value:{form}}{unit}"
 
 
 _ROWS: dict[str, Callable[[Result], str]] = {
@@ -152,9 +160,9 @@ _ROWS: dict[str, Callable[[Result], str]] = {
     "latency p99": _milliseconds("p99"),
     "latency p99.9": _milliseconds("p99_9"),
     "latency max": _milliseconds("max"),
-    "bytes per event": lambda result: f"{result.bytes_per_event:,.0f}",
-    "requests per event": lambda result: f"{result.requests_per_event:,.3f}",
-    "reconnects": lambda result: f"{result.reconnects:,}",
-    "errors": lambda result: f"{sum(result.errors.values()):,}",
+    "bytes per event": lambda result: _or_nothing(result.bytes_per_event, ",.0f"),
+    "requests per event": lambda result: _or_nothing(result.requests_per_event, ",.3f"),
+    "reconnects, with warm-up": lambda result: f"{result.reconnects:,}",
+    "errors, with warm-up": lambda result: f"{sum(result.errors.values()):,}",
     "generator CPU": lambda result: f"{result.generator.busiest_cpu:.0%}",
 }

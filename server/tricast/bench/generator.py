@@ -84,7 +84,7 @@ class Subscribing(Generator):
         self._published: list[list[int]] = []
         self._await_until = 0
         self._quiet_since = 0
-        self._seen = 0
+        self._seen = (0, 0)
 
     def start(self) -> None:
         """See ``Generator.start``."""
@@ -96,15 +96,12 @@ class Subscribing(Generator):
     def obey(self, order: Order) -> None:
         """See ``Generator.obey``."""
         match order:
-            case Begin(_, measured_from):
+            case Begin(at, measured_from):
                 self._reader.measured_from = measured_from
+                self._measure_from(measured_from - at)
                 self._engine.call_at(measured_from, self._begin_measuring)
             case Await(published):
-                feed = self._feed
-                self._published = [
-                    [feed.events_in_topic(publisher, count, topic) for publisher, count in enumerate(published)]
-                    for topic in range(feed.topics)
-                ]
+                self._published = self._in_topics(published)
                 self._await_until = time.monotonic_ns() + round(_MOST_AWAITED_SECONDS * 1e9)
                 self._quiet_since = time.monotonic_ns()
                 self._look_whether_complete()
@@ -116,10 +113,25 @@ class Subscribing(Generator):
         tallies = [group.tally for group in self._groups.values()]
         return Progress(
             opened=sum(group.begun for group in self._groups.values()),
-            events=sum(tally.events for tally in tallies),
+            events=sum(tally.deliveries for tally in tallies),
             errors=sum(sum(tally.errors.values()) for tally in tallies),
             p99_ns=max(tally.histogram.percentiles(99)[0] for tally in tallies),
         )
+
+    def _in_topics(self, counts: Sequence[int]) -> list[list[int]]:
+        """How many of each publisher's first so many events went to each topic."""
+        feed = self._feed
+        return [
+            [feed.events_in_topic(publisher, count, topic) for publisher, count in enumerate(counts)]
+            for topic in range(feed.topics)
+        ]
+
+    def _measure_from(self, elapsed: int) -> None:
+        feed = self._feed
+        first = self._in_topics([feed.warm_up_of(publisher, elapsed) for publisher in range(feed.publishers)])
+        for group in self._groups.values():
+            for member in group.members:
+                member.ledger.measured_from = first[member.topic_index]
 
     def _begin_measuring(self) -> None:
         for group in self._groups.values():
@@ -140,12 +152,14 @@ class Subscribing(Generator):
 
     def _look_whether_complete(self) -> None:
         now = time.monotonic_ns()
-        events = sum(group.tally.events for group in self._groups.values())
-        if events != self._seen:
-            self._seen, self._quiet_since = events, now
-        are_all_here = all(group.are_all_live for group in self._groups.values())
+        groups = self._groups.values()
+        seen = sum(group.tally.events for group in groups), sum(group.live for group in groups)
+        if seen != self._seen:
+            self._seen, self._quiet_since = seen, now
+        are_all_here = all(group.are_all_live for group in groups)
         quiet = _QUIET_SECONDS if are_all_here else _LONGEST_AWAY_SECONDS
-        if now > min(self._await_until, self._quiet_since + round(quiet * 1e9)) or self._is_complete():
+        is_over = now > min(self._await_until, self._quiet_since + round(quiet * 1e9))
+        if is_over or (are_all_here and self._is_complete()):
             self._finish()
         else:
             self._engine.call_in(0.05, self._look_whether_complete)
@@ -175,6 +189,7 @@ class Publishing(Generator):
     def __init__(self, engine: Engine, plan: Plan) -> None:
         super().__init__(engine, plan)
         self._publishers: list[Publisher] = []
+        self._warm_up: list[int] = []
         self._begin = 0
 
     def start(self) -> None:
@@ -190,6 +205,7 @@ class Publishing(Generator):
                 self._engine.call_at(measured_from, self._stopwatch.start)
                 course = Course(self._engine, self._target, self._endpoint, self._feed, at)
                 indexes = range(self._feed.publishers)
+                self._warm_up = [self._feed.warm_up_of(index, measured_from - at) for index in indexes]
                 self._publishers = [Publisher(course, index, self._ended) for index in indexes]
                 for publisher in self._publishers:
                     publisher.open()
@@ -200,7 +216,10 @@ class Publishing(Generator):
     def progress(self) -> Progress:
         """See ``Generator.progress``."""
         return Progress(
-            published=sum(publisher.published for publisher in self._publishers),
+            published=sum(
+                max(0, publisher.published - warm_up)
+                for publisher, warm_up in zip(self._publishers, self._warm_up, strict=True)
+            ),
             errors=sum(sum(publisher.errors.values()) for publisher in self._publishers),
         )
 
@@ -208,11 +227,14 @@ class Publishing(Generator):
         if not all(publisher.has_ended for publisher in self._publishers):
             return
         errors: dict[str, int] = {}
+        given_up: dict[str, int] = {}
         for publisher in self._publishers:
             add_up(errors, publisher.errors)
+            add_up(given_up, publisher.given_up)
         report = messages.Published(
             published=[publisher.published for publisher in self._publishers],
-            seconds=(time.monotonic_ns() - self._begin) / 1e9,
+            given_up=given_up,
+            seconds=max(0.0, (time.monotonic_ns() - self._begin) / 1e9),
             requests=sum(publisher.requests for publisher in self._publishers),
             late_ns=max(publisher.late_ns for publisher in self._publishers),
             errors=errors,

@@ -14,12 +14,14 @@ class Ledger:
 
     Attributes:
         awaited: for each publisher, the number that has to come next.
+        measured_from: for each publisher, the first number that counts: what is wrong with those before is not told.
     """
 
-    __slots__ = ("_excused", "_holes", "awaited")
+    __slots__ = ("_excused", "_holes", "awaited", "measured_from")
 
     def __init__(self, publishers: int) -> None:
         self.awaited = [0] * publishers
+        self.measured_from: Sequence[int] = self.awaited[:]
         self._holes: list[Numbers] = []
         self._excused: set[int] = set()
 
@@ -42,7 +44,7 @@ class Ledger:
         awaited = self.awaited[publisher]
         if first > awaited:
             if publisher in self._excused:
-                tally.missed += first - awaited
+                tally.missed += self._measured(publisher, awaited, first)
             else:
                 self._holes.append(Numbers(publisher, awaited, first))
         elif first < awaited:
@@ -61,12 +63,12 @@ class Ledger:
             if hole.publisher != publisher or begin >= end:
                 left.append(hole)
                 continue
-            late += end - begin
+            late += self._measured(publisher, begin, end)
             around = (Numbers(publisher, hole.first, begin), Numbers(publisher, end, hole.stop))
             left += [rest for rest in around if rest.first < rest.stop]
         self._holes = left
         tally.out_of_order += late
-        tally.duplicates += stop - first - late
+        tally.duplicates += self._measured(publisher, first, stop) - late
 
     def missing(self, published: Sequence[int]) -> int:
         """How many have not come yet, and were not announced to be missing.
@@ -75,15 +77,21 @@ class Ledger:
             published: how many each publisher has published to this subscriber's topic.
         """
         return self._in_holes() + sum(
-            count - awaited
+            self._measured(publisher, awaited, count)
             for publisher, (count, awaited) in enumerate(zip(published, self.awaited, strict=True))
-            if count > awaited and publisher not in self._excused
+            if publisher not in self._excused
         )
 
     def close(self, published: Sequence[int], tally: Tally) -> None:
         """Counts what has not come as lost, or as missed when that was announced."""
         tally.lost += self.missing(published)
-        tally.missed += sum(max(0, published[publisher] - self.awaited[publisher]) for publisher in self._excused)
+        tally.missed += sum(
+            self._measured(publisher, self.awaited[publisher], published[publisher]) for publisher in self._excused
+        )
 
     def _in_holes(self) -> int:
-        return sum(hole.stop - hole.first for hole in self._holes)
+        return sum(self._measured(*hole) for hole in self._holes)
+
+    def _measured(self, publisher: int, first: int, stop: int) -> int:
+        """How many of these numbers count."""
+        return max(0, stop - max(first, self.measured_from[publisher]))

@@ -58,8 +58,8 @@ class Progress(msgspec.Struct, tag="progress", frozen=True, kw_only=True):
 
     Attributes:
         opened: subscribers that were ever subscribed.
-        events: all events that came so far.
-        published: events that the server has taken so far.
+        events: measured events that came so far.
+        published: measured events that the server has taken so far.
         errors: how many things went wrong.
         p99_ns: the 99th percentile of the latency so far.
     """
@@ -88,6 +88,7 @@ class Published(msgspec.Struct, tag="published", frozen=True, kw_only=True):
 
     Attributes:
         published: how many events each has published.
+        given_up: events that there was no server for, by what had ended the last connection to it.
         seconds: from the beginning of the feed to the last answer.
         requests: how many requests that took.
         late_ns: how long after it was due an event was sent at most.
@@ -97,6 +98,7 @@ class Published(msgspec.Struct, tag="published", frozen=True, kw_only=True):
     """
 
     published: list[int]
+    given_up: dict[str, int]
     seconds: float
     requests: int
     late_ns: int

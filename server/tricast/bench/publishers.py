@@ -41,6 +41,13 @@ class Course(NamedTuple):
     begin: int
 
 
+class _Problem(msgspec.Struct):
+    """What is read of an ``application/problem+json`` body (RFC 9457)."""
+
+    title: str = ""
+    detail: str = ""
+
+
 class _Request(NamedTuple):
     """Events under way: the bytes that ask for it, and how many events they publish."""
 
@@ -61,6 +68,7 @@ class Publisher:
         requests: how many requests were answered.
         late_ns: how long after it was due an event was sent at most.
         errors: what went wrong, by kind.
+        given_up: how many events there was no server for in time, by why not; or nothing.
         refusal: what the server answered when it will not take the events at all; or nothing.
         has_ended: whether nothing more will be published.
     """
@@ -76,10 +84,13 @@ class Publisher:
         self._is_sent = False
         self._prepared = 0
         self._attempts = 0
+        #: What went wrong since the server has last taken something.
+        self._why = ""
         self.published = 0
         self.requests = 0
         self.late_ns = 0
         self.errors: dict[str, int] = {}
+        self.given_up: dict[str, int] = {}
         self.refusal = ""
         self.has_ended = False
 
@@ -99,6 +110,13 @@ class Publisher:
         self.has_ended = True
         self._close()
         self._ended()
+
+    def _end(self) -> None:
+        """Stops at the end of the feed."""
+        left = self._feed.events_of(self._index) - self.published
+        if left and self._why:
+            self.given_up = {self._why: left}
+        self.stop()
 
     def ready(self, mask: int) -> None:
         """See ``Party.ready``."""
@@ -126,7 +144,7 @@ class Publisher:
             return
         now = time.monotonic_ns()
         if self.published == self._feed.events_of(self._index) or now > self._begin + self._last_due + _OVERTIME_NS:
-            self.stop()
+            self._end()
             return
         if self._request is None:
             due = self._feed.due_until(self._index, now - self._begin) - self.published
@@ -186,6 +204,7 @@ class Publisher:
             self.requests += 1
             self._request = None
             self._is_sent = False
+            self._why = ""
             if head.closes:
                 self._come_back(0)
             else:
@@ -199,6 +218,7 @@ class Publisher:
     def _broken(self, why: str, delay: float) -> None:
         kind = f"publishing: {why}"
         self.errors[kind] = self.errors.get(kind, 0) + 1
+        self._why = why
         self._come_back(delay)
 
     def _come_back(self, delay: float) -> None:
@@ -207,7 +227,7 @@ class Publisher:
         self._is_sent = False
         overtime = self._begin + self._last_due + _OVERTIME_NS
         if time.monotonic_ns() + delay * 1e9 > overtime:
-            self.stop()
+            self._end()
         else:
             self._engine.call_in(delay, self.open)
 
@@ -222,4 +242,9 @@ def _line(topic: str, data: bytes) -> bytes:
 
 
 def _in_words(head: Head, body: bytes) -> str:
-    return f"the server answered {head.status} to a publish: {body[:300].decode(errors='replace')}"
+    try:
+        problem = msgspec.json.decode(body, type=_Problem)
+        said = problem.detail or problem.title
+    except (msgspec.DecodeError, RecursionError):
+        said = body[:300].decode(errors="replace")
+    return f"the server answered {head.status} to a publish: {said}".removesuffix(": ")

@@ -103,6 +103,10 @@ class Feed(NamedTuple):
             batches += 1
         return min(batches * batch, self.events_of(publisher))
 
+    def warm_up_of(self, publisher: int, elapsed: int) -> int:
+        """How many of a publisher's events are due in the first so many nanoseconds, which are not measured."""
+        return self.due_until(publisher, elapsed - 1)
+
     def data(self, publisher: int, number: int, at: int) -> bytes:
         """The data of a publisher's event, as JSON.
 

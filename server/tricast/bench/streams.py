@@ -19,6 +19,8 @@ _HARMLESS = re.compile(r"[A-Za-z0-9_-]{1,60}")
 _ID_LINE = re.compile(rb"(?:^|\n)id: ([^\n]*)\n")
 _OPCODE_CONTINUATION, _OPCODE_TEXT, _OPCODE_CLOSE, _OPCODE_PING, _OPCODE_PONG = 0x0, 0x1, 0x8, 0x9, 0xA
 _MOST_FRAME_BYTES = 16 * 2**20
+#: "Service restart" and "try again later", in the registry that RFC 6455 11.7 has set up.
+_COME_BACK_CODES = frozenset({1012, 1013})
 
 
 class Begun(NamedTuple):
@@ -40,9 +42,15 @@ class Pinged(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The server ends the stream in a proper way."""
+    """The server ends the stream in a proper way.
+
+    Attributes:
+        why: in words.
+        is_goodbye: whether it says thereby that it wants the subscriber back, later.
+    """
 
     why: str
+    is_goodbye: bool = False
 
 
 class Refused(NamedTuple):
@@ -221,7 +229,7 @@ def _control(opcode: int, payload: bytes) -> list[Item]:
     code = int.from_bytes(payload[:2]) if payload else 1005
     reason = payload[2:].decode(errors="replace")
     delay = _COME_BACK.search(reason)
-    ended = Ended(f"close frame {code}")
+    ended = Ended(f"close frame {code}", code in _COME_BACK_CODES)
     return [Retry(float(delay[1])), ended] if delay else [ended]
 
 

@@ -32,7 +32,7 @@ from tricast.bench.streams import (
     Refused,
     Retry,
 )
-from tricast.bench.tally import Tally
+from tricast.bench.tally import Tally, add_up
 from tricast.client.endpoint import Endpoint
 
 #: How long a subscription may take to be in force.
@@ -41,6 +41,8 @@ _FIRST_RETRY_SECONDS = 0.2
 #: Whatever a server asks for, it is not asked again sooner than this after a failure.
 _SHORTEST_RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 5.0
+#: Why a connection has ended whose server is going down, which is no error.
+_GOODBYE = "the server asked to come back later"
 #: Connections under way at the same time: fewer than a server's backlog, and enough to keep it busy.
 _MOST_OPENING = 128
 
@@ -78,11 +80,12 @@ class Subscriber(ABC):
         topic_index: the number of its topic.
         has_begun: whether it was ever subscribed.
         is_live: whether it is subscribed now.
+        why_ended: what has ended its last connection.
     """
 
     __slots__ = (
-        "_around", "_attempt", "_group", "_index", "_is_dismissed", "_link", "_position", "_retry", "_retry_asked",
-        "_tally", "_topic", "has_begun", "is_live", "ledger", "topic_index",
+        "_around", "_attempt", "_group", "_index", "_is_dismissed", "_is_leaving", "_link", "_position", "_retry",
+        "_retry_asked", "_tally", "_topic", "has_begun", "is_live", "ledger", "topic_index", "why_ended",
     )  # fmt: skip
 
     def __init__(self, around: Surroundings, group: "Group", index: int, topic: str, topic_index: int) -> None:
@@ -95,12 +98,14 @@ class Subscriber(ABC):
         self._position = b""
         self._attempt = 0
         self._is_dismissed = False
+        self._is_leaving = False
         self._retry = _FIRST_RETRY_SECONDS
         self._retry_asked: float | None = None
         self.topic_index = topic_index
         self.ledger = Ledger(around.publishers)
         self.has_begun = False
         self.is_live = False
+        self.why_ended = ""
 
     # Its connection
 
@@ -133,14 +138,19 @@ class Subscriber(ABC):
             self._broken("no subscription in time")
 
     def _broken(self, why: str) -> None:
-        """Counts an error and comes back later."""
-        self._tally.error(why)
+        """Comes back later, and counts an error unless the server has said that this would happen."""
+        if self._is_leaving:
+            why = _GOODBYE
+        else:
+            self._tally.error(why)
         delay = self._retry if self._retry_asked is None else max(self._retry_asked, _SHORTEST_RETRY_SECONDS)
         self._retry_asked = None
         self._retry = min(self._retry * 2, _LONGEST_RETRY_SECONDS)
-        self._come_back(delay)
+        self._come_back(delay, why)
 
-    def _come_back(self, delay: float) -> None:
+    def _come_back(self, delay: float, why: str) -> None:
+        self.why_ended = why
+        self._is_leaving = False
         self.close()
         self._around.engine.call_in(delay, self.open)
         self._group.opening_ended(self)
@@ -203,6 +213,15 @@ class Subscriber(ABC):
         self._retry = _FIRST_RETRY_SECONDS
         self._group.opening_ended(self)
 
+    def _asked_to_come_back(self, seconds: float) -> None:
+        self._retry_asked = seconds
+        # Every event stream begins with such a time; later, it is a goodbye.
+        self._is_leaving = self.is_live
+
+    def _ended(self, ended: Ended) -> None:
+        self._is_leaving |= ended.is_goodbye
+        self._broken(ended.why)
+
     def _refused(self, head: Head) -> None:
         self._retry_asked = head.retry_after
         self._broken(f"status {head.status}")
@@ -253,9 +272,9 @@ class EventStreamSubscriber(Subscriber):
             case Begun(position):
                 self._begin(position)
             case Retry(seconds):
-                self._retry_asked = seconds
-            case Ended(why):
-                self._broken(why)
+                self._asked_to_come_back(seconds)
+            case Ended():
+                self._ended(item)
 
 
 class WebSocketSubscriber(Subscriber):
@@ -298,9 +317,9 @@ class WebSocketSubscriber(Subscriber):
             case Pinged(payload):
                 self._send(_masked_frame(0xA, payload))
             case Retry(seconds):
-                self._retry_asked = seconds
-            case Ended(why):
-                self._broken(why)
+                self._asked_to_come_back(seconds)
+            case Ended():
+                self._ended(item)
             case Refused(what):
                 self._broken(f"refused: {what}")
 
@@ -341,9 +360,10 @@ class Poller(Subscriber):
             self._enter(block)
             self._begin(b"")
             if head.retry_after is not None:
-                self._refused(head)
+                self._asked_to_come_back(head.retry_after)
+                self._broken(_GOODBYE)
             elif head.closes:
-                self._come_back(0)
+                self._come_back(0, "the server ended the connection")
             else:
                 self._poll()
 
@@ -402,9 +422,14 @@ class Group:
             self._around.engine.call_in(0, self.open_some)
 
     @property
+    def live(self) -> int:
+        """How many are subscribed now."""
+        return sum(member.is_live for member in self.members)
+
+    @property
     def are_all_live(self) -> bool:
         """Whether all are subscribed now."""
-        return all(member.is_live for member in self.members)
+        return self.live == len(self.members)
 
     @property
     def begun(self) -> int:
@@ -427,6 +452,8 @@ class Group:
         self.members = [member for member in self.members if member.has_begun]
 
     def close(self) -> None:
-        """Closes all."""
+        """Closes all, and counts those that had no connection."""
         for member in self.members:
+            if not member.is_live:
+                add_up(self.tally.away, {member.why_ended: 1})
             member.dismiss()

@@ -27,6 +27,7 @@ class Counts(msgspec.Struct, kw_only=True):
         gaps: how many gaps were announced, by the reason given.
         reconnects: connections made again.
         errors: what went wrong, by kind.
+        away: subscribers that were not connected at the end, by what had ended their last connection.
         latency: the buckets of ``Histogram.to_dict``, in nanoseconds.
     """
 
@@ -45,6 +46,7 @@ class Counts(msgspec.Struct, kw_only=True):
     gaps: dict[str, int] = {}
     reconnects: int = 0
     errors: dict[str, int] = {}
+    away: dict[str, int] = {}
     latency: dict[int, int] = {}
 
 
@@ -87,6 +89,7 @@ class Tally(Counts, kw_only=True):
             total.last_delivery = max(total.last_delivery, counts.last_delivery)
             add_up(total.gaps, counts.gaps)
             add_up(total.errors, counts.errors)
+            add_up(total.away, counts.away)
             total.histogram.merge(Histogram.from_dict(counts.latency))
         return total
 
