@@ -6,13 +6,13 @@ A process is a log of its own on the same file here; ``tests/e2e/test_sqlite_log
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from log.worlds import Clock, World, ids_of, looked, sqlite_log
+from log.worlds import Clock, World, held, ids_of, looked, no_descriptors, sqlite_log
 from serving import open_descriptors, until
 from structlog.testing import LogCapture
 
@@ -22,6 +22,7 @@ from tricast.log.base import IdempotencyKey
 from tricast.log.database import Database, decode, encode
 from tricast.log.sqlite import SqliteLog
 from tricast.log.sqlite_file import APPLICATION_ID, SqliteFile
+from tricast.log.wake import Wake
 
 KEY = IdempotencyKey(b"k", b"1", 60.0, 10)
 
@@ -35,15 +36,15 @@ class Processes:
         records: what they logged.
     """
 
-    def __init__(self, path: Path, stack: AsyncExitStack) -> None:
+    def __init__(self, path: Path, nursery: trio.Nursery) -> None:
         self.path = path
         self.clock = Clock()
         self.records = LogCapture()
-        self._stack = stack
+        self._nursery = nursery
 
     async def begin(self, **settings: Any) -> World:
         world = self.prepare(**settings)
-        await self._stack.enter_async_context(world.log.open(world.committed.extend, world.skipped.append))
+        await self._nursery.start(held, world.log.open(world.committed.extend, world.skipped.append))
         await looked(log_of(world))  # as it does at first; what comes next is the test's
         return world
 
@@ -57,8 +58,9 @@ class Processes:
 @pytest.fixture
 async def processes(tmp_path: Path) -> AsyncIterator[Processes]:
     with trio.fail_after(20):
-        async with AsyncExitStack() as stack:
-            yield Processes(tmp_path / "log.db", stack)
+        async with trio.open_nursery() as nursery:
+            yield Processes(tmp_path / "log.db", nursery)
+            nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
@@ -723,18 +725,39 @@ async def test_leaving_while_somebody_waits(processes: Processes) -> None:
     assert sorted(outcomes) == ["the database is locked by another program", "the log is not open"]
 
 
-async def test_a_bug_in_the_thread_leaves_nobody_waiting(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = await processes.begin()
+async def test_without_a_free_descriptor_it_goes_on(unwoken: Processes) -> None:
+    unwoken.path.with_name("log.db.wake").unlink()
+    first, second = await unwoken.begin(), await unwoken.begin()
+    ids = await first.append("a")
+    with no_descriptors():
+        ids += await first.append("a")
+    ids += await first.append("a")
+    await until(lambda: ids_of(second.committed) == ids)
+    assert unwoken.said() == []
+
+
+@pytest.mark.parametrize("fails", [(Database, "append"), (Wake, "wake_others")])
+async def test_a_bug_in_the_thread_ends_all(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, fails: tuple[type, str]
+) -> None:
+    world = processes.prepare()
     bugs: list[threading.ExceptHookArgs] = []
 
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(threading, "excepthook", bugs.append)
-    monkeypatch.setattr(Database, "append", fail)
-    assert await unavailable(world) == "its thread has failed"
-    assert world.log.problem == "its thread has failed"
-    assert await unavailable(world) == "the log is not open"
+    monkeypatch.setattr(*fails, fail)
+    with pytest.raises(LogUnavailable) as caught:
+        async with world.log.open(world.committed.extend):
+            with trio.CancelScope(shield=True), suppress(LogUnavailable):  # it may have been committed
+                await world.append("a")
+                await log_of(world)._ended.wait()
+            assert world.log.problem == "its thread has failed"
+            assert await unavailable(world) == "the log is not open"
+            await trio.sleep_forever()
+    assert caught.value.why == f"{processes.path}: its thread has failed"
+    assert processes.said() == ["the log has ended"]
     await until(lambda: bool(bugs))
 
 

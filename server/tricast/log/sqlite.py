@@ -79,6 +79,8 @@ class SqliteLog:
         self._writer: Writer | None = None
         self._opened = trio.Event()
         self._ended = trio.Event()
+        #: Around what goes on while the log is open.
+        self._scope = trio.CancelScope()
         self._problem: str | None = None
         self._jobs: dict[Job, None] = {}
         self._waiting_bytes = 0
@@ -98,9 +100,14 @@ class SqliteLog:
 
     @asynccontextmanager
     async def open(self, committed: Committed, skipped: Skipped | None = None) -> AsyncIterator[None]:
-        """See ``Log.open``. Cancelling it waits for the transaction that is being written."""
+        """See ``Log.open``. Cancelling it waits for the transaction that is being written.
+
+        Raises:
+            LogUnavailable: the file cannot be used; or, what is in the scope being cancelled, the thread has ended.
+        """
         self._committed, self._skipped = committed, skipped or _ignore
         self._opened, self._ended = trio.Event(), trio.Event()
+        scope = self._scope = trio.CancelScope()
         self._problem = None
         writer = self._writer = Writer(
             self._open_database,
@@ -116,7 +123,10 @@ class SqliteLog:
             await self._opened.wait()
             if self._problem is not None:
                 raise LogUnavailable(f"{self._path}: {self._problem}")
-            yield
+            with scope:
+                yield
+            if scope.cancel_called:
+                raise LogUnavailable(f"{self._path}: {self._problem}")
         finally:
             self._writer = None
             self._committed = self._skipped = _ignore
@@ -255,7 +265,10 @@ class SqliteLog:
         self._problem = problem
 
     def ended(self, failure: str | None) -> None:
-        """See ``Receiver.ended``."""
+        """See ``Receiver.ended``. Nothing brings the thread back, so unasked it ends whatever needs the log as well."""
+        if self._writer is not None and self._opened.is_set():
+            self._logger.error("the log has ended", path=str(self._path), why=failure)
+            self._scope.cancel()
         self._problem = failure
         self._writer = None
         for job in list(self._jobs):

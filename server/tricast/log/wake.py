@@ -51,7 +51,11 @@ class Wake:
 
     def wake_others(self) -> None:
         """Tells all others; does not wait for any of them."""
-        for name in os.listdir(self._folder):  # noqa: PTH208 - a folder by its descriptor
+        try:
+            names = os.listdir(self._folder)  # noqa: PTH208 - a folder by its descriptor
+        except OSError:
+            return  # it takes a descriptor of its own, and there may be none; they look by themselves
+        for name in names:
             if name.endswith(_SUFFIX) and name != self._name:
                 self._wake(name)
 
@@ -75,8 +79,8 @@ class Wake:
         try:
             self._socket.sendto(b"!", self._address(name))
         except ConnectionRefusedError:
-            # Its process is gone and left it there.
-            with suppress(FileNotFoundError):
+            # Its process is gone and left it there. What cannot be removed is in nobody's way.
+            with suppress(OSError):
                 os.unlink(name, dir_fd=self._folder)
         except OSError:
             return  # it left just now, or has more than enough in its queue, or is another user's: it looks by itself
