@@ -5,8 +5,9 @@ A process is a log of its own on the same file here; ``tests/e2e/test_sqlite_log
 
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from serving import open_descriptors, until
 from structlog.testing import LogCapture
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
-from tricast.event import BEGINNING, Draft, EventId, Gap, GapReason, TopicSet
+from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, TopicSet
 from tricast.log.base import IdempotencyKey
 from tricast.log.database import Database, decode, encode
 from tricast.log.sqlite import SqliteLog
@@ -236,6 +237,19 @@ async def test_a_moment_of_grace_for_the_others(unwoken: Processes) -> None:
     ids = await first.append("c")
     await looked(log_of(first))
     assert await first.ids(">") == ids
+
+
+async def test_a_clock_that_was_ahead_does_not_keep_everything(processes: Processes) -> None:
+    world = await processes.begin(history=10, grace=10.0, history_size=5000)
+    world.clock.seconds += 1000
+    await world.append("a")
+    world.clock.seconds -= 1000
+    for _ in range(10):
+        ids = await world.append(*["a"] * 10)
+    assert await world.ids("a") == ids
+    for n in range(20):
+        await world.append(f"large-{n}", data=b"1" * 1000)
+    assert world.kept()[1] <= 5000
 
 
 async def test_a_key_holds_for_all(processes: Processes) -> None:
@@ -683,14 +697,57 @@ async def test_too_many_that_wait(processes: Processes, monkeypatch: pytest.Monk
     assert await world.append("a")
 
 
+async def test_small_events_that_wait_take_memory_too(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tricast.log.sqlite._MAX_WAITING_BYTES", 1000)
+    world = await processes.begin()
+    with other_program(processes.path) as database:
+        database.execute("BEGIN IMMEDIATE")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(world.append, *["a"] * 5, data=b""))
+            await until(lambda: len(log_of(world)._jobs) == 1)
+            assert await unavailable(world) == "too many publishes are waiting for the disk"
+            database.execute("ROLLBACK")
+    assert await world.append("a")
+
+
 async def test_a_large_crowd_is_committed_in_groups(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tricast.log.writer._MAX_GROUP_DRAFTS", 7)
     world = await processes.begin()
+    groups: list[int] = []
+
+    def commit(events: Sequence[Event]) -> None:
+        groups.append(len(events))
+        world.committed.extend(events)
+
+    log_of(world)._committed = commit
     async with trio.open_nursery() as nursery:
         for _ in range(50):
-            nursery.start_soon(world.append, "a", "b")
-    assert len(world.committed) == 100
+            nursery.start_soon(world.append, "a", "b", "c")
+        nursery.start_soon(world.append, *["a"] * 10)
+    assert len(world.committed) == 160
     assert ids_of(world.committed) == sorted(set(ids_of(world.committed)))
+    # One that is larger is alone.
+    assert set(groups) <= {3, 6, 10}
+
+
+async def test_a_turn_of_who_takes_what_is_new_is_short(unwoken: Processes) -> None:
+    first, second = await unwoken.begin(history=5000), await unwoken.begin(history=5000)
+    turns: list[int] = []
+    log_of(second)._committed = lambda events: turns.append(len(events))
+    await first.append(*["a"] * 5000)
+    await looked(log_of(second))
+    assert sum(turns) == 5000
+    assert max(turns) <= 1000
+    turns.clear()
+    with other_program(unwoken.path) as database:
+        database.execute("BEGIN IMMEDIATE")
+        async with trio.open_nursery() as nursery:
+            for _ in range(300):
+                nursery.start_soon(second.append, *["a"] * 10)
+            await until(lambda: len(log_of(second)._jobs) == 300)
+            database.execute("ROLLBACK")
+    assert sum(turns) == 3000
+    assert max(turns) <= 500
 
 
 async def test_who_is_cancelled_may_have_appended(processes: Processes) -> None:
@@ -748,7 +805,8 @@ async def test_a_bug_in_the_thread_ends_all(
 
     monkeypatch.setattr(threading, "excepthook", bugs.append)
     monkeypatch.setattr(*fails, fail)
-    with pytest.raises(LogUnavailable) as caught:
+
+    async def use() -> None:
         async with world.log.open(world.committed.extend):
             with trio.CancelScope(shield=True), suppress(LogUnavailable):  # it may have been committed
                 await world.append("a")
@@ -756,6 +814,9 @@ async def test_a_bug_in_the_thread_ends_all(
             assert world.log.problem == "its thread has failed"
             assert await unavailable(world) == "the log is not open"
             await trio.sleep_forever()
+
+    with pytest.raises(LogUnavailable) as caught:
+        await use()
     assert caught.value.why == f"{processes.path}: its thread has failed"
     assert processes.said() == ["the log has ended"]
     await until(lambda: bool(bugs))
