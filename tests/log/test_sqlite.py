@@ -3,12 +3,15 @@
 A process is a log of its own on the same file here; ``tests/e2e/test_sqlite_log.py`` has real ones.
 """
 
+import os
 import sqlite3
+import stat
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from select import select
 from typing import Any
 
 import pytest
@@ -20,7 +23,7 @@ from structlog.testing import LogCapture
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, TopicSet
 from tricast.log.base import IdempotencyKey
-from tricast.log.database import Database, decode, encode
+from tricast.log.database import Behind, Database, decode, encode
 from tricast.log.sqlite import SqliteLog
 from tricast.log.sqlite_file import APPLICATION_ID, SqliteFile
 from tricast.log.wake import Wake
@@ -161,6 +164,35 @@ async def test_one_wakes_the_others(processes: Processes, monkeypatch: pytest.Mo
     ids += await second.append("a")
     await until(lambda: ids_of(first.committed) == ids)
     assert processes.said() == []
+
+
+async def test_who_is_woken_while_it_waits_for_a_lock_looks(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tricast.log.writer.LOOK_SECONDS", 1000.0)
+    world = await processes.begin()
+    looked_behind: list[int] = []
+    behind = Database.behind
+
+    def look(self: Database, known: int) -> Behind:
+        looked_behind.append(known)
+        return behind(self, known)
+
+    monkeypatch.setattr(Database, "behind", look)
+    writer = log_of(world)._writer
+    assert writer is not None
+    with other_program(processes.path) as database:
+        database.execute("BEGIN IMMEDIATE")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.append, "a")
+            await until(lambda: len(log_of(world)._jobs) == 1 and not writer._appends)
+            assert writer._wake is not None
+            another = Wake(processes.path.with_name("log.db.wake"))
+            another.wake_others()
+            another.close()
+            await until(lambda: not select([writer._wake], [], [], 0)[0])
+            database.execute("ROLLBACK")
+    await until(lambda: looked_behind == [encode(world.committed[0].id)])
 
 
 @pytest.mark.usefixtures("watchful")
@@ -455,6 +487,33 @@ async def test_a_log_of_a_later_version(processes: Processes) -> None:
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         database.execute("PRAGMA user_version = 2")
     assert await refusal(processes.prepare()) == "the log has version 2, and only version 1 is known here"
+
+
+async def test_the_file_is_for_its_owner_alone(processes: Processes) -> None:
+    umask = os.umask(0)
+    try:
+        world = await processes.begin()
+        await world.append("a")
+    finally:
+        os.umask(umask)
+    files = [path for path in processes.path.parent.iterdir() if path.is_file()]
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in files} == dict.fromkeys(
+        ("log.db", "log.db-wal", "log.db-shm"), 0o600
+    )
+
+
+async def test_a_file_that_is_there_keeps_its_mode(processes: Processes) -> None:
+    processes.path.touch()
+    processes.path.chmod(0o660)
+    await (await processes.begin()).append("a")
+    assert stat.S_IMODE(processes.path.stat().st_mode) == 0o660
+
+
+async def test_a_link_to_where_the_file_will_be(processes: Processes) -> None:
+    elsewhere = processes.path.with_name("elsewhere.db")
+    processes.path.symlink_to(elsewhere)
+    await (await processes.begin()).append("a")
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o600
 
 
 async def test_an_empty_file_is_a_new_log(processes: Processes) -> None:

@@ -68,12 +68,12 @@ class Wake:
                 return count > 0
         return True
 
-    def wait(self, seconds: float) -> None:
-        """Returns when something comes in, or after so many seconds."""
+    def wait(self, seconds: float) -> bool:
+        """Returns when something comes in, or after so many seconds; whether it was the former, and takes it."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.poll(seconds * 1000)
-        self.clear()
+        return self.clear()
 
     def _wake(self, name: str) -> None:
         try:

@@ -211,8 +211,8 @@ class Writer:
         """Waits for a lock: who holds it may well be one of those that wake this process when they are done."""
         if self._wake is None:
             time.sleep(seconds)
-        else:
-            self._wake.wait(seconds)
+        elif self._wake.wait(seconds):
+            self._look_at = 0.0  # or it may be that there is something new
 
     def _turn(self) -> None:
         """Does what there is to do, though not more than others should have to wait for."""
