@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from log.worlds import Clock, World, held, ids_of, looked, no_descriptors, sqlite_log
 from serving import open_descriptors, until
 from structlog.testing import LogCapture
@@ -27,6 +28,7 @@ from tricast.log.database import Behind, Database, decode, encode
 from tricast.log.sqlite import SqliteLog
 from tricast.log.sqlite_file import APPLICATION_ID, SqliteFile
 from tricast.log.wake import Wake
+from tricast.log.writer import Writer
 
 KEY = IdempotencyKey(b"k", b"1", 60.0, 10)
 
@@ -714,7 +716,7 @@ async def test_a_file_that_is_taken_away_and_put_back(processes: Processes) -> N
     processes.path.touch()
     await until(lambda: world.log.problem == "the database file is empty")
     processes.path.unlink()
-    for name in names:
+    for name in reversed(names):  # without the others, the database itself would be one that has lost its newest
         processes.path.with_name(f"away-{name}").rename(processes.path.with_name(name))
     await until(lambda: world.log.problem is None)
     assert await world.ids("a") == ids
@@ -745,6 +747,7 @@ async def test_another_log_in_the_place_of_the_file(processes: Processes) -> Non
 async def test_too_many_that_wait(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tricast.log.sqlite._MAX_WAITING", 2)
     world = await processes.begin()
+    far = EventId(2**40, 0)
     with other_program(processes.path) as database:
         database.execute("BEGIN IMMEDIATE")
         async with trio.open_nursery() as nursery:
@@ -752,8 +755,71 @@ async def test_too_many_that_wait(processes: Processes, monkeypatch: pytest.Monk
                 nursery.start_soon(world.append, "a")
             await until(lambda: len(log_of(world)._jobs) == 2)
             assert await unavailable(world) == "too many publishes are waiting for the disk"
+            # Those who come back take no room away from them, however many they are, nor the other way round.
+            for _ in range(50):
+                nursery.start_soon(partial(world.read, "a", after=far))
+            await until(lambda: len(log_of(world)._jobs) == 3)
             database.execute("ROLLBACK")
     assert await world.append("a")
+    assert log_of(world)._jobs == {}
+
+
+async def test_who_comes_back_is_not_answered_by_an_earlier_look(
+    unwoken: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await unwoken.begin(), await unwoken.begin()
+    behind = Database.behind
+    begun, go_on = threading.Event(), threading.Event()
+
+    def look(self: Database, known: int) -> Behind:
+        found = behind(self, known)
+        begun.set()
+        go_on.wait(10.0)
+        return found
+
+    monkeypatch.setattr(Database, "behind", look)
+    ids = await first.append("a")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(looked, log_of(second))
+        await until(begun.is_set)
+        # Only now is it committed, behind what that look has seen.
+        ids += await first.append("a", "a")
+        nursery.start_soon(partial(second.read, "a", after=ids[1]))
+        nursery.start_soon(partial(second.read, "a", after=ids[1]))
+        await until(lambda: len(log_of(second)._jobs) == 2)
+        found: list[EventId] = []
+
+        async def come_back() -> None:
+            found.extend(await second.ids("a", after=ids[1]))
+
+        nursery.start_soon(come_back)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(log_of(second)._jobs) == 2
+        go_on.set()
+    assert found == ids[2:]
+
+
+async def test_looks_end_with_the_thread(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    bugs: list[threading.ExceptHookArgs] = []
+    world = processes.prepare()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async def use() -> None:
+        async with world.log.open(world.committed.extend):
+            monkeypatch.setattr(Database, "behind", fail)
+            with trio.CancelScope(shield=True):
+                for why in ("its thread has failed", "the log is not open"):
+                    with pytest.raises(LogUnavailable, match=why):
+                        await world.read("a", after=EventId(2**40, 0))
+            await trio.sleep_forever()
+
+    monkeypatch.setattr(threading, "excepthook", bugs.append)
+    monkeypatch.setattr("tricast.log.writer.LOOK_SECONDS", 1000.0)
+    with pytest.raises(LogUnavailable):
+        await use()
+    await until(lambda: bool(bugs))
 
 
 async def test_small_events_that_wait_take_memory_too(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -879,6 +945,37 @@ async def test_a_bug_in_the_thread_ends_all(
     assert caught.value.why == f"{processes.path}: its thread has failed"
     assert processes.said() == ["the log has ended"]
     await until(lambda: bool(bugs))
+
+
+def test_a_thread_that_is_late_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bugs: list[threading.ExceptHookArgs] = []
+    threads = []
+    monkeypatch.setattr(threading, "excepthook", bugs.append)
+    monkeypatch.setattr("tricast.log.sqlite._LAST_COMMIT_SECONDS", 0.0)
+    log = sqlite_log(tmp_path / "log.db", Clock(), patience=10.0)
+
+    async def leave_too_early() -> None:
+        with trio.fail_after(20):
+            async with log.open(lambda _: None), trio.open_nursery() as nursery:
+                database.execute("BEGIN IMMEDIATE")
+                nursery.start_soon(log.append, [Draft("a", "message", b"1")])
+                await until(lambda: log._writer is not None and len(log._jobs) == 1 and not log._writer._appends)
+                threads.extend(each for each in threading.enumerate() if each.name == "tricast log")
+                writers.append(log._writer)
+                nursery.cancel_scope.cancel()
+
+    writers: list[Writer | None] = []
+    (tmp_path / "log.db").touch()
+    with other_program(tmp_path / "log.db") as database:
+        trio.run(leave_too_early)
+        database.execute("ROLLBACK")
+    for thread in threads:
+        thread.join(10.0)
+        assert not thread.is_alive()
+    (writer,) = writers
+    assert writer is not None
+    writer.close()
+    assert bugs == []
 
 
 async def test_opening_that_is_cancelled(processes: Processes) -> None:

@@ -66,7 +66,7 @@ async def looked(log: SqliteLog) -> None:
     assert log._writer is not None
     log._writer._trim_at = 0.0
     for _ in range(2):  # it drops behind the first look
-        await log._do(None)
+        await log._look()
 
 
 @contextmanager

@@ -51,13 +51,15 @@ class Job:
 
     Attributes:
         size: bytes of memory that it takes while it waits, about.
+        is_begun: whether a look may have read already; what was committed before this is set, it will find.
     """
 
-    __slots__ = ("batch", "resolve", "size")
+    __slots__ = ("batch", "is_begun", "resolve", "size")
 
     def __init__(self, batch: Batch | None, resolve: Callable[[Result], None]) -> None:
         self.batch = batch
         self.resolve = resolve
+        self.is_begun = False
         self.size = sum(map(_size_of, batch.drafts)) if batch is not None else 0
 
 
@@ -262,6 +264,8 @@ class Writer:
         """Hands over what others have committed, and finds out whether what was wrong is over."""
         self._look_at = time.monotonic() + LOOK_SECONDS
         looks = [self._looks.popleft() for _ in range(len(self._looks))]
+        for look in looks:
+            look.is_begun = True
         try:
             database = self._usable()
             behind: Behind = database.behind(self._known)
