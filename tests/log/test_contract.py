@@ -2,15 +2,15 @@
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from log.worlds import KINDS, Clock, World, ids_of, world_of
+from log.worlds import KINDS, Clock, World, held, ids_of, world_of
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, TopicSet
@@ -22,15 +22,17 @@ NewWorld = Callable[..., Awaitable[World]]
 @pytest.fixture(params=KINDS)
 async def new_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[NewWorld]:
     """Makes worlds with a log of this kind, as many as are wanted."""
-    async with AsyncExitStack() as stack:
+    async with trio.open_nursery() as nursery:
         made = 0
 
         async def make(**settings: Any) -> World:
             nonlocal made
             made += 1
-            return await stack.enter_async_context(world_of(request.param, tmp_path / f"{made}.db", **settings))
+            world: World = await nursery.start(held, world_of(request.param, tmp_path / f"{made}.db", **settings))
+            return world
 
         yield make
+        nursery.cancel_scope.cancel()
 
 
 async def test_it_is_empty(new_world: NewWorld) -> None:

@@ -3,25 +3,32 @@
 A process is a log of its own on the same file here; ``tests/e2e/test_sqlite_log.py`` has real ones.
 """
 
+import os
 import sqlite3
+import stat
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, closing, contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from select import select
 from typing import Any
 
 import pytest
 import trio
-from log.worlds import Clock, World, ids_of, looked, sqlite_log
+import trio.testing
+from log.worlds import Clock, World, held, ids_of, looked, no_descriptors, sqlite_log
 from serving import open_descriptors, until
 from structlog.testing import LogCapture
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
-from tricast.event import BEGINNING, Draft, EventId, Gap, GapReason, TopicSet
+from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, TopicSet
 from tricast.log.base import IdempotencyKey
-from tricast.log.database import Database, decode, encode
+from tricast.log.database import Behind, Database, decode, encode
 from tricast.log.sqlite import SqliteLog
 from tricast.log.sqlite_file import APPLICATION_ID, SqliteFile
+from tricast.log.wake import Wake
+from tricast.log.writer import Writer
 
 KEY = IdempotencyKey(b"k", b"1", 60.0, 10)
 
@@ -35,15 +42,15 @@ class Processes:
         records: what they logged.
     """
 
-    def __init__(self, path: Path, stack: AsyncExitStack) -> None:
+    def __init__(self, path: Path, nursery: trio.Nursery) -> None:
         self.path = path
         self.clock = Clock()
         self.records = LogCapture()
-        self._stack = stack
+        self._nursery = nursery
 
     async def begin(self, **settings: Any) -> World:
         world = self.prepare(**settings)
-        await self._stack.enter_async_context(world.log.open(world.committed.extend, world.skipped.append))
+        await self._nursery.start(held, world.log.open(world.committed.extend, world.skipped.append))
         await looked(log_of(world))  # as it does at first; what comes next is the test's
         return world
 
@@ -57,8 +64,9 @@ class Processes:
 @pytest.fixture
 async def processes(tmp_path: Path) -> AsyncIterator[Processes]:
     with trio.fail_after(20):
-        async with AsyncExitStack() as stack:
-            yield Processes(tmp_path / "log.db", stack)
+        async with trio.open_nursery() as nursery:
+            yield Processes(tmp_path / "log.db", nursery)
+            nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
@@ -160,6 +168,35 @@ async def test_one_wakes_the_others(processes: Processes, monkeypatch: pytest.Mo
     assert processes.said() == []
 
 
+async def test_who_is_woken_while_it_waits_for_a_lock_looks(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tricast.log.writer.LOOK_SECONDS", 1000.0)
+    world = await processes.begin()
+    looked_behind: list[int] = []
+    behind = Database.behind
+
+    def look(self: Database, known: int) -> Behind:
+        looked_behind.append(known)
+        return behind(self, known)
+
+    monkeypatch.setattr(Database, "behind", look)
+    writer = log_of(world)._writer
+    assert writer is not None
+    with other_program(processes.path) as database:
+        database.execute("BEGIN IMMEDIATE")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.append, "a")
+            await until(lambda: len(log_of(world)._jobs) == 1 and not writer._appends)
+            assert writer._wake is not None
+            another = Wake(processes.path.with_name("log.db.wake"))
+            another.wake_others()
+            another.close()
+            await until(lambda: not select([writer._wake], [], [], 0)[0])
+            database.execute("ROLLBACK")
+    await until(lambda: looked_behind == [encode(world.committed[0].id)])
+
+
 @pytest.mark.usefixtures("watchful")
 async def test_those_who_cannot_be_woken_look_by_themselves(processes: Processes) -> None:
     processes.path.with_name("log.db.wake").write_text("in the way")
@@ -234,6 +271,19 @@ async def test_a_moment_of_grace_for_the_others(unwoken: Processes) -> None:
     ids = await first.append("c")
     await looked(log_of(first))
     assert await first.ids(">") == ids
+
+
+async def test_a_clock_that_was_ahead_does_not_keep_everything(processes: Processes) -> None:
+    world = await processes.begin(history=10, grace=10.0, history_size=5000)
+    world.clock.seconds += 1000
+    await world.append("a")
+    world.clock.seconds -= 1000
+    for _ in range(10):
+        ids = await world.append(*["a"] * 10)
+    assert await world.ids("a") == ids
+    for n in range(20):
+        await world.append(f"large-{n}", data=b"1" * 1000)
+    assert world.kept()[1] <= 5000
 
 
 async def test_a_key_holds_for_all(processes: Processes) -> None:
@@ -441,6 +491,33 @@ async def test_a_log_of_a_later_version(processes: Processes) -> None:
     assert await refusal(processes.prepare()) == "the log has version 2, and only version 1 is known here"
 
 
+async def test_the_file_is_for_its_owner_alone(processes: Processes) -> None:
+    umask = os.umask(0)
+    try:
+        world = await processes.begin()
+        await world.append("a")
+    finally:
+        os.umask(umask)
+    files = [path for path in processes.path.parent.iterdir() if path.is_file()]
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in files} == dict.fromkeys(
+        ("log.db", "log.db-wal", "log.db-shm"), 0o600
+    )
+
+
+async def test_a_file_that_is_there_keeps_its_mode(processes: Processes) -> None:
+    processes.path.touch()
+    processes.path.chmod(0o660)
+    await (await processes.begin()).append("a")
+    assert stat.S_IMODE(processes.path.stat().st_mode) == 0o660
+
+
+async def test_a_link_to_where_the_file_will_be(processes: Processes) -> None:
+    elsewhere = processes.path.with_name("elsewhere.db")
+    processes.path.symlink_to(elsewhere)
+    await (await processes.begin()).append("a")
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o600
+
+
 async def test_an_empty_file_is_a_new_log(processes: Processes) -> None:
     processes.path.touch()
     assert await (await processes.begin()).append("a")
@@ -639,7 +716,7 @@ async def test_a_file_that_is_taken_away_and_put_back(processes: Processes) -> N
     processes.path.touch()
     await until(lambda: world.log.problem == "the database file is empty")
     processes.path.unlink()
-    for name in names:
+    for name in reversed(names):  # without the others, the database itself would be one that has lost its newest
         processes.path.with_name(f"away-{name}").rename(processes.path.with_name(name))
     await until(lambda: world.log.problem is None)
     assert await world.ids("a") == ids
@@ -670,12 +747,89 @@ async def test_another_log_in_the_place_of_the_file(processes: Processes) -> Non
 async def test_too_many_that_wait(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tricast.log.sqlite._MAX_WAITING", 2)
     world = await processes.begin()
+    far = EventId(2**40, 0)
     with other_program(processes.path) as database:
         database.execute("BEGIN IMMEDIATE")
         async with trio.open_nursery() as nursery:
             for _ in range(2):
                 nursery.start_soon(world.append, "a")
             await until(lambda: len(log_of(world)._jobs) == 2)
+            assert await unavailable(world) == "too many publishes are waiting for the disk"
+            # Those who come back take no room away from them, however many they are, nor the other way round.
+            for _ in range(50):
+                nursery.start_soon(partial(world.read, "a", after=far))
+            await until(lambda: len(log_of(world)._jobs) == 3)
+            database.execute("ROLLBACK")
+    assert await world.append("a")
+    assert log_of(world)._jobs == {}
+
+
+async def test_who_comes_back_is_not_answered_by_an_earlier_look(
+    unwoken: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await unwoken.begin(), await unwoken.begin()
+    behind = Database.behind
+    begun, go_on = threading.Event(), threading.Event()
+
+    def look(self: Database, known: int) -> Behind:
+        found = behind(self, known)
+        begun.set()
+        go_on.wait(10.0)
+        return found
+
+    monkeypatch.setattr(Database, "behind", look)
+    ids = await first.append("a")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(looked, log_of(second))
+        await until(begun.is_set)
+        # Only now is it committed, behind what that look has seen.
+        ids += await first.append("a", "a")
+        nursery.start_soon(partial(second.read, "a", after=ids[1]))
+        nursery.start_soon(partial(second.read, "a", after=ids[1]))
+        await until(lambda: len(log_of(second)._jobs) == 2)
+        found: list[EventId] = []
+
+        async def come_back() -> None:
+            found.extend(await second.ids("a", after=ids[1]))
+
+        nursery.start_soon(come_back)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(log_of(second)._jobs) == 2
+        go_on.set()
+    assert found == ids[2:]
+
+
+async def test_looks_end_with_the_thread(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    bugs: list[threading.ExceptHookArgs] = []
+    world = processes.prepare()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async def use() -> None:
+        async with world.log.open(world.committed.extend):
+            monkeypatch.setattr(Database, "behind", fail)
+            with trio.CancelScope(shield=True):
+                for why in ("its thread has failed", "the log is not open"):
+                    with pytest.raises(LogUnavailable, match=why):
+                        await world.read("a", after=EventId(2**40, 0))
+            await trio.sleep_forever()
+
+    monkeypatch.setattr(threading, "excepthook", bugs.append)
+    monkeypatch.setattr("tricast.log.writer.LOOK_SECONDS", 1000.0)
+    with pytest.raises(LogUnavailable):
+        await use()
+    await until(lambda: bool(bugs))
+
+
+async def test_small_events_that_wait_take_memory_too(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tricast.log.sqlite._MAX_WAITING_BYTES", 1000)
+    world = await processes.begin()
+    with other_program(processes.path) as database:
+        database.execute("BEGIN IMMEDIATE")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(world.append, *["a"] * 5, data=b""))
+            await until(lambda: len(log_of(world)._jobs) == 1)
             assert await unavailable(world) == "too many publishes are waiting for the disk"
             database.execute("ROLLBACK")
     assert await world.append("a")
@@ -684,11 +838,41 @@ async def test_too_many_that_wait(processes: Processes, monkeypatch: pytest.Monk
 async def test_a_large_crowd_is_committed_in_groups(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tricast.log.writer._MAX_GROUP_DRAFTS", 7)
     world = await processes.begin()
+    groups: list[int] = []
+
+    def commit(events: Sequence[Event]) -> None:
+        groups.append(len(events))
+        world.committed.extend(events)
+
+    log_of(world)._committed = commit
     async with trio.open_nursery() as nursery:
         for _ in range(50):
-            nursery.start_soon(world.append, "a", "b")
-    assert len(world.committed) == 100
+            nursery.start_soon(world.append, "a", "b", "c")
+        nursery.start_soon(world.append, *["a"] * 10)
+    assert len(world.committed) == 160
     assert ids_of(world.committed) == sorted(set(ids_of(world.committed)))
+    # One that is larger is alone.
+    assert set(groups) <= {3, 6, 10}
+
+
+async def test_a_turn_of_who_takes_what_is_new_is_short(unwoken: Processes) -> None:
+    first, second = await unwoken.begin(history=5000), await unwoken.begin(history=5000)
+    turns: list[int] = []
+    log_of(second)._committed = lambda events: turns.append(len(events))
+    await first.append(*["a"] * 5000)
+    await looked(log_of(second))
+    assert sum(turns) == 5000
+    assert max(turns) <= 1000
+    turns.clear()
+    with other_program(unwoken.path) as database:
+        database.execute("BEGIN IMMEDIATE")
+        async with trio.open_nursery() as nursery:
+            for _ in range(300):
+                nursery.start_soon(second.append, *["a"] * 10)
+            await until(lambda: len(log_of(second)._jobs) == 300)
+            database.execute("ROLLBACK")
+    assert sum(turns) == 3000
+    assert max(turns) <= 500
 
 
 async def test_who_is_cancelled_may_have_appended(processes: Processes) -> None:
@@ -723,19 +907,75 @@ async def test_leaving_while_somebody_waits(processes: Processes) -> None:
     assert sorted(outcomes) == ["the database is locked by another program", "the log is not open"]
 
 
-async def test_a_bug_in_the_thread_leaves_nobody_waiting(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = await processes.begin()
+async def test_without_a_free_descriptor_it_goes_on(unwoken: Processes) -> None:
+    unwoken.path.with_name("log.db.wake").unlink()
+    first, second = await unwoken.begin(), await unwoken.begin()
+    ids = await first.append("a")
+    with no_descriptors():
+        ids += await first.append("a")
+    ids += await first.append("a")
+    await until(lambda: ids_of(second.committed) == ids)
+    assert unwoken.said() == []
+
+
+@pytest.mark.parametrize("fails", [(Database, "append"), (Wake, "wake_others")])
+async def test_a_bug_in_the_thread_ends_all(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch, fails: tuple[type, str]
+) -> None:
+    world = processes.prepare()
     bugs: list[threading.ExceptHookArgs] = []
 
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(threading, "excepthook", bugs.append)
-    monkeypatch.setattr(Database, "append", fail)
-    assert await unavailable(world) == "its thread has failed"
-    assert world.log.problem == "its thread has failed"
-    assert await unavailable(world) == "the log is not open"
+    monkeypatch.setattr(*fails, fail)
+
+    async def use() -> None:
+        async with world.log.open(world.committed.extend):
+            with trio.CancelScope(shield=True), suppress(LogUnavailable):  # it may have been committed
+                await world.append("a")
+                await log_of(world)._ended.wait()
+            assert world.log.problem == "its thread has failed"
+            assert await unavailable(world) == "the log is not open"
+            await trio.sleep_forever()
+
+    with pytest.raises(LogUnavailable) as caught:
+        await use()
+    assert caught.value.why == f"{processes.path}: its thread has failed"
+    assert processes.said() == ["the log has ended"]
     await until(lambda: bool(bugs))
+
+
+def test_a_thread_that_is_late_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bugs: list[threading.ExceptHookArgs] = []
+    threads = []
+    monkeypatch.setattr(threading, "excepthook", bugs.append)
+    monkeypatch.setattr("tricast.log.sqlite._LAST_COMMIT_SECONDS", 0.0)
+    log = sqlite_log(tmp_path / "log.db", Clock(), patience=10.0)
+
+    async def leave_too_early() -> None:
+        with trio.fail_after(20):
+            async with log.open(lambda _: None), trio.open_nursery() as nursery:
+                database.execute("BEGIN IMMEDIATE")
+                nursery.start_soon(log.append, [Draft("a", "message", b"1")])
+                await until(lambda: log._writer is not None and len(log._jobs) == 1 and not log._writer._appends)
+                threads.extend(each for each in threading.enumerate() if each.name == "tricast log")
+                writers.append(log._writer)
+                nursery.cancel_scope.cancel()
+
+    writers: list[Writer | None] = []
+    (tmp_path / "log.db").touch()
+    with other_program(tmp_path / "log.db") as database:
+        trio.run(leave_too_early)
+        database.execute("ROLLBACK")
+    for thread in threads:
+        thread.join(10.0)
+        assert not thread.is_alive()
+    (writer,) = writers
+    assert writer is not None
+    writer.close()
+    assert bugs == []
 
 
 async def test_opening_that_is_cancelled(processes: Processes) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from log.worlds import no_descriptors
 from serving import open_descriptors
 
 from tricast.log.wake import Wake
@@ -57,6 +58,21 @@ def test_the_socket_of_a_dead_process_is_removed(three: list[Wake], folder: Path
     assert three[1].clear()
 
 
+def test_what_cannot_be_removed_stays(three: list[Wake], folder: Path) -> None:
+    (folder / "folder.sock").mkdir()
+    three[0].wake_others()
+    assert (folder / "folder.sock").is_dir()
+    assert [wake.clear() for wake in three] == [False, True, True]
+
+
+def test_without_a_free_descriptor_nobody_is_woken(three: list[Wake]) -> None:
+    with no_descriptors():
+        three[0].wake_others()
+    assert [wake.clear() for wake in three] == [False, False, False]
+    three[0].wake_others()
+    assert [wake.clear() for wake in three] == [False, True, True]
+
+
 def test_what_is_not_ours_stays(three: list[Wake], folder: Path) -> None:
     (folder / "notes").write_text("x")
     three[0].wake_others()
@@ -81,9 +97,9 @@ def test_a_socket_that_was_taken_away(folder: Path) -> None:
 
 
 def test_waiting(three: list[Wake]) -> None:
-    three[1].wait(0.0)
+    assert not three[1].wait(0.0)
     three[0].wake_others()
-    three[1].wait(10.0)
+    assert three[1].wait(10.0)
     assert not three[1].clear()
 
 

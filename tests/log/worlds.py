@@ -1,10 +1,13 @@
 """A log of each kind with what stands around it: a clock, and what the log has handed over."""
 
+import resource
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import trio
 from serving import capturing_logger
 from structlog.testing import LogCapture
 
@@ -12,6 +15,8 @@ from tricast.event import BEGINNING, Draft, Event, EventId, TopicSet
 from tricast.log.base import IdempotencyKey, Log, Slice
 from tricast.log.memory import MemoryLog
 from tricast.log.sqlite import SqliteLog
+
+T = TypeVar("T")
 
 PLENTY = 2**20
 #: In a file with the newest events in memory as well, and with hardly any of them there.
@@ -61,7 +66,18 @@ async def looked(log: SqliteLog) -> None:
     assert log._writer is not None
     log._writer._trim_at = 0.0
     for _ in range(2):  # it drops behind the first look
-        await log._do(None)
+        await log._look()
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """No new ones can be had; those that are there stay."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class World:
@@ -136,6 +152,13 @@ async def world_of(
     as_log: Log = log
     async with as_log.open(world.committed.extend, world.skipped.append):
         yield world
+
+
+async def held(scope: AbstractAsyncContextManager[T], task_status: trio.TaskStatus[T]) -> None:
+    """Enters a scope in a task of its own and stays there: the tasks of a test and of its fixtures do not nest."""
+    async with scope as entered:
+        task_status.started(entered)
+        await trio.sleep_forever()
 
 
 def ids_of(events: Sequence[Event]) -> list[EventId]:

@@ -26,11 +26,14 @@ _COUNTER_BITS = 20
 _MAX_COUNTER = (1 << _COUNTER_BITS) - 1
 _MAX_ID = (1 << 63) - 1
 #: How much that others committed is handed over at a time, and how much of it together with an append.
-_CATCH_UP_BYTES = 2**20
-_MISSED_BYTES = 16 * 2**20
+#: All of it is one turn of those who take it: 64 KiB of small events keep it busy for a few milliseconds.
+_CATCH_UP_BYTES = 64 * 2**10
+_MISSED_BYTES = 2**20
 #: Events that are dropped in one transaction, beside as many as were appended to it.
 _MAX_DROPS = 500
 _MAX_DROPS_WITH_APPEND = 50
+#: When ids are so much ahead of the clock, it was set back.
+_AHEAD_MS = 1000
 #: What an event costs beside its text: two rows' headers, its id twice, and pages that are not full.
 _OVERHEAD_BYTES = 50
 #: A probe asks for as much room as any one publish may take.
@@ -69,7 +72,8 @@ class Retention(NamedTuple):
         history: events per topic; a tenth more before they are dropped.
         age: seconds.
         size: bytes in the file, about.
-        grace: seconds in which nothing is dropped, so that every process gets to see it.
+        grace: seconds in which nothing is dropped, so that every process gets to see it; none while the clock is
+            behind the ids.
     """
 
     history: int
@@ -305,7 +309,7 @@ class Database:
         if kept > history + history // 10:
             rows = self._run(
                 "SELECT id, length(type), length(data) FROM events WHERE topic = ? AND id <= ? ORDER BY id LIMIT ?",
-                name, self._newest_to_drop(), min(kept - history, budget),
+                name, self._newest_to_drop(state), min(kept - history, budget),
             ).fetchall()  # fmt: skip
             if rows:
                 dropped = rows[-1][0]
@@ -326,10 +330,10 @@ class Database:
         counts: Counter[str] = Counter()
         rows = self._run(
             "SELECT id, topic, length(type), length(data) FROM events WHERE id <= ? ORDER BY id LIMIT ?",
-            self._newest_to_drop(), budget,
+            self._newest_to_drop(state), budget,
         ).fetchall()  # fmt: skip
         if len(rows) < budget:
-            self._oldest = min(self._newest_to_drop(), state.last)
+            self._oldest = min(self._newest_to_drop(state), state.last)
         for number, topic, *lengths in rows:
             if number >= self._oldest_to_keep() and state.size <= self._retention.size:
                 self._oldest = number
@@ -364,10 +368,13 @@ class Database:
     def _oldest_to_keep(self) -> int:
         return (self._now() - int(self._retention.age * 1000)) << _COUNTER_BITS
 
-    def _newest_to_drop(self) -> int:
-        if not self._retention.grace:
+    def _newest_to_drop(self, state: _State) -> int:
+        now = self._now()
+        # Ids do not tell how old events are when the clock was ahead once: nothing would be dropped until it is there
+        # again. The grace only spares others from reading what they were not in time to be handed.
+        if not self._retention.grace or state.last >= (now + _AHEAD_MS) << _COUNTER_BITS:
             return _MAX_ID
-        return (self._now() - int(self._retention.grace * 1000)) << _COUNTER_BITS
+        return (now - int(self._retention.grace * 1000)) << _COUNTER_BITS
 
     # Reading
 

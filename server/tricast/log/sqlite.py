@@ -9,7 +9,7 @@ The database is used by threads: one that writes (see ``tricast.log.writer``), a
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -79,9 +79,13 @@ class SqliteLog:
         self._writer: Writer | None = None
         self._opened = trio.Event()
         self._ended = trio.Event()
+        #: Around what goes on while the log is open.
+        self._scope = trio.CancelScope()
         self._problem: str | None = None
         self._jobs: dict[Job, None] = {}
+        self._appends_waiting = 0
         self._waiting_bytes = 0
+        self._last_look: _Call | None = None
         self._idle_readers: list[Database] = []
         self._reading = trio.CapacityLimiter(_READERS)
         self._read_problem: str | None = None
@@ -98,17 +102,29 @@ class SqliteLog:
 
     @asynccontextmanager
     async def open(self, committed: Committed, skipped: Skipped | None = None) -> AsyncIterator[None]:
-        """See ``Log.open``. Cancelling it waits for the transaction that is being written."""
+        """See ``Log.open``. Cancelling it waits for the transaction that is being written.
+
+        Raises:
+            LogUnavailable: the file cannot be used; or, what is in the scope being cancelled, the thread has ended.
+        """
         self._committed, self._skipped = committed, skipped or _ignore
         self._opened, self._ended = trio.Event(), trio.Event()
+        scope = self._scope = trio.CancelScope()
         self._problem = None
+        self._last_look = None
+        token = trio.lowlevel.current_trio_token()
+
+        def post(function: Callable[..., None], *arguments: object) -> None:
+            with suppress(trio.RunFinishedError):  # it took longer than anybody waits for it
+                token.run_sync_soon(function, *arguments)
+
         writer = self._writer = Writer(
             self._open_database,
             path=self._path,
             cache_size=self._cache_size,
             patience=self._patience,
             trim_period=self._retention.age * _TRIM_SHARE,
-            post=trio.lowlevel.current_trio_token().run_sync_soon,
+            post=post,
             receiver=self,
         )
         threading.Thread(target=writer.run, name="tricast log", daemon=True).start()
@@ -116,7 +132,10 @@ class SqliteLog:
             await self._opened.wait()
             if self._problem is not None:
                 raise LogUnavailable(f"{self._path}: {self._problem}")
-            yield
+            with scope:
+                yield
+            if scope.cancel_called:
+                raise LogUnavailable(f"{self._path}: {self._problem}")
         finally:
             self._writer = None
             self._committed = self._skipped = _ignore
@@ -145,24 +164,34 @@ class SqliteLog:
 
     async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> list[EventId]:
         """See ``Log.append``."""
-        result = await self._do(Batch(drafts, key))
-        assert isinstance(result, list)
-        return result
-
-    async def _do(self, batch: Batch | None) -> Result:
-        if self._writer is None:
-            raise LogUnavailable("the log is not open")
-        if len(self._jobs) >= _MAX_WAITING or self._waiting_bytes >= _MAX_WAITING_BYTES:
+        if self._appends_waiting >= _MAX_WAITING or self._waiting_bytes >= _MAX_WAITING_BYTES:
             raise LogUnavailable("too many publishes are waiting for the disk")
-        call = _Call()
-        job = Job(batch, call.resolve)
-        self._jobs[job] = None
-        self._waiting_bytes += job.size
-        self._writer.submit(job)
+        call = self._submit(Batch(drafts, key))
         await call.done.wait()
         if isinstance(call.result, LogUnavailable | RemoteProtocolError):
             raise call.result
+        assert call.result is not None
         return call.result
+
+    def _submit(self, batch: Batch | None) -> "_Call":
+        if self._writer is None:
+            raise LogUnavailable("the log is not open")
+        call = _Call(batch)
+        self._jobs[call.job] = None
+        self._appends_waiting += batch is not None
+        self._waiting_bytes += call.job.size
+        self._writer.submit(call.job)
+        return call
+
+    async def _look(self) -> None:
+        """Returns when everything is handed over that was committed so far, by whomever."""
+        call = self._last_look
+        # However many wait for one, they need no more than one that has not looked yet.
+        if call is None or call.job.is_begun or call.done.is_set():
+            call = self._last_look = self._submit(None)
+        await call.done.wait()
+        if isinstance(call.result, LogUnavailable):
+            raise LogUnavailable(call.result.why)
 
     # Reading
 
@@ -170,7 +199,7 @@ class SqliteLog:
         """See ``Log.read``. Waits only where memory does not reach back so far."""
         if after > self.last_id:
             # Another process may have told it to a client before it came to be known here.
-            await self._do(None)
+            await self._look()
             if after > self.last_id:
                 return unknown_position(after, self.last_id)
         self._window.trim(self._oldest())
@@ -255,7 +284,10 @@ class SqliteLog:
         self._problem = problem
 
     def ended(self, failure: str | None) -> None:
-        """See ``Receiver.ended``."""
+        """See ``Receiver.ended``. Nothing brings the thread back, so unasked it ends whatever needs the log as well."""
+        if self._writer is not None and self._opened.is_set():
+            self._logger.error("the log has ended", path=str(self._path), why=failure)
+            self._scope.cancel()
         self._problem = failure
         self._writer = None
         for job in list(self._jobs):
@@ -265,20 +297,22 @@ class SqliteLog:
 
     def _finish(self, job: Job, result: Result) -> None:
         del self._jobs[job]
+        self._appends_waiting -= job.batch is not None
         self._waiting_bytes -= job.size
         job.resolve(result)
 
 
 class _Call:
-    """A result that a task waits for."""
+    """A job whose result tasks wait for."""
 
-    __slots__ = ("done", "result")
+    __slots__ = ("done", "job", "result")
 
-    def __init__(self) -> None:
+    def __init__(self, batch: Batch | None) -> None:
+        self.job = Job(batch, self._resolve)
         self.done = trio.Event()
         self.result: Result = None
 
-    def resolve(self, result: Result) -> None:
+    def _resolve(self, result: Result) -> None:
         self.result = result
         self.done.set()
 

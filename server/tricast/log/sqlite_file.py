@@ -5,6 +5,7 @@ Everything here blocks, and belongs to one thread at a time.
 
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ APPLICATION_ID = 0x54524943
 SCHEMA_VERSION = 1
 #: The write-ahead log is cut to this size when it was larger.
 _MAX_WAL_BYTES = 64 * 2**20
+#: Events are for those who may subscribe, and not for everybody who has an account on the machine.
+_MODE = 0o600
 #: How often it is looked whether a lock is free. Those who know each other tell, so this is for all others.
 _RETRY_SECONDS = 0.01
 
@@ -52,7 +55,9 @@ class SqliteFile:
         self._pause = pause
         if not path.parent.is_dir():
             raise LogUnavailable("its folder does not exist")
-        uri = f"file:{quote(str(path.absolute()))}?mode={'rw' if tables is None else 'rwc'}"
+        if tables is not None:
+            _make_private(path)
+        uri = f"file:{quote(str(path.absolute()))}?mode=rw"
         # SQLite's own way to wait for a lock sleeps up to 100 ms at a time; see _patiently.
         self._connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         try:
@@ -169,6 +174,16 @@ class SqliteFile:
     def _value(self, statement: str) -> int | str | None:
         value: int | str | None = self.run(statement).fetchone()[0]
         return value
+
+
+def _make_private(path: Path) -> None:
+    """Makes an empty file for its owner alone, unless there is one; what SQLite puts beside it will be the same.
+
+    If that fails, SQLite finds no file, and says so. Nothing is opened here: closing it would take away the locks that
+    another connection of this process may have on it already.
+    """
+    with suppress(OSError):
+        os.mknod(os.path.realpath(path), stat.S_IFREG | _MODE)
 
 
 def _inode_of(path: Path) -> tuple[int, int]:

@@ -51,7 +51,11 @@ class Wake:
 
     def wake_others(self) -> None:
         """Tells all others; does not wait for any of them."""
-        for name in os.listdir(self._folder):  # noqa: PTH208 - a folder by its descriptor
+        try:
+            names = os.listdir(self._folder)  # noqa: PTH208 - a folder by its descriptor
+        except OSError:
+            return  # it takes a descriptor of its own, and there may be none; they look by themselves
+        for name in names:
             if name.endswith(_SUFFIX) and name != self._name:
                 self._wake(name)
 
@@ -64,19 +68,19 @@ class Wake:
                 return count > 0
         return True
 
-    def wait(self, seconds: float) -> None:
-        """Returns when something comes in, or after so many seconds."""
+    def wait(self, seconds: float) -> bool:
+        """Returns when something comes in, or after so many seconds; whether it was the former, and takes it."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.poll(seconds * 1000)
-        self.clear()
+        return self.clear()
 
     def _wake(self, name: str) -> None:
         try:
             self._socket.sendto(b"!", self._address(name))
         except ConnectionRefusedError:
-            # Its process is gone and left it there.
-            with suppress(FileNotFoundError):
+            # Its process is gone and left it there. What cannot be removed is in nobody's way.
+            with suppress(OSError):
                 os.unlink(name, dir_fd=self._folder)
         except OSError:
             return  # it left just now, or has more than enough in its queue, or is another user's: it looks by itself

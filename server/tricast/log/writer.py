@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from tricast.errors import LogUnavailable
-from tricast.event import Event
+from tricast.event import Draft, Event
 from tricast.log.database import Answer, Batch, Behind, Database, Newest
 from tricast.log.sqlite_file import in_words, is_busy, is_passing
 from tricast.log.wake import Wake
@@ -27,8 +27,12 @@ LOOK_SECONDS = 1.0
 #: How often it looks for what is too old, at most and at least.
 _TRIM_SECONDS = (1.0, 60.0)
 #: What goes into one transaction: while it is written, whoever comes next waits.
-_MAX_GROUP_DRAFTS = 2000
+#: All that a transaction adds is handed over in one turn, in which nobody else has one: 5 ms for so many. A batch that
+#: is larger goes alone.
+_MAX_GROUP_DRAFTS = 500
 _MAX_GROUP_BYTES = 4 * 2**20
+#: What a draft that waits takes beside its text: its objects, and their place in the batch.
+_DRAFT_BYTES = 200
 #: How long others may hold the lock while the log is unavailable already: those who publish then are told at once.
 _SHORT_PATIENCE = 0.1
 
@@ -44,14 +48,23 @@ class Job:
     Args:
         batch: what to append.
         resolve: takes the result; called by whoever takes what the writer hands over, in his thread.
+
+    Attributes:
+        size: bytes of memory that it takes while it waits, about.
+        is_begun: whether a look may have read already; what was committed before this is set, it will find.
     """
 
-    __slots__ = ("batch", "resolve", "size")
+    __slots__ = ("batch", "is_begun", "resolve", "size")
 
     def __init__(self, batch: Batch | None, resolve: Callable[[Result], None]) -> None:
         self.batch = batch
         self.resolve = resolve
-        self.size = sum(len(draft.data) for draft in batch.drafts) if batch is not None else 0
+        self.is_begun = False
+        self.size = sum(map(_size_of, batch.drafts)) if batch is not None else 0
+
+
+def _size_of(draft: Draft) -> int:
+    return _DRAFT_BYTES + len(draft.topic) + len(draft.type) + len(draft.data)
 
 
 class Delivery(NamedTuple):
@@ -200,8 +213,8 @@ class Writer:
         """Waits for a lock: who holds it may well be one of those that wake this process when they are done."""
         if self._wake is None:
             time.sleep(seconds)
-        else:
-            self._wake.wait(seconds)
+        elif self._wake.wait(seconds):
+            self._look_at = 0.0  # or it may be that there is something new
 
     def _turn(self) -> None:
         """Does what there is to do, though not more than others should have to wait for."""
@@ -216,12 +229,14 @@ class Writer:
     def _take_group(self) -> list[Job]:
         group: list[Job] = []
         drafts = size = 0
-        while self._appends and drafts < _MAX_GROUP_DRAFTS and size < _MAX_GROUP_BYTES:
-            job = self._appends.popleft()
-            assert job.batch is not None
-            group.append(job)
-            drafts += len(job.batch.drafts)
-            size += job.size
+        while self._appends and size < _MAX_GROUP_BYTES:
+            batch = self._appends[0].batch
+            assert batch is not None
+            drafts += len(batch.drafts)
+            if group and drafts > _MAX_GROUP_DRAFTS:
+                break
+            group.append(self._appends.popleft())
+            size += group[-1].size
         return group
 
     def _append(self, group: Sequence[Job]) -> None:
@@ -249,6 +264,8 @@ class Writer:
         """Hands over what others have committed, and finds out whether what was wrong is over."""
         self._look_at = time.monotonic() + LOOK_SECONDS
         looks = [self._looks.popleft() for _ in range(len(self._looks))]
+        for look in looks:
+            look.is_begun = True
         try:
             database = self._usable()
             behind: Behind = database.behind(self._known)
