@@ -272,7 +272,8 @@ class Acceptor:
             pass
         else:
             await self._answer_503(self._connection(sock, str(address[0])))
-        self._spare.keep()
+        finally:
+            self._spare.keep()  # also when this listener is given up meanwhile, for others have it still
         await trio.sleep(0.05)
 
 
