@@ -20,7 +20,7 @@ from typing import NamedTuple
 import trio
 
 from tricast import metrics
-from tricast.config import SQLITE_URL, Config
+from tricast.config import SQLITE_URL, Config, workers_of
 from tricast.connection import Connection
 from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, Unavailable, leaf
@@ -206,6 +206,7 @@ async def serve(
                     server = Server(runtime, urls, admin_urls, entrance, admin_entrance)
                     at_the_end.callback(server.stopped)
                     if share is None:
+                        _warn_of_workers(config, logger)
                         announce(listeners, admin_listeners, logger, has_tls=tls is not None)
                     else:
                         background.start_soon(share.boards.post_forever, runtime)
@@ -302,6 +303,11 @@ async def _obey_signals_of_one_of_several(
         elif number == signal.SIGTERM and not server.is_draining:
             logger.info("draining", signal=name, connections=server.connections)
             server.drain()
+
+
+def _warn_of_workers(config: Config, logger: Logger) -> None:
+    if workers_of(config) > 1:
+        logger.warning("this is one process: only tricast.run starts several", workers=config.server.workers)
 
 
 def _calm_garbage_collector() -> None:

@@ -18,7 +18,8 @@ import trio
 from cli.running import COMMAND, run
 from clients import TRANSPORTS, Answer, Closed, Ended, EventStream, Wire, ask, id_of, publish, read_answer, subscribe
 from prometheus_client.parser import text_string_to_metric_families
-from serving import ServerProcess, serving_as, serving_process
+from serving import ServerProcess, serving, serving_as, serving_process
+from structlog.testing import LogCapture
 
 SLOW_TO_END = '[drain]\nperiod = "1h"\ngrace = "1h"\n'
 QUICK_TO_END = '[drain]\nperiod = "100ms"\ngrace = "5s"\n'
@@ -137,11 +138,19 @@ async def test_one_process_cannot_reload_and_goes_on() -> None:
         assert (await ask(server.url, "GET", "/readyz")).status == 200
 
 
+async def test_whoever_embeds_it_is_told_that_this_is_one_process() -> None:
+    for workers, times in ((1, 0), (2, 1)):
+        records = LogCapture()
+        async with serving(records=records, server={"workers": workers}):
+            said = [entry for entry in records.entries if "only tricast.run starts several" in entry["event"]]
+            assert [(entry["log_level"], entry["workers"]) for entry in said] == [("warning", workers)] * times
+
+
 async def test_auto_is_one_for_each_cpu(tmp_path: Path) -> None:
     program = (
         "import os, trio, tricast\n"
-        "from tricast.workers.program import count_of\n"
-        "print(count_of(tricast.Config(server={'workers': 'auto'})), len(os.sched_getaffinity(0)))"
+        "from tricast.config import workers_of\n"
+        "print(workers_of(tricast.Config(server={'workers': 'auto'})), len(os.sched_getaffinity(0)))"
     )
     done = await trio.run_process([sys.executable, "-c", program], capture_stdout=True)
     counted, cpus = done.stdout.split()
