@@ -279,12 +279,12 @@ async def _obey_signals(
         name = signal.Signals(number).name
         if number == signal.SIGHUP and not terminal.is_gone:
             logger.warning("not reloaded: that needs server.workers of 2 or more, or a restart", signal=name)
-        elif server.is_draining:
-            logger.warning("ending at once", signal=name)
-            everything.cancel()
-        else:
+        elif not server.is_draining:
             logger.info("draining", signal=name, connections=server.connections)
             server.drain()
+        elif number != signal.SIGHUP:  # the kernel and the shell may both tell that the terminal is gone
+            logger.warning("ending at once", signal=name)
+            everything.cancel()
 
 
 async def _obey_signals_of_one_of_several(

@@ -50,9 +50,8 @@ async def test_two_servers_never_share(first: int, second: int) -> None:
 
 
 async def test_an_address_that_cannot_be_had_is_named() -> None:
-    with ExitStack() as sockets:
-        with pytest.raises(OSError, match=r"'\[ff00::1:2\]:8080'$"):
-            await listen(sockets, "ff00::1:2", 8080, Config())
+    with ExitStack() as sockets, pytest.raises(OSError, match=r"'\[ff00::1:2\]:8080'$"):
+        await listen(sockets, "ff00::1:2", 8080, Config())
 
 
 async def test_options_can_be_set_again() -> None:

@@ -87,6 +87,16 @@ async def samples_when(url: str, name: str, are_right: Callable[[dict[str, float
     return found
 
 
+async def connections_when(url: str, least: int) -> None:
+    """Returns when there are so many connections, in however many processes."""
+    while True:
+        text = (await ask(url, "GET", "/metrics")).body.decode()
+        found = re.findall(r"^tricast_connections(?:{.*})? (\S+)$", text, re.MULTILINE)
+        if sum(map(float, found)) >= least:
+            return
+        await trio.lowlevel.checkpoint()
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -601,9 +611,17 @@ async def serving_in_a_terminal(how: str, workers: int, folder: Path) -> AsyncIt
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_it_drains_when_its_terminal_is_closed(tmp_path: Path, workers: int) -> None:
     async with serving_in_a_terminal("at once", workers, tmp_path) as (server, terminal):
-        terminal.close()
-        await server.wait_said("signal=SIGHUP")
+        with await Wire.open(server.url) as wire:
+            await wire.send(b"GET /healthz HTTP/1.1\r\n")
+            await connections_when(server.url, 2)
+            terminal.close()
+            await server.wait_said("draining", workers + 1 if workers > 1 else 1)
+            server.process.send_signal(signal.SIGHUP)  # the shell tells it as well
+            server.process.send_signal(signal.SIGHUP)
+            await wire.send(b"Host: a\r\n\r\n")
+            assert (await read_answer(wire)).status == 200
         assert await server.process.wait() == 0
+    assert not server.said("ending at once")
     assert server.said("draining")
     assert not server.said("reload")
 

@@ -313,13 +313,13 @@ class Supervisor:
             name = signal.Signals(number).name
             if number == signal.SIGHUP and not terminal.is_gone:
                 self._reload_asked.set()
-            elif self._down.is_set():
+            elif not self._down.is_set():
+                self._logger.info("draining", signal=name, workers=len(self._alive))
+                self._down.set()
+            elif number != signal.SIGHUP:  # the kernel and the shell may both tell that the terminal is gone
                 self._logger.warning("ending at once", signal=name)
                 for worker in self._alive:
                     worker.hurry()
-            else:
-                self._logger.info("draining", signal=name, workers=len(self._alive))
-                self._down.set()
 
 
 async def _first_to_fail(workers: Sequence[Worker]) -> Worker | None:
