@@ -222,7 +222,8 @@ async def serve(
 async def run(config: Config, *, logger: Logger | None = None) -> None:
     """Serves as a program of one process does: raises the descriptor limit, and goes down on SIGTERM or SIGINT.
 
-    The first signal drains, the second ends it at once. So does SIGHUP when the terminal was closed.
+    The first signal drains, the second ends it at once. SIGHUP drains, too, when it comes because the terminal was
+    closed.
 
     Raises:
         ConfigError: see ``serve``.
