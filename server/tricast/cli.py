@@ -145,16 +145,16 @@ def _find_modules_here() -> None:
 
 
 async def _serve(run: "Callable[[], Awaitable[None]]", config: "Config") -> None:
+    anywhere = f"{config.server.host}:{config.server.port}"
+    if config.admin.enabled:
+        anywhere += f" or {config.admin.host}:{config.admin.port}"
     refused: list[str] = []
     try:
         await run()
     except* OSError as group:
-        refused = [_in_words(error) for error in _leaves(group)]
+        refused = [f"cannot listen on {error.filename or anywhere}: {_in_words(error)}" for error in _leaves(group)]
     if refused:
-        where = f"{config.server.host}:{config.server.port}"
-        if config.admin.enabled:
-            where += f" or {config.admin.host}:{config.admin.port}"
-        raise Failure(*(f"cannot listen on {where}: {words}" for words in refused))
+        raise Failure(*refused)
 
 
 @cli.command()

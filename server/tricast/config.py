@@ -305,6 +305,12 @@ def load_config(
     return config
 
 
+def workers_of(config: Config) -> int:
+    """How many processes the configuration asks for; "auto" is one for each CPU that this process may use."""
+    workers = config.server.workers
+    return len(os.sched_getaffinity(0)) if workers == "auto" else workers
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -44,8 +44,18 @@ async def listen_in_groups(
     """As ``listen``, several times on the same port: the kernel spreads connections over the groups (SO_REUSEPORT).
 
     Raises:
-        OSError: the name cannot be looked up, or the address cannot be had.
+        OSError: the name cannot be looked up, or the address cannot be had; the filename is the host and the port.
     """
+    try:
+        return await _open_groups(sockets, host, port, config, groups)
+    except OSError as error:
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise OSError(error.errno, error.strerror, where) from error
+
+
+async def _open_groups(
+    sockets: ExitStack, host: str, port: int, config: Config, groups: int
+) -> list[list[socket.socket]]:
     found = await trio.socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     opened: list[list[socket.socket]] = [[] for _ in range(groups)]
     for family, kind, protocol, _, address in found:
@@ -272,7 +282,8 @@ class Acceptor:
             pass
         else:
             await self._answer_503(self._connection(sock, str(address[0])))
-        self._spare.keep()
+        finally:
+            self._spare.keep()  # also when this listener is given up meanwhile, for others have it still
         await trio.sleep(0.05)
 
 

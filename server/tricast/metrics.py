@@ -191,7 +191,8 @@ class Noticeboards:
 
         async def expose_boards() -> bytes:
             notices = {notice.worker: notice for board in self._boards if (notice := board.read()) is not None}
-            notices[self._worker] = self._notice(runtime)
+            if not self._is_over:  # else the board is another's, and so is the number
+                notices[self._worker] = self._notice(runtime)
             # Counting the descriptors of a process with many takes long enough to be done beside the connections.
             return await trio.to_thread.run_sync(_expose_notices, [notices[worker] for worker in sorted(notices)])
 

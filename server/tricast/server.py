@@ -20,7 +20,7 @@ from typing import NamedTuple
 import trio
 
 from tricast import metrics
-from tricast.config import SQLITE_URL, Config
+from tricast.config import SQLITE_URL, Config, workers_of
 from tricast.connection import Connection
 from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, Unavailable, leaf
@@ -206,6 +206,7 @@ async def serve(
                     server = Server(runtime, urls, admin_urls, entrance, admin_entrance)
                     at_the_end.callback(server.stopped)
                     if share is None:
+                        _warn_of_workers(config, logger)
                         announce(listeners, admin_listeners, logger, has_tls=tls is not None)
                     else:
                         background.start_soon(share.boards.post_forever, runtime)
@@ -221,7 +222,8 @@ async def serve(
 async def run(config: Config, *, logger: Logger | None = None) -> None:
     """Serves as a program of one process does: raises the descriptor limit, and goes down on SIGTERM or SIGINT.
 
-    The first signal drains, the second ends it at once. So does SIGHUP when the terminal was closed.
+    The first signal drains, the second ends it at once. SIGHUP drains, too, when it comes because the terminal was
+    closed.
 
     Raises:
         ConfigError: see ``serve``.
@@ -278,12 +280,12 @@ async def _obey_signals(
         name = signal.Signals(number).name
         if number == signal.SIGHUP and not terminal.is_gone:
             logger.warning("not reloaded: that needs server.workers of 2 or more, or a restart", signal=name)
-        elif server.is_draining:
-            logger.warning("ending at once", signal=name)
-            everything.cancel()
-        else:
+        elif not server.is_draining:
             logger.info("draining", signal=name, connections=server.connections)
             server.drain()
+        elif number != signal.SIGHUP:  # the kernel and the shell may both tell that the terminal is gone
+            logger.warning("ending at once", signal=name)
+            everything.cancel()
 
 
 async def _obey_signals_of_one_of_several(
@@ -302,6 +304,11 @@ async def _obey_signals_of_one_of_several(
         elif number == signal.SIGTERM and not server.is_draining:
             logger.info("draining", signal=name, connections=server.connections)
             server.drain()
+
+
+def _warn_of_workers(config: Config, logger: Logger) -> None:
+    if workers_of(config) > 1:
+        logger.warning("this is one process: only tricast.run starts several", workers=config.server.workers)
 
 
 def _calm_garbage_collector() -> None:

@@ -104,6 +104,13 @@ def test_what_cannot_be_listened_on(error, words):
         cli._run(cli._serve, partial(refuse, error, config), config)
 
 
+def test_which_of_two_cannot_be_listened_on():
+    config = Config(admin={"enabled": True})
+    error = OSError(errno.EADDRINUSE, "x", "127.0.0.1:9090")
+    with pytest.raises(cli.Failure, match=r"^cannot listen on 127\.0\.0\.1:9090: address already in use$"):
+        cli._run(cli._serve, partial(refuse, error, config), config)
+
+
 @pytest.mark.parametrize(
     ("error", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 141), (cli.Failure("a", "b"), 1)]
 )

@@ -44,8 +44,14 @@ async def test_two_servers_never_share(first: int, second: int) -> None:
     with ExitStack() as sockets:
         groups = await listen_in_groups(sockets, "127.0.0.1", 0, Config(), groups=first)
         port = groups[0][0].getsockname()[1]
-        with pytest.raises(OSError, match="Address already in use"):
+        with pytest.raises(OSError, match="Address already in use") as caught:
             await listen_in_groups(sockets, "127.0.0.1", port, Config(), groups=second)
+        assert caught.value.filename == f"127.0.0.1:{port}"
+
+
+async def test_an_address_that_cannot_be_had_is_named() -> None:
+    with ExitStack() as sockets, pytest.raises(OSError, match=r"'\[ff00::1:2\]:8080'$"):
+        await listen(sockets, "ff00::1:2", 8080, Config())
 
 
 async def test_options_can_be_set_again() -> None:

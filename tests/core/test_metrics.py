@@ -157,6 +157,17 @@ async def test_of_a_process_that_is_gone_the_numbers_stay_until_they_are_wiped(
     assert 'worker="1"' not in (await expose()).decode()
 
 
+async def test_who_was_replaced_tells_of_its_successor_and_not_of_itself(
+    runtime: Runtime, boards: list[metrics.Board]
+) -> None:
+    replaced, successor = (metrics.Noticeboards(0, restarts, boards) for restarts in (0, 1))
+    expose = replaced.exposing(runtime)
+    assert 'tricast_worker_restarts_total{worker="0"} 0.0' in (await expose()).decode()
+    replaced.withdraw()
+    boards[0].post(successor._notice(runtime))
+    assert 'tricast_worker_restarts_total{worker="0"} 1.0' in (await expose()).decode()
+
+
 async def test_numbers_are_renewed_until_another_process_has_the_number(
     runtime: Runtime, boards: list[metrics.Board], autojump_clock: object
 ) -> None:

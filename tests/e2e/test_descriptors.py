@@ -1,11 +1,17 @@
 """More clients than there is room for: they are told, the others go on, and it is over when some leave."""
 
+import errno
 import os
 import resource
 from contextlib import ExitStack
 
+import trio
 from clients import Wire, ask, head, publish, read_answer, subscribe
 from serving import ServerProcess, serving, serving_process, until
+
+import tricast
+from tricast.descriptors import Spare
+from tricast.listening import Acceptor, listen, url_of
 
 
 async def refused(url: str) -> None:
@@ -98,3 +104,22 @@ async def test_when_there_are_no_descriptors_clients_are_told_and_nothing_spins(
             await publish(server.url, "news", 2)
             assert (await first.event()).data == 2
             assert sum("no descriptor" in line for line in server.lines) == limited
+
+
+async def test_the_spare_descriptor_is_kept_when_a_listener_is_given_up_meanwhile() -> None:
+    async def serve_nobody(*_: object) -> None:
+        raise AssertionError
+
+    spare = Spare()
+    async with serving() as server, trio.open_nursery() as nursery:
+        with ExitStack() as sockets:
+            (listener,) = await listen(sockets, "127.0.0.1", 0, tricast.Config())
+            acceptor = Acceptor(server._runtime, serve_nobody, nursery, spare, capacity=1, max_refusing=1)
+            with await Wire.open(url_of(listener)):  # says nothing, so that its answer waits
+                nursery.start_soon(acceptor._exhausted, listener, OSError(errno.EMFILE, "too many"))
+                await until(lambda: server._runtime.counters.refused == 1)
+                assert spare._fd is None
+                nursery.cancel_scope.cancel()
+                await trio.lowlevel.checkpoint()
+    assert spare._fd is not None
+    spare.give_up()

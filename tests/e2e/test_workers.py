@@ -18,7 +18,8 @@ import trio
 from cli.running import COMMAND, run
 from clients import TRANSPORTS, Answer, Closed, Ended, EventStream, Wire, ask, id_of, publish, read_answer, subscribe
 from prometheus_client.parser import text_string_to_metric_families
-from serving import ServerProcess, serving_as, serving_process
+from serving import ServerProcess, serving, serving_as, serving_process
+from structlog.testing import LogCapture
 
 SLOW_TO_END = '[drain]\nperiod = "1h"\ngrace = "1h"\n'
 QUICK_TO_END = '[drain]\nperiod = "100ms"\ngrace = "5s"\n'
@@ -86,6 +87,16 @@ async def samples_when(url: str, name: str, are_right: Callable[[dict[str, float
     return found
 
 
+async def connections_when(url: str, least: int) -> None:
+    """Returns when there are so many connections, in however many processes."""
+    while True:
+        text = (await ask(url, "GET", "/metrics")).body.decode()
+        found = re.findall(r"^tricast_connections(?:{.*})? (\S+)$", text, re.MULTILINE)
+        if sum(map(float, found)) >= least:
+            return
+        await trio.lowlevel.checkpoint()
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -137,11 +148,19 @@ async def test_one_process_cannot_reload_and_goes_on() -> None:
         assert (await ask(server.url, "GET", "/readyz")).status == 200
 
 
+async def test_whoever_embeds_it_is_told_that_this_is_one_process() -> None:
+    for workers, times in ((1, 0), (2, 1)):
+        records = LogCapture()
+        async with serving(records=records, server={"workers": workers}):
+            said = [entry for entry in records.entries if "only tricast.run starts several" in entry["event"]]
+            assert [(entry["log_level"], entry["workers"]) for entry in said] == [("warning", workers)] * times
+
+
 async def test_auto_is_one_for_each_cpu(tmp_path: Path) -> None:
     program = (
         "import os, trio, tricast\n"
-        "from tricast.workers.program import count_of\n"
-        "print(count_of(tricast.Config(server={'workers': 'auto'})), len(os.sched_getaffinity(0)))"
+        "from tricast.config import workers_of\n"
+        "print(workers_of(tricast.Config(server={'workers': 'auto'})), len(os.sched_getaffinity(0)))"
     )
     done = await trio.run_process([sys.executable, "-c", program], capture_stdout=True)
     counted, cpus = done.stdout.split()
@@ -592,9 +611,17 @@ async def serving_in_a_terminal(how: str, workers: int, folder: Path) -> AsyncIt
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_it_drains_when_its_terminal_is_closed(tmp_path: Path, workers: int) -> None:
     async with serving_in_a_terminal("at once", workers, tmp_path) as (server, terminal):
-        terminal.close()
-        await server.wait_said("signal=SIGHUP")
+        with await Wire.open(server.url) as wire:
+            await wire.send(b"GET /healthz HTTP/1.1\r\n")
+            await connections_when(server.url, 2)
+            terminal.close()
+            await server.wait_said("draining", workers + 1 if workers > 1 else 1)
+            server.process.send_signal(signal.SIGHUP)  # the shell tells it as well
+            server.process.send_signal(signal.SIGHUP)
+            await wire.send(b"Host: a\r\n\r\n")
+            assert (await read_answer(wire)).status == 200
         assert await server.process.wait() == 0
+    assert not server.said("ending at once")
     assert server.said("draining")
     assert not server.said("reload")
 

@@ -57,6 +57,20 @@ async def test_nobody_waits_for_one_who_does_not_listen(pair: tuple[Control, Con
     assert await pair[1].next() == Accept([1])
 
 
+async def test_there_is_room_again_when_the_other_side_listens(pair: tuple[Control, Control]) -> None:
+    async def listen() -> None:
+        while await pair[1].next() != Accept([2]):
+            pass
+
+    with trio.fail_after(5):
+        while pair[0].tell(Accept([1])):
+            pass
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            while not pair[0].tell(Accept([2])):
+                await pair[0].wait_room()
+
+
 async def test_nobody_minds_one_who_is_gone(pair: tuple[Control, Control]) -> None:
     pair[1].close()
     pair[0].tell(Ready())

@@ -4,7 +4,9 @@ import os
 import random
 import signal
 import socket
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,6 +90,31 @@ async def test_going_down_before_the_workers_are_there() -> None:
             nursery.start_soon(partial(tricast.run, config_of(), logger=capturing_logger(log)))
             while signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
                 await trio.lowlevel.checkpoint()
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert [entry["event"] for entry in log.entries] == ["draining", "stopped"]
+
+
+def children() -> list[int]:
+    """The processes that this one has started."""
+    return [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+
+
+async def test_all_processes_are_told_to_go_down_before_the_workers_are_there() -> None:
+    log, before = Log(), set(children())
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(tricast.run, config_of(), logger=capturing_logger(log)))
+            while len(workers := set(children()) - before) < 2:
+                await trio.lowlevel.checkpoint()
+            for pid in workers:
+                os.kill(pid, signal.SIGTERM)
+            for pid in workers:
+                with suppress(ProcessLookupError):
+                    descriptor = os.pidfd_open(pid)
+                    with trio.move_on_after(0.2):  # unless the signal came before the process was one of its own
+                        await trio.lowlevel.wait_readable(descriptor)
+                    os.close(descriptor)
+            await trio.lowlevel.checkpoint()
             os.kill(os.getpid(), signal.SIGTERM)
     assert [entry["event"] for entry in log.entries] == ["draining", "stopped"]
 

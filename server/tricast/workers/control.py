@@ -96,6 +96,10 @@ class Control:
             return False
         return True
 
+    async def wait_room(self) -> None:
+        """Returns when there may be room for a message, or nobody any more to send one to."""
+        await trio.lowlevel.wait_writable(self._sending)
+
     async def next(self) -> Message | None:
         """The next message; None when the other side is gone."""
         try:

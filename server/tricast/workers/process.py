@@ -51,7 +51,8 @@ class Worker:
         self._logger = logger
         self._ready_at: float | None = None
         self._decided = trio.Event()
-        self._accepts_from = [begin.worker]
+        self._accepts_from = self._told_to_accept_from = [begin.worker]
+        self._is_to_be_told = trio.Event()
         self._life = trio.CancelScope()
         self._seeing_out = trio.CancelScope()
         self._process: trio.Process | None = None
@@ -97,9 +98,9 @@ class Worker:
 
     def accept_from(self, numbers: list[int]) -> None:
         """Lets it accept from the listeners of these workers."""
-        if numbers != self._accepts_from:
-            self._accepts_from = numbers
-            self._control.tell(Accept(numbers))
+        self._accepts_from = numbers
+        if not self._tell_where_to_accept():
+            self._is_to_be_told.set()
 
     def retire(self) -> None:
         """Lets it drain and end, because another is there in its place; it may have ended already."""
@@ -145,10 +146,26 @@ class Worker:
             self._signal(signal.SIGTERM)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._see_out, process)
+            nursery.start_soon(self._tell_later)
             await self._listen()
             # Its end of the pair is closed, so it has ended, or is about to.
             await process.wait()
             nursery.cancel_scope.cancel()
+
+    def _tell_where_to_accept(self) -> bool:
+        """Returns whether it knows."""
+        numbers = self._accepts_from
+        if numbers != self._told_to_accept_from and self._control.tell(Accept(numbers)):
+            self._told_to_accept_from = numbers
+        return numbers == self._told_to_accept_from
+
+    async def _tell_later(self) -> None:
+        """Tells what there was no room for as soon as there is some: it may only have been busy, or stopped."""
+        while True:
+            await self._is_to_be_told.wait()
+            self._is_to_be_told = trio.Event()
+            while not self._tell_where_to_accept():
+                await self._control.wait_room()
 
     async def _listen(self) -> None:
         while (message := await self._control.next()) is not None:

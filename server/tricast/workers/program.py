@@ -1,10 +1,9 @@
 """A server as a program, of as many processes as the configuration says."""
 
-import os
 from collections.abc import Callable
 
 from tricast import server
-from tricast.config import Config
+from tricast.config import Config, workers_of
 from tricast.runtime import Logger
 from tricast.workers.supervisor import Supervisor
 
@@ -26,14 +25,8 @@ async def run(config: Config, *, logger: Logger | None = None, reload: Callable[
         WorkerFailed: a worker could not begin, for whatever reason.
         OSError: a listener's address cannot be had.
     """
-    count = count_of(config)
+    count = workers_of(config)
     if count == 1:
         await server.run(config, logger=logger)
     else:
         await Supervisor(config, count, logger=logger, reload=reload or (lambda: config)).run()
-
-
-def count_of(config: Config) -> int:
-    """How many processes the configuration asks for; "auto" is one for each CPU that this process may use."""
-    workers = config.server.workers
-    return len(os.sched_getaffinity(0)) if workers == "auto" else workers

@@ -32,8 +32,8 @@ from tricast.workers.process import Worker
 _STEADY_SECONDS = 30.0
 _FIRST_DELAY = 0.5
 _LONGEST_DELAY = 30.0
-#: How long to wait before a worker is replaced that goes down by itself: when all processes of a service are told to,
-#: that is who may be heard of first.
+#: How long to wait before anything is done about a worker that goes down by itself: when all processes of a service are
+#: told to, that is who may be heard of first.
 _ALL_TOLD_SECONDS = 0.5
 _PRIVATE_LOG = "log.db"
 #: What a reload cannot change, for the supervisor has it open or all workers must have the same.
@@ -140,6 +140,8 @@ class Supervisor:
         self._workers = [self._start(number, self._config) for number in range(self._count)]
         failed = await _first_to_fail(self._workers)
         if failed is not None:
+            if failed.exit_code == -signal.SIGTERM:
+                await trio.sleep(_ALL_TOLD_SECONDS)
             raise WorkerFailed(failed.lines or [f"worker {failed.number} could not begin: {_end_of(failed)}"])
         has_tls = self._config.tls.certificate != ""
         announce(self._listeners[0], self._admin_listeners, self._logger, has_tls=has_tls)
@@ -313,13 +315,13 @@ class Supervisor:
             name = signal.Signals(number).name
             if number == signal.SIGHUP and not terminal.is_gone:
                 self._reload_asked.set()
-            elif self._down.is_set():
+            elif not self._down.is_set():
+                self._logger.info("draining", signal=name, workers=len(self._alive))
+                self._down.set()
+            elif number != signal.SIGHUP:  # the kernel and the shell may both tell that the terminal is gone
                 self._logger.warning("ending at once", signal=name)
                 for worker in self._alive:
                     worker.hurry()
-            else:
-                self._logger.info("draining", signal=name, workers=len(self._alive))
-                self._down.set()
 
 
 async def _first_to_fail(workers: Sequence[Worker]) -> Worker | None:
