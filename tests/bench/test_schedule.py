@@ -46,6 +46,7 @@ def test_what_is_due_is_what_has_its_time_behind_it(feed, part):
         assert times == sorted(times)
         elapsed = round(part * feed.seconds * 1e9)
         assert feed.due_until(publisher, elapsed) == sum(due <= elapsed for due in times)
+        assert feed.warm_up_of(publisher, elapsed) == sum(due < elapsed for due in times)
         if times:
             assert feed.due_until(publisher, times[-1]) == len(times)
 

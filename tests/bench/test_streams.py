@@ -98,6 +98,13 @@ def test_an_event_stream_cut_at_every_place():
         assert set(others) == {Retry(2.5), Begun(b"9-0"), Retry(3.0), Ended("the end of the stream")}
 
 
+def test_a_goodbye_that_comes_with_the_beginning_is_told_behind_it():
+    items = stream_splitter().feed(STREAM)
+    assert [item for item in items if not isinstance(item, Block)] == [
+        Retry(2.5), Begun(b"9-0"), Retry(3.0), Ended("the end of the stream")
+    ]  # fmt: skip
+
+
 def test_an_event_stream_without_chunks_and_with_an_envelope():
     form = sse.UNFRAMED[True]
     data = OPENING + form.block([event(0), event(1)]) + sse.KEEPALIVE * 2 + form.block([event(2)])

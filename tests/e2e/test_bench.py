@@ -283,6 +283,13 @@ async def test_who_is_asked_to_come_back_later_has_met_no_error(transport):
     assert result["deliveries"] == server.published
 
 
+async def test_who_is_away_for_a_moment_at_the_end_is_waited_for():
+    server = CrookedServer(cuts=(20,))
+    async with server.on_sockets():
+        result = await bench(server.url, "--subscribers", "1")
+    assert (faults(result), result["failures"]) == ({}, [])
+
+
 @pytest.mark.parametrize("status", [503, 409])
 async def test_a_server_that_takes_no_events_for_now(status):
     server = CrookedServer(publish_status=status)

@@ -109,15 +109,22 @@ class EventStreamSplitter:
         text = self._rest + (data if self._chunks is None else self._chunks.feed(data))
         end = text.rfind(b"\n\n") + 2 if b"\n\n" in text else 0
         whole, self._rest = text[:end], _without_comments(text[end:])
-        items: list[Item] = [Retry(int(found) / 1000) for found in _RETRY.findall(whole)]
+        items: list[Item] = []
         if whole:
+            begin = 0
             if not self._has_begun and (begun := _ID_LINE.search(whole)) is not None:
                 self._has_begun = True
-                items.append(Begun(begun[1]))
+                begin = begun.start()
+                items += [*_retries(whole[: begin + 1]), Begun(begun[1])]
             items.append(self._reader.read(whole, _last_id_in(whole)))
+            items += _retries(whole[begin:])
         if self._chunks is not None and self._chunks.has_ended:
             items.append(Ended("the end of the stream"))
         return items
+
+
+def _retries(text: bytes) -> list[Retry]:
+    return [Retry(int(found) / 1000) for found in _RETRY.findall(text)]
 
 
 def _without_comments(rest: bytes) -> bytes:
