@@ -156,6 +156,11 @@ class Hub:
             yield
 
     @property
+    def log_waits(self) -> bool:
+        """Whether publishing takes longer than a few microseconds, so that no answer should be held back for it."""
+        return self._log.waits
+
+    @property
     def problem(self) -> str | None:
         """Why nothing can be published now; None while all is well."""
         return self._log.problem

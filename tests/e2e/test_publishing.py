@@ -172,6 +172,10 @@ class SlowLog(MemoryLog):
         self.let_go = trio.Event()
         self.error: Exception | None = None
 
+    @property
+    def waits(self) -> bool:
+        return True
+
     async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> list[EventId]:
         self.asked.set()
         await self.let_go.wait()

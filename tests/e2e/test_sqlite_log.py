@@ -3,6 +3,7 @@
 import resource
 import signal
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ from serving import ServerProcess, failures, serving, serving_process, until
 from structlog.testing import LogCapture
 
 import tricast
+from tricast.errors import leaf
+from tricast.log.wake import Wake
 
 
 def url_of(path: Path) -> str:
@@ -204,6 +207,29 @@ async def test_a_server_without_its_log_does_not_begin(path: Path, make: Callabl
             status, out, said = await server.end()
     assert (status, out) == (1, "")
     assert said == f"error: the log is not available: {unusable}: {why}\n"
+
+
+async def test_a_log_whose_thread_fails_ends_the_server(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Wake) -> None:
+        raise RuntimeError("a bug")
+
+    async def serve() -> None:
+        async with serving(records=records, log={"url": url_of(path)}) as server:
+            with await subscribe("sse", server.url, "news"):
+                await publish(server.url, "news", 1)
+                await trio.sleep_forever()
+
+    records = LogCapture()
+    bugs: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", bugs.append)
+    monkeypatch.setattr(Wake, "wake_others", fail)
+    with pytest.raises(ExceptionGroup) as caught:
+        await serve()
+    error = leaf(caught.value)
+    assert str(error) == f"the log is not available: {path}: its thread has failed"
+    assert isinstance(error, tricast.LogUnavailable)
+    assert [entry["event"] for entry in records.entries if entry["log_level"] == "error"] == ["the log has ended"]
+    await until(lambda: bool(bugs))
 
 
 async def test_a_path_from_the_current_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

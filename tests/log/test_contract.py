@@ -14,6 +14,7 @@ from log.worlds import KINDS, Clock, World, held, ids_of, world_of
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, TopicSet
+from tricast.hub import Hub
 from tricast.log.base import IdempotencyKey, Slice
 
 NewWorld = Callable[..., Awaitable[World]]
@@ -39,6 +40,13 @@ async def test_it_is_empty(new_world: NewWorld) -> None:
     log = (await new_world()).log
     assert log.last_id == EventId(1_000_000, 0)
     assert log.problem is None
+
+
+@pytest.mark.parametrize(("kind", "waits"), list(zip(KINDS, (False, True, True), strict=True)))
+async def test_the_hub_knows_whether_publishing_waits(kind: str, waits: bool, tmp_path: Path) -> None:
+    async with world_of(kind, tmp_path / "log.db") as world:
+        hub = Hub(world.log, max_topic_bytes=10, max_event_bytes=10, wake=lambda: None)
+        assert hub.log_waits is waits
 
 
 # Appending

@@ -57,6 +57,11 @@ class Log(Protocol):
         ...
 
     @property
+    def waits(self) -> bool:
+        """Whether an append takes longer than a few microseconds, so that no answer should be held back for it."""
+        ...
+
+    @property
     def problem(self) -> str | None:
         """Why nothing can be appended now, in a few words; None while all is well."""
         ...

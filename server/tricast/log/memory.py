@@ -35,6 +35,11 @@ class MemoryLog:
         return self._window.last_id
 
     @property
+    def waits(self) -> bool:
+        """See ``Log.waits``: nothing here takes any time."""
+        return False
+
+    @property
     def problem(self) -> str | None:
         """See ``Log.problem``: memory is always there."""
         return None

@@ -96,6 +96,11 @@ class SqliteLog:
         return self._window.last_id
 
     @property
+    def waits(self) -> bool:
+        """See ``Log.waits``: for a thread, and for the disk."""
+        return True
+
+    @property
     def problem(self) -> str | None:
         """See ``Log.problem``."""
         return self._problem
