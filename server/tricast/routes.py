@@ -232,6 +232,9 @@ async def _publish(exchange: Exchange) -> Response:
         draft = Draft(topic or "", DEFAULT_TYPE if event_type is None else event_type, b"")
         # The names first: they are wrong more often than the data, and cheaper to look at.
         drafts = [hub.check(hub.check(draft)._replace(data=data_as_json(body)))]
+    if hub.log_waits:
+        # Nobody waits with his answer for another one's event to be written.
+        await exchange.connection.flush()
     ids = [str(event_id) for event_id in await hub.append(drafts, key)]
     return json_response(200, {"ids": ids} if is_batch else {"id": ids[0]})
 

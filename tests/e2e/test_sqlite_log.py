@@ -12,6 +12,7 @@ import pytest
 import trio
 from cli.running import running
 from clients import (
+    TEXT,
     TRANSPORTS,
     WEBSOCKET_HEADERS,
     Answer,
@@ -19,9 +20,13 @@ from clients import (
     Ended,
     Event,
     WebSocket,
+    Wire,
     ask,
+    frame,
+    head,
     open_websocket,
     publish,
+    read_answer,
     subscribe,
 )
 from serving import ServerProcess, failures, serving, serving_process, until
@@ -260,6 +265,22 @@ def refused(answer: Answer, why: str) -> None:
     assert (answer.status, answer.code) == (503, "log-unavailable")
     assert answer.json()["detail"] == f"the log is not available: {why}"
     assert answer.headers["retry-after"]
+
+
+async def test_answers_do_not_wait_for_what_is_published_behind_them(path: Path) -> None:
+    async with serving(log={"url": url_of(path)}) as server:
+        with await Wire.open(server.url) as wire, await open_websocket(server.url, "/ws") as websocket:
+            operations = (b'{"op":"ping","ref":1}', b'{"op":"publish","topic":"news","data":2}')
+            with locked(path):
+                await wire.send(
+                    head("GET", "/healthz") + head("POST", "/publish?topic=news", "Content-Length: 1") + b"1"
+                )
+                assert (await read_answer(wire)).json() == {"status": "ok"}
+                await websocket.wire.send(b"".join(frame(TEXT, operation) for operation in operations))
+                assert await websocket.reply() == {"ok": "ping", "ref": 1}
+            # Had it waited, so long that the log gave up, these would be refusals.
+            assert (await read_answer(wire)).status == 200
+            assert (await websocket.reply())["ok"] == "publish"
 
 
 async def test_publishing_while_the_file_is_locked(path: Path) -> None:

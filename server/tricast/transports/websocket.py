@@ -481,8 +481,11 @@ class _Publishing:
         drafts, references, self._drafts, self._references = self._drafts, self._references, [], []
         if not drafts:
             return
+        hub = self._session.runtime.hub
         try:
-            ids = await self._session.runtime.hub.append(drafts)
+            if hub.log_waits:
+                await self._session.connection.flush()  # replies to what came before do not wait for this
+            ids = await hub.append(drafts)
         except Unavailable as error:
             for ref in references:
                 await self._session.reply(_error(error, ref))
