@@ -9,7 +9,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -145,6 +145,8 @@ def _find_modules_here() -> None:
 
 
 async def _serve(run: "Callable[[], Awaitable[None]]", config: "Config") -> None:
+    from tricast.errors import leaves
+
     anywhere = f"{config.server.host}:{config.server.port}"
     if config.admin.enabled:
         anywhere += f" or {config.admin.host}:{config.admin.port}"
@@ -152,7 +154,7 @@ async def _serve(run: "Callable[[], Awaitable[None]]", config: "Config") -> None
     try:
         await run()
     except* OSError as group:
-        refused = [f"cannot listen on {error.filename or anywhere}: {_in_words(error)}" for error in _leaves(group)]
+        refused = [f"cannot listen on {error.filename or anywhere}: {_in_words(error)}" for error in leaves(group)]
     if refused:
         raise Failure(*refused)
 
@@ -421,7 +423,7 @@ def _run(function: Callable[..., Awaitable[None]], *args: object) -> None:
     """Runs a command that talks to the network, and turns what it raises into exit codes and lines."""
     import trio
 
-    from tricast.errors import TricastError
+    from tricast.errors import TricastError, leaves
 
     lines: list[str] = []
     status = 0
@@ -432,21 +434,13 @@ def _run(function: Callable[..., Awaitable[None]], *args: object) -> None:
     except* BrokenPipeError:
         status = _NO_READER
     except* Failure as failures:
-        lines += [line for failure in _leaves(failures) for line in str(failure).splitlines()]
+        lines += [line for failure in leaves(failures) for line in str(failure).splitlines()]
     except* TricastError as errors:
-        lines += [line for error in _leaves(errors) for line in str(error).splitlines()]
+        lines += [line for error in leaves(errors) for line in str(error).splitlines()]
     if lines:
         raise Failure(*lines)
     if status:
         raise click.exceptions.Exit(status)
-
-
-def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[Any]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 def _in_words(error: OSError) -> str:

@@ -15,7 +15,7 @@ This module knows nothing of sockets, HTTP parsing or Trio. Errors of libraries 
 enter: ``connection.py`` for OSError, ``http.py`` for h11, ``transports/websocket.py`` for wsproto.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 Error = TypeVar("Error", bound=Exception)
@@ -171,5 +171,13 @@ class ConnectionLost(TricastError):
 
 def leaf(group: ExceptionGroup[Error]) -> Error:
     """One of the errors in a group, however deep, for where one stands for all."""
-    first = group.exceptions[0]
-    return leaf(first) if isinstance(first, ExceptionGroup) else first
+    return next(leaves(group))
+
+
+def leaves(group: BaseExceptionGroup[Error]) -> Iterator[Error]:
+    """All errors in a group, however deep."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error

@@ -103,7 +103,7 @@ class HubStatistics(msgspec.Struct, frozen=True):
     feeds: int  # now
     subscribers: int  # now
     behind: int  # now
-    published: int  # given to publishers here, answers to repeated requests included
+    published: int  # taken from publishers here; a copy of a request that comes during it counts as well
     committed: int  # that came out of the log, whoever published them
     flushes: int
     deliveries: int  # blocks handed to live subscribers
@@ -209,8 +209,11 @@ class Hub:
         """
         if not drafts:
             return []
+        before = self._last_id
         ids = await self._log.append(drafts, key)
-        self._published += len(ids)
+        # A key that is known gets ids of the past.
+        if ids[0] > before:
+            self._published += len(ids)
         return ids
 
     def committed(self, events: Sequence[Event]) -> None:

@@ -200,7 +200,7 @@ async def test_a_copy_that_comes_during_the_first_gets_its_answer() -> None:
             log.let_go.set()
         assert [answer.status for answer in answers] == [200, 200]
         assert answers[0].json() == answers[1].json()
-        assert server.hub.statistics().published == 1
+        assert server.hub.statistics().committed == 1
 
 
 async def test_a_publisher_that_leaves_in_the_middle_frees_its_key() -> None:

@@ -9,14 +9,14 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import msgspec
 import trio
 
 from tricast.config import Config
-from tricast.errors import TricastError
+from tricast.errors import TricastError, leaves
 from tricast.logs import program_logger
 from tricast.metrics import Board, Noticeboards
 from tricast.runtime import Logger
@@ -57,7 +57,7 @@ class _Worker:
         try:
             await run_process(self._config, self._logger, self._begun, share=share)
         except* (TricastError, OSError) as group:
-            lines = [line for error in _leaves(group) for line in _in_lines(error)]
+            lines = [line for error in leaves(group) for line in _in_lines(error)]
         except* Exception:
             self._logger.exception("worker failed")
             lines = ["it failed, as its own log says"]
@@ -120,14 +120,6 @@ def _remove_if_last(folder: str, held: int) -> None:
     with suppress(BlockingIOError):
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 def _in_lines(error: Exception) -> list[str]:
