@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 import trio
@@ -260,3 +261,15 @@ async def test_stdout_is_full(args):
                     assert await command.process.wait() == 1
     finally:
         os.close(full)
+
+
+async def test_check_tells_of_handlers_and_certificates_together(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        '[tls]\ncertificate = "/nowhere.pem"\n[[websocket.handler]]\npath = "/a"\nhandler = "nowhere_at_all:a"\n'
+    )
+    code, out, err = await run("check", str(file))
+    assert (code, out) == (1, "")
+    handler, certificate = err.splitlines()
+    assert handler.startswith(f"error: {file}: websocket.handler.0.handler: ModuleNotFoundError")
+    assert certificate == f"error: {file}: tls.certificate: /nowhere.pem: No such file or directory"

@@ -601,11 +601,11 @@ def test_a_key_that_may_not_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ('certificate = "missing.pem"', "configuration: tls.certificate: missing.pem: No such file or directory"),
+        ('certificate = "missing.pem"', ": tls.certificate: missing.pem: No such file or directory"),
         ('key = "key.pem"', "expected a certificate as well, where there is a key"),
         (
             'certificate = "server.toml"',
-            "configuration: tls.certificate: server.toml: holds no certificate in PEM format",
+            ": tls.certificate: server.toml: holds no certificate in PEM format",
         ),
     ],
 )
