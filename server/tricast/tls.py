@@ -248,11 +248,9 @@ class TlsConnection(Connection):
 
     def _sealed(self, data: bytes) -> bytes:
         try:
-            written = self._tls.write(data) if data else 0
-            if written < len(data):  # OpenSSL takes one record at a time
-                view = memoryview(data)
-                while written < len(data):
-                    written += self._tls.write(view[written:])
+            if data:
+                # All of it, in as many records as it takes: memory never lacks room (SSL_write(3)).
+                self._tls.write(data)
         except ssl.SSLError as error:
             raise _failed(error) from None
         return self._outgoing.read()
