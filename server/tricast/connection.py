@@ -120,8 +120,7 @@ class Connection:
         if self._tail is not None:
             return NOTHING
         if self._held is not None:
-            data = b"".join((*self._held, data))
-            self._held = None
+            data = self._with_held(data)
         try:
             count = self._sock.send(data)
         except BlockingIOError:
@@ -132,6 +131,11 @@ class Connection:
             return ALL
         self._tail = memoryview(data)[count:]
         return PART
+
+    def _with_held(self, data: bytes) -> bytes:
+        """The data behind what ``send_soon`` keeps, which from then on is the caller's to send."""
+        held, self._held = self._held or (), None
+        return b"".join((*held, data))
 
     async def send(self, data: bytes) -> None:
         """Sends all of it, after whatever still waits. Cancelling leaves a part unsent: then only close.
@@ -156,7 +160,7 @@ class Connection:
             self._held = []
         self._held.append(data)
         if sum(map(len, self._held)) > _MAX_HELD_BYTES or len(self._held) > _MAX_HELD:
-            await self.send(b"")
+            await self.flush()
 
     async def flush(self) -> None:
         """Sends what ``send_soon`` keeps. Cancelling loses none.
@@ -228,8 +232,7 @@ class Connection:
         Raises:
             ConnectionLost: as ``send``.
         """
-        if self._held is not None:
-            await self.send(b"")
+        await self.flush()
         await self.drain()
         self.shutdown_write()
 

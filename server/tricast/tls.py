@@ -165,8 +165,7 @@ class TlsConnection(Connection):
 
     async def receive(self) -> bytes:
         """See ``Connection.receive``."""
-        if self._held is not None:
-            await self.send(b"")
+        await self.flush()
         while True:
             # What TLS itself answers to a key update goes out before more is read: who asks for many and takes no
             # answer must not make them pile up here.
@@ -192,14 +191,12 @@ class TlsConnection(Connection):
         if self._tail is not None:
             return NOTHING
         if self._held is not None:
-            data = b"".join((*self._held, data))
-            self._held = None
+            data = self._with_held(data)
         return super().send_now(self._sealed(data))
 
     async def finish(self) -> None:
         """See ``Connection.finish``: says in TLS as well that this is the end, and not a cut (RFC 8446 6.1)."""
-        if self._held is not None:
-            await self.send(b"")
+        await self.flush()
         self._seal_end()
         await self._send_outgoing()
         self.shutdown_write()
