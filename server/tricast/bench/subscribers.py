@@ -238,7 +238,33 @@ class Subscriber(ABC):
         return "\r\n".join(lines).encode("latin-1")
 
 
-class EventStreamSubscriber(Subscriber):
+class _StreamSubscriber(Subscriber):
+    """A subscriber to whom everything comes on one connection."""
+
+    __slots__ = ()
+
+    def _take(self, items: Iterable[Item]) -> None:
+        for item in items:
+            if isinstance(item, Block):
+                self._enter(item)
+            elif self._link is not None:  # nothing is answered behind a goodbye
+                self._handle(item)
+
+    def _handle(self, item: Item) -> None:
+        match item:
+            case Begun(position):
+                self._begin(position)
+            case Pinged(payload):
+                self._send(_masked_frame(0xA, payload))
+            case Retry(seconds):
+                self._asked_to_come_back(seconds)
+            case Ended():
+                self._ended(item)
+            case Refused(what):
+                self._broken(f"refused: {what}")
+
+
+class EventStreamSubscriber(_StreamSubscriber):
     """A subscriber by Server-Sent Events."""
 
     __slots__ = ("_head", "_splitter")
@@ -261,23 +287,10 @@ class EventStreamSubscriber(Subscriber):
             self._head = b""
             memo = self._group.memo(is_chunked=head.is_chunked)
             self._splitter = EventStreamSplitter(self._around.reader, memo, is_chunked=head.is_chunked)
-        for item in self._splitter.feed(data):
-            if isinstance(item, Block):
-                self._enter(item)
-            elif self._link is not None:  # nothing is answered behind a goodbye
-                self._handle(item)
-
-    def _handle(self, item: Item) -> None:
-        match item:
-            case Begun(position):
-                self._begin(position)
-            case Retry(seconds):
-                self._asked_to_come_back(seconds)
-            case Ended():
-                self._ended(item)
+        self._take(self._splitter.feed(data))
 
 
-class WebSocketSubscriber(Subscriber):
+class WebSocketSubscriber(_StreamSubscriber):
     """A subscriber by WebSocket."""
 
     __slots__ = ("_head", "_key", "_splitter")
@@ -304,24 +317,7 @@ class WebSocketSubscriber(Subscriber):
                 raise Malformed("a wrong Sec-WebSocket-Accept")
             self._head = b""
             self._splitter = FrameSplitter(self._around.reader, self._group.memo())
-        for item in self._splitter.feed(data):
-            if isinstance(item, Block):
-                self._enter(item)
-            elif self._link is not None:  # nothing is answered behind a goodbye
-                self._handle(item)
-
-    def _handle(self, item: Item) -> None:
-        match item:
-            case Begun(position):
-                self._begin(position)
-            case Pinged(payload):
-                self._send(_masked_frame(0xA, payload))
-            case Retry(seconds):
-                self._asked_to_come_back(seconds)
-            case Ended():
-                self._ended(item)
-            case Refused(what):
-                self._broken(f"refused: {what}")
+        self._take(self._splitter.feed(data))
 
 
 def _masked_frame(opcode: int, payload: bytes) -> bytes:
