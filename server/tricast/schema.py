@@ -40,7 +40,12 @@ def _parse_quantity(value: object, units: Mapping[str, float], example: str) -> 
     return float(match[1]) * units[match[2]]
 
 
-def _parse_duration(value: object) -> float:
+def parse_duration(value: object) -> float:
+    """Seconds, of ``"1.5m"`` and the like.
+
+    Raises:
+        PydanticCustomError: it is something else.
+    """
     return value if isinstance(value, float) else _parse_quantity(value, _DURATION_UNITS, 'a duration such as "30s"')
 
 
@@ -55,12 +60,17 @@ def _format_quantity(value: float, units: Mapping[str, float]) -> str:
     return f"{value / factor:g}{unit}"
 
 
+def format_duration(value: float) -> str:
+    """Seconds as a string with a unit, as TOML has them."""
+    return _format_quantity(value, _DURATION_UNITS)
+
+
 #: Seconds as a float; a string with a unit in TOML, a float when set from Python.
 Duration = Annotated[
     float,
-    BeforeValidator(_parse_duration),
+    BeforeValidator(parse_duration),
     Field(ge=0, allow_inf_nan=False),
-    PlainSerializer(lambda value: _format_quantity(value, _DURATION_UNITS), when_used="json"),
+    PlainSerializer(format_duration, when_used="json"),
 ]
 #: Bytes as an int; a string with a unit in TOML, an int or a string when set from Python.
 Size = Annotated[
