@@ -23,7 +23,7 @@ HOST = "127.0.0.1"
 #: Seconds a proxy may take until it accepts; Varnish compiles its configuration with a C compiler in that time.
 START_SECONDS = 30
 #: Seconds a proxy may take to end when told to; then it is killed.
-STOP_SECONDS = 5
+STOP_SECONDS = 2
 
 #: The plainest configuration of each that forwards to an origin: what one has who types no more than that.
 DEFAULTS = {
@@ -147,7 +147,7 @@ async def real_proxy(
             ``@timers@`` are known without being given. What the program needs in order to run in the foreground out of
             a folder is added to it: see ``_Program``.
         options: further arguments of the program.
-        timeout: seconds, in whole ones for Apache, after which it gives up on an exchange or a tunnel that is silent.
+        timeout: seconds, rounded up for Apache, after which it gives up on an exchange or a tunnel that is silent.
             Goes where ``@timers@`` is; Varnish has it as options. Without, the proxy's own defaults apply.
         values: for the other names.
 
@@ -311,8 +311,8 @@ def _complete_apache(config: str, folder: Path, port: int) -> str:
 
 
 def _apache_timers(seconds: float) -> str:
-    # A tunnel ends after the longer one of the client's timer, which is in whole seconds, and the origin's.
-    return f"Timeout {math.ceil(seconds)}\nProxyTimeout {_ms(seconds)}"
+    # Whole seconds only. A tunnel ends after the longer one of the client's timer and the origin's.
+    return f"Timeout {math.ceil(seconds)}\nProxyTimeout {math.ceil(seconds)}"
 
 
 def _caddy_arguments(file: Path, port: int) -> list[str]:
