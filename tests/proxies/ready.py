@@ -20,7 +20,7 @@ class Ready(NamedTuple):
         file: its name in ``config/``.
         places: where it listens and logs, which user it becomes, and where the server is.
         second: adds a second server, as a comment there shows it.
-        timers: of all that may be silent.
+        timers: of silence, and for how long something is tried again.
     """
 
     file: str
@@ -83,6 +83,7 @@ READY = {
         ),
         (("\t\t# to 127.0.0.1:8081\n", "\t\tto 127.0.0.1:@second_port@\n"),),
         (
+            ("\t\tlb_try_duration 5s\n", "\t\tlb_try_duration @idle@s\n"),
             ("\t\t\tread_timeout 75s\n", "\t\t\tread_timeout @idle@s\n"),
             ("\t\t\tresponse_header_timeout 75s\n", "\t\t\tresponse_header_timeout @idle@s\n"),
         ),
@@ -121,7 +122,7 @@ def edited(text: str, edits: Edits) -> str:
 
 @asynccontextmanager
 async def ready_proxy(
-    kind: str, origin_port: int, *, second_port: int = 0, idle: int = 0, without: str = ""
+    kind: str, origin_port: int, *, second_port: int = 0, idle: int = 0, changed: Edits = ()
 ) -> AsyncIterator[RealProxy]:
     """A real proxy with the ready configuration.
 
@@ -130,7 +131,7 @@ async def ready_proxy(
         origin_port: where the server is, on 127.0.0.1.
         second_port: where another one is, if there is one.
         idle: seconds for all timers of silence, instead of what the file says.
-        without: a line of it that is left out.
+        changed: what else is different.
     """
     ready, values = READY[kind], {"origin_port": origin_port}
     text = edited((CONFIG / ready.file).read_text(encoding="utf-8"), ready.places)
@@ -138,8 +139,7 @@ async def ready_proxy(
         text, values["second_port"] = edited(text, ready.second), second_port
     if idle:
         text, values["idle"] = edited(text, ready.timers), idle
-    if without:
-        text = edited(text, ((without, ""),))
+    text = edited(text, changed)
     # Varnish is started with what a comment says.
     options = (
         [part for option in re.findall(r"-p \w+=\S+", text) for part in option.split()] if kind == "varnish" else []

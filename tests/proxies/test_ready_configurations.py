@@ -3,6 +3,7 @@
 All proxies of a test run at the same time, each in front of a server of its own.
 """
 
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -10,18 +11,22 @@ import pytest
 import trio
 from clients import (
     TRANSPORTS,
+    WEBSOCKET_HEADERS,
     Closed,
     Ended,
     EventStream,
     Subscription,
     WebSocket,
+    Wire,
     ask,
     attempt,
+    head,
     open_websocket,
     publish,
+    read_head,
     subscribe,
 )
-from proxies.ready import READY, edited, ready_proxy
+from proxies.ready import CONFIG, READY, edited, ready_proxy
 from serving import serving, until
 
 import tricast
@@ -146,7 +151,9 @@ async def test_silence_is_cut_by_the_idle_timer() -> None:
     async def unanswered(url: str) -> None:
         assert (await attempt("poll", url, "topic=news")).status in (502, 503, 504)
 
-    await behind_each(check, idle=IDLE, sse={"keepalive": "80s"}, websocket={"ping_interval": "50s"})
+    await behind_each(
+        check, idle=1, sse={"keepalive": "5m"}, websocket={"ping_interval": "50s"}, poll={"timeout": "5m"}
+    )
 
 
 async def test_the_server_notices_that_a_client_has_left() -> None:
@@ -172,16 +179,15 @@ async def test_another_server_takes_over(tmp_path: Path) -> None:
                 with_both = [await subscribe("sse", proxy.url, "news") for _ in range(8)]
                 assert stays.hub.statistics().subscribers
                 assert goes.server.hub.statistics().subscribers
-                first = await publish(proxy.url, "news", 1)
+                first = await publish(stays.url, "news", 1)
                 for subscriber in with_both:
                     with subscriber:
                         assert (await subscriber.event()).id == first
                 goes.told.set()
                 await goes.gone.wait()
+                second = await publish(stays.url, "news", 2)
                 # Varnish tries another server only for what is asked with a plain GET.
-                is_picky = kind == "varnish"
-                second = await publish(stays.url if is_picky else proxy.url, "news", 2)
-                transport = "sse" if is_picky else "ws"
+                transport = "sse" if kind == "varnish" else "ws"
                 for subscriber in with_both:
                     with await subscribe(transport, proxy.url, "news", last_id=subscriber.last_id) as again:
                         assert (await again.event()).id == second
@@ -206,6 +212,60 @@ async def run_until_told(log: dict[str, str], task_status: trio.TaskStatus[Leavi
         task_status.started(leaving)
         await leaving.told.wait()
     leaving.gone.set()
+
+
+async def test_lines_without_which_it_does_not_work() -> None:
+    """What the tests above would find missing."""
+
+    async def check(kind: str, before: str, after: str, is_missed: Callable[[str], Awaitable[bool]]) -> None:
+        async with (
+            serving(within=90) as server,
+            ready_proxy(kind, server.port, changed=((before, after),)) as proxy,
+        ):
+            assert await is_missed(proxy.url), (kind, before)
+
+    async def websocket_is_refused(url: str, *headers: str) -> bool:
+        with await Wire.open(url) as wire:
+            await wire.send(head("GET", "/ws", *WEBSOCKET_HEADERS, *headers))
+            return (await read_head(wire)).status != 101
+
+    async def own_origin_is_refused(url: str) -> bool:
+        return await websocket_is_refused(url, "Origin: http://test")
+
+    async def events_are_held_back(url: str) -> bool:
+        with await subscribe("sse", url, "news") as subscriber:
+            before = trio.current_time()
+            for n in range(5):
+                await publish(url, "news", n)
+                await subscriber.event()
+            return trio.current_time() - before > 0.5
+
+    lines: list[tuple[str, str, str, Callable[[str], Awaitable[bool]]]] = [
+        ("nginx", "proxy_set_header Upgrade $http_upgrade;", "", websocket_is_refused),
+        ("nginx", "proxy_set_header Host $http_host;", "", own_origin_is_refused),
+        ("haproxy", "    option http-no-delay\n", "", events_are_held_back),
+        ("apache", '@origin_port@" upgrade=websocket', '@origin_port@"', websocket_is_refused),
+        ("apache", "ProxyPreserveHost On", "", own_origin_is_refused),
+        ("varnish", "return (pipe);", "", websocket_is_refused),
+        ("varnish", "set bereq.http.Upgrade = req.http.Upgrade;", "", websocket_is_refused),
+    ]
+    async with trio.open_nursery() as nursery:
+        for line in lines:
+            nursery.start_soon(check, *line)
+
+
+def test_timers_fit_the_servers_defaults() -> None:
+    """Twice as long as the server is ever silent; and connections are kept for less time than it keeps them."""
+    config = tricast.Config()
+    needed = max(2 * config.sse.keepalive, 2 * config.websocket.ping_interval, config.poll.timeout)
+    for ready in READY.values():
+        timers = [int(re.findall(r"\d+", before)[-1]) for before, _ in ready.timers if "try" not in before]
+        assert min(timers) > needed, ready.file
+    kept = {"nginx": r"keepalive_timeout (\d+)s;", "caddy": r"\tkeepalive (\d+)s\n", "apache": r" ttl=(\d+) "}
+    for kind, pattern in kept.items():
+        times = re.findall(pattern, (CONFIG / READY[kind].file).read_text(encoding="utf-8"))
+        assert times
+        assert max(map(int, times)) < config.limits.idle_timeout
 
 
 def test_an_edit_that_does_not_fit_is_an_error() -> None:
