@@ -32,7 +32,7 @@ _MAX_CONNECTIONS = 64
 _RECEIVE_BYTES = 16 * 2**10
 
 
-async def serve_admin(
+async def serve(
     config: AdminSection,
     overview: Overview,
     logger: Logger,
