@@ -7,6 +7,7 @@ browser may be made to send by a page of somebody else is refused.
 """
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -32,6 +33,7 @@ from tricast_proxy.servers import Health, Server
 _NO_STORE = (b"cache-control", b"no-store")
 #: By these a browser says that a page is behind a request (Fetch 3.1; Fetch Metadata 2.4); tools send neither.
 _FROM_PAGES = (b"origin", b"sec-fetch-site")
+_HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::[0-9]*)?")
 _FAULTS = TypeAdapter(tuple[FaultEntry, ...])
 
 Route = Callable[[Request, bytes], Response]
@@ -196,9 +198,9 @@ def _check_host(request: Request, *, is_local: bool) -> None:
     Raises:
         RemoteProtocolError: the name is one that nobody uses who means this machine.
     """
-    host = (request.header(b"host") or b"").decode("latin-1")
-    name = host.partition("]")[0].strip("[") if host.startswith("[") else host.partition(":")[0]
-    if is_local and name.lower() != "localhost" and not _is_address(name):
+    match = _HOST.fullmatch((request.header(b"host") or b"").decode("latin-1").lower())
+    name = "" if match is None else match[1] or match[2]
+    if is_local and name != "localhost" and not _is_address(name):
         raise RemoteProtocolError("ask for localhost, or for an address", code="bad-host", status=421)
 
 
