@@ -20,9 +20,9 @@ from tricast_proxy.heads import Fields, RequestHead
 from tricast_proxy.servers import Health, Server
 
 #: Chooses among servers that can take a request from an address.
-Pick = Callable[[Sequence[Server], RequestHead, str], Server]
+Pick = Callable[[Sequence[Server], RequestHead | None, str], Server]
 #: What of a request, and of the address it came from, decides; None where it is not there.
-KeyOf = Callable[[RequestHead, str], bytes | None]
+KeyOf = Callable[[RequestHead | None, str], bytes | None]
 
 
 class Choice(NamedTuple):
@@ -30,11 +30,11 @@ class Choice(NamedTuple):
 
     Attributes:
         server: to it.
-        set_cookie: the field to add to its answer, whatever the status, so that the client comes back to it; or None.
+        fields: what its answer carries, whatever the status, so that the client comes back to it.
     """
 
     server: Server
-    set_cookie: tuple[bytes, bytes] | None = None
+    fields: Fields
 
 
 class Balancer:
@@ -70,27 +70,27 @@ class Balancer:
         self._pick = methods[config.method]
 
     def choose(
-        self, request: RequestHead, peer: str, exclude: Container[Server] = (), *, is_secure: bool = False
+        self, request: RequestHead | None, peer: str, exclude: Container[Server] = (), *, is_secure: bool = False
     ) -> Choice | None:
         """The server for a request, or None when there is none that may have it.
 
         Args:
-            request: as it came from the client.
+            request: as it came from the client; None where it is not HTTP, so that only its address is known.
             peer: the client's address.
             exclude: servers that have failed it already.
             is_secure: whether the client came by TLS, and its cookie must not go any other way.
         """
-        if self._sticky is None:
+        if self._sticky is None or request is None:
             server = self._share(request, peer, exclude)
-            return None if server is None else Choice(server)
+            return None if server is None else Choice(server, [])
         held = self._sticky.server_of(request)
         if held is not None:
             if held not in exclude and not held.is_full and held.health(self._clock()) is not Health.DOWN:
-                return Choice(held)
+                return Choice(held, [])
             if self._config.sticky_failover == "fail":
                 return None
         server = self._share(request, peer, exclude)
-        return None if server is None else Choice(server, self._sticky.cookie_for(server, is_secure=is_secure))
+        return None if server is None else Choice(server, [self._sticky.cookie_for(server, is_secure=is_secure)])
 
     def without_cookie(self, fields: Fields) -> Fields:
         """The fields of a request as the server may see them."""
@@ -98,13 +98,13 @@ class Balancer:
             return fields
         return self._sticky.strip(fields)
 
-    def _share(self, request: RequestHead, peer: str, exclude: Container[Server]) -> Server | None:
+    def _share(self, request: RequestHead | None, peer: str, exclude: Container[Server]) -> Server | None:
         now = self._clock()
         able = [s for s in self._servers if s not in exclude and not s.is_full and s.health(now) is Health.UP]
         able = [server for server in able if not server.entry.backup] or able
         return self._pick(able, request, peer) if able else None
 
-    def _in_turn(self, able: Sequence[Server], _request: RequestHead, _peer: str) -> Server:
+    def _in_turn(self, able: Sequence[Server], _request: RequestHead | None, _peer: str) -> Server:
         # Smooth, as in nginx: each gains its weight, and who has most is chosen and pays what all have gained. With
         # weights of 5, 1 and 1 that is a a b a c a a, and not five times a in a row.
         now = self._clock()
@@ -117,21 +117,21 @@ class Balancer:
         self._owed[chosen] -= total
         return chosen
 
-    def _least_busy(self, able: Sequence[Server], request: RequestHead, peer: str) -> Server:
+    def _least_busy(self, able: Sequence[Server], request: RequestHead | None, peer: str) -> Server:
         # One more than it has, so that of idle servers the heavier one is the less busy.
         now = self._clock()
         load = {server: (server.active + 1) / server.weight(now) for server in able}
         least = min(load.values())
         return self._in_turn([server for server in able if load[server] == least], request, peer)
 
-    def _at_random(self, able: Sequence[Server], _request: RequestHead, _peer: str) -> Server:
+    def _at_random(self, able: Sequence[Server], _request: RequestHead | None, _peer: str) -> Server:
         now = self._clock()
         return self._randomness.choices(able, [server.weight(now) for server in able])[0]
 
-    def _first(self, able: Sequence[Server], _request: RequestHead, _peer: str) -> Server:
+    def _first(self, able: Sequence[Server], _request: RequestHead | None, _peer: str) -> Server:
         return able[0]
 
-    def _by_hash(self, key_of_request: KeyOf, able: Sequence[Server], request: RequestHead, peer: str) -> Server:
+    def _by_hash(self, key_of_request: KeyOf, able: Sequence[Server], request: RequestHead | None, peer: str) -> Server:
         key = key_of_request(request, peer)
         if key is None:
             return self._in_turn(able, request, peer)
@@ -158,9 +158,9 @@ def key_of(name: str) -> KeyOf:
     if kind == "address":
         return lambda _, peer: peer.encode()
     if kind == "path":
-        return lambda request, _: request.path
+        return lambda request, _: None if request is None else request.path
     found = {"header": _header, "query": _query, "cookie": _cookie}[kind]
-    return lambda request, _: found(request, wanted)
+    return lambda request, _: None if request is None else found(request, wanted)
 
 
 def _header(request: RequestHead, name: str) -> bytes | None:

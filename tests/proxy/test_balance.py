@@ -277,14 +277,23 @@ def test_a_server_that_has_come_up_starts_slowly() -> None:
     assert Counter(world.in_a_row(100))["b"] in (49, 50, 51)
 
 
+def test_what_is_not_http_is_known_by_its_address_alone() -> None:
+    world = World({str(n): {} for n in range(200)}, method="hash")
+    assert world.balancer.choose(None, PEER) == Choice(world.servers[world.choose() or ""], [])
+    for key in ("path", "header:X-User", "query:sid", "cookie:uid"):
+        balancer = three(method="hash", hash_key=key, sticky=True).balancer
+        choices = [balancer.choose(None, PEER) for _ in range(4)]
+        assert [choice.server.label for choice in choices if choice is not None] == ["a", "b", "c", "a"]
+        assert not any(choice.fields for choice in choices if choice is not None)
+
+
 # The cookie
 
 
 def cookie_of(choice: Choice | None) -> tuple[str, list[str]]:
     """The pair of a ``Set-Cookie``, and its attributes."""
     assert choice is not None
-    assert choice.set_cookie is not None
-    name, value = choice.set_cookie
+    ((name, value),) = choice.fields
     assert name == b"Set-Cookie"
     pair, *attributes = value.decode().split("; ")
     return pair, attributes
@@ -302,7 +311,7 @@ def test_a_new_client_gets_a_cookie_and_comes_back_by_it() -> None:
     assert len(set(pairs.values())) == 3
     for label, pair in pairs.items():
         for field in (pair, f"x=1; {pair}", f"{pair};y=2", f"tricast_server=; {pair}"):
-            assert world.choice(with_cookie(field)) == Choice(world.servers[label]), "and no cookie again"
+            assert world.choice(with_cookie(field)) == Choice(world.servers[label], []), "and no cookie again"
 
 
 def test_a_client_that_came_by_tls_sends_its_cookie_no_other_way() -> None:
@@ -337,7 +346,7 @@ def test_a_cookie_of_another_making_is_none(secrets: tuple[str, str]) -> None:
     pair, _ = cookie_of(one.choice())
     choices = [other.choice(with_cookie(pair)) for _ in range(3)]
     assert [choice.server.label for choice in choices if choice is not None] == ["a", "b", "c"]
-    assert all(choice is not None and choice.set_cookie is not None for choice in choices)
+    assert all(choice is not None and choice.fields for choice in choices)
 
 
 @pytest.mark.parametrize("value", ["a", "127.0.0.1:8081", "", "0" * 64, "é", '"a"'])
@@ -356,7 +365,7 @@ def test_a_client_goes_elsewhere_when_its_server_is_gone_and_stays_there() -> No
     new_pair, _ = cookie_of(moved)
     world.up("a")
     for _ in range(3):
-        assert world.choice(with_cookie(new_pair)) == Choice(moved.server)
+        assert world.choice(with_cookie(new_pair)) == Choice(moved.server, [])
 
 
 @pytest.mark.parametrize("why", ["down", "full", "tried"])
@@ -376,7 +385,7 @@ def test_a_server_that_drains_keeps_its_clients_and_gets_no_others() -> None:
     pair, _ = cookie_of(world.choice())
     world.drain("a")
     for _ in range(3):
-        assert world.choice(with_cookie(pair)) == Choice(world.servers["a"])
+        assert world.choice(with_cookie(pair)) == Choice(world.servers["a"], [])
     assert "a" not in world.in_a_row(6)
     world.servers["a"].checked(world.now, is_well=False, detail="gone")
     assert world.choose(with_cookie(pair)) in ("b", "c"), "to drain is no reason to send anybody to who is down"
