@@ -1,5 +1,7 @@
 """One client's connection: request after request, and the tunnel that one of them may turn it into."""
 
+from typing import NamedTuple
+
 import trio
 
 from tricast.connection import Connection
@@ -14,6 +16,20 @@ from tricast_proxy.servers import Server
 from tricast_proxy.shared import Shared
 from tricast_proxy.tunnel import Tunnel, rules_of
 from tricast_proxy.upstream import ConnectFailed, Upstream
+
+
+class Ending(NamedTuple):
+    """How a request or its tunnel ended.
+
+    Attributes:
+        began: ``trio.current_time()`` of its beginning.
+        server: the label of the server that had it; empty for none.
+        why: in a word.
+    """
+
+    began: float
+    server: str
+    why: str
 
 
 class Client:
@@ -185,27 +201,21 @@ class Client:
             self._exchange = None
         self._is_last = self._is_last or exchange.closes
         if established is None:
-            took = trio.current_time() - began
-            self._tell(
-                Access(
-                    self._hop.peer,
-                    request.method,
-                    request.target,
-                    exchange.status,
-                    exchange.sent,
-                    took,
-                    exchange.server,
-                    exchange.why,
-                )
-            )
+            self._tell(request, exchange.status, exchange.sent, Ending(began, exchange.server, exchange.why))
         return established
 
-    def _tell(self, access: Access) -> None:
+    def _tell(self, request: RequestHead, status: int, sent: int, ending: Ending) -> None:
         """Counts a request that has come to its end, and logs it."""
-        if access.status:
-            self._shared.counters.answered(access.status)
+        if status:
+            self._shared.counters.answered(status)
         if self._shared.config.logging.access:
-            log_access(self._shared.logger, access)
+            seconds = trio.current_time() - ending.began
+            log_access(
+                self._shared.logger,
+                Access(
+                    self._hop.peer, request.method, request.target, status, sent, seconds, ending.server, ending.why
+                ),
+            )
 
     def _may_go_on(self) -> bool:
         """Whether another request may follow the one that is answered."""
@@ -228,19 +238,7 @@ class Client:
         try:
             await self._tunnel(tunnel, upstream, established.head)
         finally:
-            took = trio.current_time() - began
-            self._tell(
-                Access(
-                    self._hop.peer,
-                    request.method,
-                    request.target,
-                    101,
-                    self._sock.sent,
-                    took,
-                    upstream.server.label,
-                    tunnel.why,
-                )
-            )
+            self._tell(request, 101, self._sock.sent, Ending(began, upstream.server.label, tunnel.why))
 
     async def _tunnel(self, tunnel: Tunnel, upstream: Upstream, head: bytes) -> None:
         shared = self._shared
