@@ -89,6 +89,16 @@ async def test_clients_resume_where_they_were_over_every_transport() -> None:
     await behind_each(check)
 
 
+async def test_who_asks_for_the_same_does_not_wait_for_another() -> None:
+    async def check(kind: str, server: tricast.Server, url: str) -> None:
+        with await subscribe("poll", url, "news") as first, await subscribe("poll", url, "news") as second:
+            await until(lambda: server.hub.statistics().subscribers == 2)
+            await publish(url, "news", 1)
+            assert (await first.event()).data == (await second.event()).data == 1
+
+    await behind_each(check)
+
+
 async def test_what_is_asked_for_reaches_the_server_as_it_is() -> None:
     """Publishing up to the limit, the page, the origin of pages, and a refusal in the server's own words."""
 
