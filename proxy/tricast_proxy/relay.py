@@ -34,7 +34,9 @@ class Source(Protocol):
     head: ResponseHead
     length: int | None
     is_chunked: bool
-    trailers: Fields
+
+    @property
+    def trailers(self) -> Fields: ...  # noqa: D102 - see above
 
     async def receive(self) -> bytes:
         """The next bytes of the body as soon as there are any; empty at its end, and from then on.
