@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tricast_proxy.cli import proxy
 from tricast_proxy.config import ProxyConfig, given_to_proxy, load_proxy_config
 from tricast_proxy.printing import config_as_toml, toml_value
 from tricast_proxy.profiles import MARKS, load_profile, profile_names
@@ -165,6 +167,23 @@ def test_no_secret_is_shown(shown: Printer) -> None:
 def test_without_layers_what_is_not_of_the_profile_is_a_default() -> None:
     printed = config_as_toml(ProxyConfig.model_validate({"proxy": {"profile": "plain", "port": 1}}))
     assert {origin for of_key in origins(printed).values() for origin in of_key} == {"default"}
+
+
+def test_the_command_prints_it(tmp_path: Path) -> None:
+    result = CliRunner().invoke(proxy, ["--profile", "aws-alb", "--set", "tunnel.idle_timeout=7s", "--print-config"])
+    assert result.exit_code == 0, result.output
+    (tmp_path / "again.toml").write_text(result.output)
+    config = load_proxy_config(tmp_path / "again.toml")
+    assert config == load_proxy_config(overrides={"proxy": {"profile": "aws-alb"}, "tunnel": {"idle_timeout": "7s"}})
+    where = origins(result.output)
+    assert (where["tunnel.idle_timeout"], where["tunnel.upgrade"]) == (["command line"], ["profile aws-alb, D"])
+
+
+def test_the_command_prints_each_proxy_of_a_chain() -> None:
+    result = CliRunner().invoke(proxy, ["--chain", "cloudflare,nginx-websocket", "--print-config"])
+    assert result.exit_code == 0, result.output
+    assert re.findall("with the profile (.+):", result.output) == ["cloudflare", "nginx-websocket"]
+    assert origins(result.output)["tunnel.idle_timeout"] == ["profile cloudflare, ?", "profile nginx-websocket, O"]
 
 
 JSON = st.recursive(
