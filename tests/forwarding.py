@@ -34,11 +34,15 @@ async def forwarding(*addresses: str, within: float = 20.0, **sections: dict[str
     assert not failures(records)
 
 
+#: Where the proxy has to allow as much as the server does.
+_SAME_LIMITS = {"target_size": "request_line", "head_size": "header_total"}
+
+
 @asynccontextmanager
 async def serving_behind(profile: str, **sections: Any) -> AsyncIterator[tuple[tricast.Server, str]]:
     """A server with the URL by which clients reach it: that of the proxy in front of it, which has this profile."""
-    async with (
-        serving(**sections) as server,
-        forwarding(f"127.0.0.1:{server.port}", proxy={"profile": profile}) as proxy,
-    ):
-        yield server, proxy.url
+    limits = {ours: sections["limits"][its] for its, ours in _SAME_LIMITS.items() if its in sections.get("limits", {})}
+    async with serving(**sections) as server:
+        address = f"127.0.0.1:{server.port}"
+        async with forwarding(address, proxy={"profile": profile}, limits=limits) as proxy:
+            yield server, proxy.url
