@@ -8,11 +8,26 @@ import trio
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost
 from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
+from tricast_proxy.counted import CountedSocket
 from tricast_proxy.exchange import Established, Exchange, Shared
 from tricast_proxy.fields import Hop
 from tricast_proxy.heads import BadHead, HeadLimits, HeadReader, RequestHead, parse_request, skip_empty_lines
+from tricast_proxy.overview import Access, ConnectionView, State, escaped, log_access
+from tricast_proxy.servers import Server
+from tricast_proxy.timers import UPSTREAM
 from tricast_proxy.tunnel import Tunnel, rules_of
 from tricast_proxy.upstream import ConnectFailed, Upstream
+
+#: What is done for a client outside of its exchanges.
+_STATES = {
+    "new": State.IDLE,
+    "idle": State.IDLE,
+    "head": State.HEAD,
+    "request": State.REQUEST,
+    "connecting": State.REQUEST,
+    "tunnel": State.TUNNEL,
+    "closing": State.RESPONSE,
+}
 
 
 class Client:
@@ -21,6 +36,7 @@ class Client:
     Args:
         shared: what all exchanges share.
         connection: the client's.
+        traffic: the socket that the connection is on.
         port: the client's.
         own_port: the port that it came by.
         scheme: ``http`` or ``https``.
@@ -35,13 +51,15 @@ class Client:
     """
 
     __slots__ = (
-        "_began",
+        "_asked",
+        "_exchange",
         "_own_port",
         "_port",
         "_scheme",
         "_scope",
         "_served",
         "_shared",
+        "_traffic",
         "connection",
         "data",
         "has_left",
@@ -50,13 +68,24 @@ class Client:
         "tunnel",
     )
 
-    def __init__(self, shared: Shared, connection: Connection, port: int, own_port: int, scheme: str) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        connection: Connection,
+        traffic: CountedSocket,
+        *,
+        port: int,
+        own_port: int,
+        scheme: str,
+    ) -> None:
         self._shared = shared
+        self._traffic = traffic
         self._port = port
         self._own_port = own_port
         self._scheme = scheme
         self._served = 0
-        self._began = trio.current_time()
+        self._exchange: Exchange | None = None
+        self._asked: Asked | None = None
         self._scope: trio.CancelScope | None = None
         self.connection = connection
         self.data = bytearray()
@@ -86,6 +115,21 @@ class Client:
         if not self.connection.is_closed:
             self.state = "closing"
             await self.connection.linger()
+
+    def view(self, now: float) -> ConnectionView:
+        """What it does at the moment."""
+        exchange, asked, traffic = self._exchange, self._asked, self._traffic
+        return ConnectionView(
+            peer=self.connection.peer,
+            state=_STATES[self.state] if exchange is None else exchange.state,
+            request="" if asked is None else f"{escaped(asked.method)} {escaped(asked.target)}".strip(),
+            server=exchange.server if exchange is not None else "" if asked is None else asked.server,
+            received=traffic.received,
+            sent=traffic.sent,
+            age=now - traffic.opened,
+            idle_received=now - traffic.last_received,
+            idle_sent=now - traffic.last_sent,
+        )
 
     def drain(self) -> None:
         """Lets no other request follow; ends it at once where none is on its way."""
@@ -143,6 +187,9 @@ class Client:
 
     async def _refuse(self, failure: Failure) -> None:
         self.is_last = True
+        self._shared.counters.answered(failure.status)
+        self._shared.counters.refused[failure.reason] += 1
+        self._log(Asked(b"", b"", trio.current_time()), failure.status, 0, failure.reason)
         await self.connection.send(answer_of(self._shared.config, failure, is_head=False, closes=True))
 
     # Exchanges
@@ -155,9 +202,42 @@ class Client:
         except BadHead as bad:
             await self._refuse(refusal(bad.status, bad.detail))
             return None
-        established = await exchange.run()
+        asked = self._asked = Asked(request.method, request.target, trio.current_time())
+        self._exchange = exchange
+        established: Established | None = None
+        try:
+            established = await exchange.run()
+        except ConnectionLost:
+            exchange.why = exchange.why or "client"
+            raise
+        except BaseException:
+            exchange.why = exchange.why or "proxy"
+            raise
+        finally:
+            self._exchange = None
+            asked.server = exchange.server
+            self._account(asked, exchange, is_tunnel=established is not None)
         self.is_last = self.is_last or exchange.closes
         return established
+
+    def _account(self, asked: "Asked", exchange: Exchange, *, is_tunnel: bool) -> None:
+        """Counts and logs an exchange that has come to its end; a tunnel goes on, and is logged when it ends."""
+        counters = self._shared.counters
+        if exchange.status:
+            counters.answered(exchange.status)
+        if exchange.reason:
+            is_cut = exchange.has_begun or not exchange.status
+            (counters.cuts if is_cut else counters.refused)[exchange.reason] += 1
+        if not is_tunnel:
+            self._asked = None
+            self._log(asked, exchange.status, exchange.sent, exchange.reason or "complete")
+
+    def _log(self, asked: "Asked", status: int, sent: int, why: str) -> None:
+        if self._shared.config.logging.access:
+            seconds = trio.current_time() - asked.began
+            peer = self.connection.peer
+            access = Access(peer, asked.method, asked.target, status, sent, seconds, asked.server, why)
+            log_access(self._shared.logger, access)
 
     def _hop(self) -> Hop:
         request_id = secrets.token_hex(8) if self._shared.config.headers.request_id else ""
@@ -166,7 +246,10 @@ class Client:
     def _may_go_on(self) -> bool:
         """Whether another request may follow the one that is answered."""
         config = self._shared.config.client
-        if self._served >= config.keepalive_requests > 0 or trio.current_time() - self._began >= config.max_age:
+        if (
+            self._served >= config.keepalive_requests > 0
+            or trio.current_time() - self._traffic.opened >= config.max_age
+        ):
             self.is_last = True
         return not self.is_last
 
@@ -182,6 +265,7 @@ class Client:
         self.state = "tunnel"
         server = upstream.server
         server.active += 1
+        shared.counters.tunnels += 1
         is_websocket = protocol == b"websocket"
         self.tunnel = Tunnel(self.connection, upstream.connection, shared.config.tunnel, is_websocket=is_websocket)
         try:
@@ -201,15 +285,67 @@ class Client:
             raise
         finally:
             server.active -= 1
+            self._account_tunnel(self.tunnel, status=101 if head else 0)
             upstream.end(with_reset=shared.config.upstream.abort == "rst" and self.tunnel.why != "upstream")
 
+    def _account_tunnel(self, tunnel: Tunnel, *, status: int) -> None:
+        asked = self._asked
+        why = tunnel.why or "proxy"  # which was cancelled, or failed
+        if why not in ("client", "upstream"):
+            self._shared.counters.cuts[why] += 1
+        if asked is not None:
+            self._log(asked, status, tunnel.passed[UPSTREAM], why)
+
     async def _run_tcp(self) -> None:
-        choice = self._shared.balancer.choose(None, self.connection.peer, ())
-        if choice is None:
-            return
         self.state = "connecting"
-        try:
-            upstream = await self._shared.pool.open(choice.server)
-        except ConnectFailed:
-            return
-        await self._run_tunnel(upstream, head=b"", protocol=b"")
+        asked = self._asked = Asked(b"", b"", trio.current_time())
+        upstream = await self._connect(asked)
+        if upstream is not None:
+            await self._run_tunnel(upstream, head=b"", protocol=b"")
+
+    async def _connect(self, asked: "Asked") -> Upstream | None:
+        """A connection to the first server that can be connected to, of as many as may be tried."""
+        shared, tried = self._shared, list[Server]()
+        retry = shared.config.retry
+        for _ in range(retry.tries if "connect" in retry.on else 1):
+            choice = shared.balancer.choose(None, self.connection.peer, tried)
+            if choice is None:
+                break
+            shared.counters.retries += bool(tried)
+            tried.append(choice.server)
+            asked.server = choice.server.label
+            try:
+                upstream = await shared.pool.open(choice.server)
+            except ConnectFailed:
+                choice.server.failed(trio.current_time())
+            else:
+                choice.server.succeeded(trio.current_time())
+                return upstream
+        reason = "connect" if tried else "no-server"
+        shared.counters.refused[reason] += 1
+        self._log(asked, 0, 0, reason)
+        return None
+
+
+class Asked:
+    """What a client asked for, as long as it is of interest.
+
+    Args:
+        method: as sent; empty where there is none.
+        target: as sent; empty where there is none.
+        began: when.
+
+    Attributes:
+        method: as sent.
+        target: as sent.
+        began: when.
+        server: the label of the server that was asked last.
+    """
+
+    __slots__ = ("began", "method", "server", "target")
+
+    def __init__(self, method: bytes, target: bytes, began: float) -> None:
+        self.method = method
+        self.target = target
+        self.began = began
+        self.server = ""

@@ -8,7 +8,7 @@ another one, as long as nothing of an answer has reached the client.
 import math
 import random
 import tempfile
-from collections.abc import Callable, Container
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import IO, NamedTuple, Protocol
 
@@ -16,8 +16,10 @@ import trio
 
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost
+from tricast.logs import Logger
 from tricast.wire.http1 import LAST_CHUNK, chunk
 from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
+from tricast_proxy.balance import Balancer, Choice
 from tricast_proxy.bodies import BadBody, BodyReader, NoBody, OpenBody, reader_of
 from tricast_proxy.config import LimitsSection, ProxyConfig
 from tricast_proxy.fields import FieldPolicy, Hop
@@ -32,6 +34,7 @@ from tricast_proxy.heads import (
     encode_request,
     encode_response,
 )
+from tricast_proxy.overview import Counters, State
 from tricast_proxy.relay import Cut, relay_at_once
 from tricast_proxy.servers import Server
 from tricast_proxy.streams import ClientBody, ServerBody
@@ -59,30 +62,6 @@ class ClientSide(Protocol):
     has_left: bool
 
 
-class Choice(NamedTuple):
-    """Where a request goes.
-
-    Attributes:
-        server: there.
-        fields: what the answer carries so that the client comes back to it.
-    """
-
-    server: Server
-    fields: Fields
-
-
-class Balancer(Protocol):
-    """What chooses servers."""
-
-    def choose(self, request: RequestHead | None, peer: str, exclude: Container[Server]) -> Choice | None:
-        """The server for a client's request (None without HTTP), other than those; None when there is none."""
-        ...
-
-    def without_cookie(self, fields: Fields) -> Fields:
-        """The fields without what is between the client and the proxy."""
-        ...
-
-
 class Shared(NamedTuple):
     """What all exchanges share.
 
@@ -93,6 +72,8 @@ class Shared(NamedTuple):
         pool: of connections to servers.
         timers: keeps the time.
         random: for jitter only, so it need not be secret.
+        counters: what has happened.
+        logger: where to log.
     """
 
     config: ProxyConfig
@@ -101,6 +82,8 @@ class Shared(NamedTuple):
     pool: Pool
     timers: Timers
     random: random.Random
+    counters: Counters
+    logger: Logger
 
 
 class Established(NamedTuple):
@@ -278,6 +261,23 @@ class Exchange:
         return [] if self._choice is None else self._choice.fields
 
     @property
+    def state(self) -> State:
+        """How far it is."""
+        if self.has_begun:
+            return State.RESPONSE
+        return State.WAITING if self._is_sent else State.REQUEST
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a server's answer is on its way to the client."""
+        return self._sink is not None and self._sink.has_begun
+
+    @property
+    def reason(self) -> str:
+        """What its end is counted as; empty where it ended well."""
+        return str(self.status) if self.why == "refused" else self.why
+
+    @property
     def sent(self) -> int:
         """Bytes of the answer's body that were sent to the client."""
         return 0 if self._sink is None else self._sink.count
@@ -358,16 +358,16 @@ class Exchange:
         tried: list[Server] = []
         failure: Failure | None = None
         while len(tried) < retry.tries and (failure is None or self._may_ask_again(failure)):
-            choice = self._shared.balancer.choose(self.request, self._hop.peer, exclude=tried)
-            if choice is None and tried:
-                choice = self._shared.balancer.choose(self.request, self._hop.peer, exclude=())
+            choice = self._choose(tried) or (self._choose(()) if tried else None)
             if choice is None:
-                return failure_of(self._config, "no-server", "no server can take this request now")
+                return failure or failure_of(self._config, "no-server", "no server can take this request now")
             self._choice = choice
             self.server = choice.server.label
+            self._shared.counters.retries += bool(tried)
             tried.append(choice.server)
             self._attempts_left = retry.tries - len(tried)
             choice.server.active += 1
+            choice.server.counts["requests"] += 1
             try:
                 outcome = await self._ask_server(choice.server)
             finally:
@@ -375,14 +375,20 @@ class Exchange:
             if not isinstance(outcome, Failure):
                 return outcome
             failure = outcome
+            if failure.is_of_server:
+                choice.server.failed(trio.current_time())
             self._body.rewind()
         return failure
+
+    def _choose(self, exclude: Sequence[Server]) -> Choice | None:
+        is_secure = self._hop.scheme == "https"
+        return self._shared.balancer.choose(self.request, self._hop.peer, exclude, is_secure=is_secure)
 
     def _may_ask_again(self, failure: Failure) -> bool:
         """Whether another attempt may follow this one."""
         retry = self._config.retry
         kind = failure.kind.partition("-")[0]
-        if kind not in retry.on or (self._sink is not None and self._sink.has_begun):
+        if kind not in retry.on or self.has_begun:
             return False
         if trio.current_time() - self._began > retry.timeout:
             return False
@@ -626,6 +632,7 @@ class Exchange:
             raise _Unusable("upgrade", f"{upstream.server.label} switched to a protocol that nobody asked for")
         fields = [*self._shared.policy.for_client(head), *self._cookie]
         fields += [(b"Connection", b"upgrade"), (b"Upgrade", b", ".join(head.all(b"upgrade")))]
+        upstream.server.succeeded(trio.current_time())
         self.status = 101
         return Established(upstream, encode_response(101, head.reason, fields), chosen[0])
 
@@ -634,6 +641,7 @@ class Exchange:
         request, config = self.request, self._config
         if str(head.status) in config.retry.on and self._may_be_repeated and self._attempts_left:
             raise _Unusable(str(head.status), f"{upstream.server.label} answered {head.status}")
+        upstream.server.succeeded(trio.current_time())
         since = min(self._sent_at, trio.current_time())
         watch.obey(*self._rules_behind_the_head(since))
         is_final = head.status >= 200

@@ -60,8 +60,8 @@ class Counters:
         reused: requests that went on a connection that was there already.
         cuts: exchanges and tunnels that did not come to their proper end, by the word that says why.
         refused: what the proxy has answered itself instead of asking a server, by the word that says why.
-        received: bytes from clients.
-        sent: bytes to clients.
+        received: bytes from clients that have left.
+        sent: bytes to clients that have left.
     """
 
     def __init__(self) -> None:

@@ -1,13 +1,13 @@
 """The proxy: listeners, the nurseries that everything runs in, and how it goes down.
 
-The tree: run > signals > background (timers), connections > listeners. Listeners end first, then the connections,
-then what serves them.
+The tree: run > signals > background (timers, health checks, the admin listener), connections > listeners. Listeners
+end first, then the connections, then what serves them.
 """
 
 import random
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 import trio
@@ -17,12 +17,16 @@ from tricast.descriptors import raise_soft_limit
 from tricast.errors import ConnectionLost, leaves
 from tricast.logs import Logger, library_logger
 from tricast.tls import TlsConnection, load_context
+from tricast_proxy import admin
+from tricast_proxy.balance import Balancer
 from tricast_proxy.clients import Client
-from tricast_proxy.config import ProxyConfig, sped_up
-from tricast_proxy.exchange import Choice, Shared
+from tricast_proxy.config import FaultEntry, ProxyConfig, sped_up
+from tricast_proxy.counted import CountedSocket
+from tricast_proxy.exchange import Shared
 from tricast_proxy.fields import FieldPolicy
-from tricast_proxy.heads import Fields, RequestHead
-from tricast_proxy.servers import Server
+from tricast_proxy.health import check_forever, log_changes
+from tricast_proxy.overview import ConnectionView, Counters
+from tricast_proxy.servers import Health, Server, servers_of
 from tricast_proxy.timers import Timers
 from tricast_proxy.upstream import Pool
 
@@ -34,27 +38,6 @@ _CLOSE_RESTARTING = 1012
 Begin = Callable[..., Awaitable[object]]
 
 
-class RoundRobin:
-    """Each server in turn."""
-
-    def __init__(self, servers: list[Server]) -> None:
-        self._servers = servers
-        self._next = 0
-
-    def choose(self, request: RequestHead | None, peer: str, exclude: Container[Server]) -> Choice | None:  # noqa: ARG002
-        """See ``Balancer.choose``."""
-        for _ in self._servers:
-            server = self._servers[self._next % len(self._servers)]
-            self._next += 1
-            if server not in exclude:
-                return Choice(server, [])
-        return None
-
-    def without_cookie(self, fields: Fields) -> Fields:
-        """See ``Balancer.without_cookie``."""
-        return fields
-
-
 class Proxy:
     """A running proxy, as ``serve`` hands it to whoever started it.
 
@@ -62,11 +45,15 @@ class Proxy:
         url: where it listens.
         port: where it listens.
         servers: behind it.
+        admin_urls: where its admin listener is, if it has one.
         clients: all that are connected.
     """
 
-    def __init__(self, shared: Shared, servers: list[Server], url: str, port: int) -> None:
+    def __init__(
+        self, shared: Shared, servers: Sequence[Server], faults: Sequence[FaultEntry], url: str, port: int
+    ) -> None:
         self._shared = shared
+        self._faults = faults
         self._drain_asked = trio.Event()
         self._stopped = trio.Event()
         self._emptied = trio.Event()
@@ -74,7 +61,33 @@ class Proxy:
         self.url = url
         self.port = port
         self.clients: set[Client] = set()
+        self.admin_urls: tuple[str, ...] = ()
         self.is_draining = False
+
+    @property
+    def counters(self) -> Counters:
+        """What has happened."""
+        return self._shared.counters
+
+    def connections(self) -> Iterator[ConnectionView]:
+        """The clients that are connected."""
+        now = trio.current_time()
+        return (client.view(now) for client in self.clients)
+
+    def ask_of(self, server: Server, wanted: Health) -> None:
+        """See ``Overview.ask_of``."""
+        server.ask(wanted, trio.current_time())
+        if wanted is not Health.UP:
+            self._shared.pool.close(server)
+
+    @property
+    def faults(self) -> Sequence[FaultEntry]:
+        """See ``Overview.faults``."""
+        return self._faults
+
+    def set_faults(self, faults: Sequence[FaultEntry]) -> None:
+        """See ``Overview.set_faults``."""
+        self._faults = tuple(faults)
 
     def drain(self) -> None:
         """Begins to go down: ``serve`` returns when all connections have ended, or the grace is over."""
@@ -84,6 +97,9 @@ class Proxy:
     def left(self, client: Client) -> None:
         """Says that a client has gone."""
         self.clients.discard(client)
+        view = client.view(trio.current_time())
+        self.counters.received += view.received
+        self.counters.sent += view.sent
         if not self.clients:
             self._emptied.set()
 
@@ -124,40 +140,48 @@ async def serve(
         OSError: the address cannot be had.
     """
     logger = logger if logger is not None else library_logger()
+    faults = config.fault  # as they were written
     config = sped_up(config)
     tls = load_context(config.tls)
-    servers = [Server(entry) for entry in config.server]
+    servers = servers_of(config, log_changes(logger))
+    randomness = random.Random()  # noqa: S311 - jitter
+    counters = Counters()
     timers = Timers()
     shared = Shared(
         config,
-        RoundRobin(servers),
+        Balancer(servers, config.balance, randomness, trio.current_time),
         FieldPolicy(config.headers),
-        Pool(config.upstream, timers),
+        Pool(config.upstream, timers, counters),
         timers,
-        random.Random(),  # noqa: S311 - jitter
+        randomness,
+        counters,
+        logger,
     )
     with ExitStack() as at_the_end, ExitStack() as sockets:
         listeners = await _listen(config, sockets)
         scheme = "http" if tls is None else "https"
         host, port = listeners[0].getsockname()[:2]
         url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-        proxy = Proxy(shared, servers, url, port)
+        proxy = Proxy(shared, servers, faults, url, port)
         at_the_end.callback(proxy.stopped)
         at_the_end.callback(shared.pool.close)
         async with trio.open_nursery() as background:
             background.start_soon(timers.run)
+            background.start_soon(check_forever, servers, config.health, randomness)
+            if config.admin.enabled:
+                proxy.admin_urls = await background.start(admin.serve, config.admin, proxy, logger)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as listening:
 
                     def welcome(sock: socket.socket, address: tuple[str, int]) -> None:
-                        sock.setblocking(False)
+                        traffic = CountedSocket(sock)
                         peer, peer_port = address[:2]
                         timeout = config.client.send_timeout
                         connection = (
-                            Connection(sock, peer, write_timeout=timeout)
+                            Connection(traffic, peer, write_timeout=timeout)
                             if tls is None
                             else TlsConnection(
-                                sock,
+                                traffic,
                                 peer,
                                 tls,
                                 write_timeout=timeout,
@@ -165,15 +189,19 @@ async def serve(
                             )
                         )
                         if len(proxy.clients) >= config.proxy.max_connections > 0:
+                            counters.refused["max-connections"] += 1
                             connection.close()
                             return
-                        client = Client(shared, connection, peer_port, port, scheme)
+                        counters.accepted += 1
+                        client = Client(shared, connection, traffic, port=peer_port, own_port=port, scheme=scheme)
                         proxy.clients.add(client)
                         connections.start_soon(_serve_client, proxy, client, logger)
 
                     for listener in listeners:
                         listening.start_soon(_accept_forever, listener, welcome)
                     logger.info(f"listening on {url}")
+                    for admin_url in proxy.admin_urls:
+                        logger.info(f"admin listening on {admin_url}")
                     task_status.started(proxy)
                     await proxy.wait_drain_asked()
                     listening.cancel_scope.cancel()

@@ -116,9 +116,10 @@ class Tunnel:
             self.end(lost.reason)
             return
         self._open -= 1
+        self.why = self.why or ("client" if side == CLIENT else "upstream")
         half_close = self._config.half_close
         if not self._open or half_close == "close-both" or (half_close == "forward-client" and side == UPSTREAM):
-            self.end("client" if side == CLIENT else "upstream")
+            self.end(self.why)
         else:
             sink.shutdown_write()
 
