@@ -52,6 +52,7 @@ ALLOWED = {
         "tls",
         "descriptors",
         "logs",
+        "command_line",
     },
 }
 _PURE_IN_BENCH = ("blocks", "histogram", "http_answers", "ledger", "schedule", "streams")
