@@ -26,18 +26,7 @@ class Failure(NamedTuple):
     detail: str
     error: str = "proxy_internal_error"
 
-    @property
-    def reason(self) -> str:
-        """What it is counted as; for a refusal, which has many reasons, the status."""
-        return str(self.status) if self.kind == "refused" else self.kind
 
-    @property
-    def is_of_server(self) -> bool:
-        """Whether it speaks against the server: there was no answer, none that can be understood, or one as bad."""
-        return self.kind in _OF_SERVERS or self.kind.isdecimal()
-
-
-_OF_SERVERS = ("connect", "connect-timeout", "timeout", "response-timeout", "empty", "invalid")
 #: Where the status stands in ``[errors]``, and what RFC 9209 calls it.
 _KINDS = {
     "connect": ("connect", "connection_refused"),
@@ -46,6 +35,7 @@ _KINDS = {
     "response-timeout": ("response_timeout", "http_response_timeout"),
     "empty": ("empty_response", "connection_terminated"),
     "invalid": ("bad_response", "http_protocol_error"),
+    "cut": ("bad_response", "http_response_incomplete"),
     "upgrade": ("bad_response", "http_upgrade_failed"),
     "no-server": ("no_server", "destination_unavailable"),
     "request_line": ("request_line", "http_request_error"),

@@ -8,12 +8,14 @@ import trio
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost
 from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
+from tricast_proxy.attempt import Established
 from tricast_proxy.counted import CountedSocket
-from tricast_proxy.exchange import Established, Exchange, Shared
+from tricast_proxy.exchange import Exchange
 from tricast_proxy.fields import Hop
 from tricast_proxy.heads import BadHead, HeadLimits, HeadReader, RequestHead, parse_request, skip_empty_lines
 from tricast_proxy.overview import Access, ConnectionView, State, escaped, log_access
 from tricast_proxy.servers import Server
+from tricast_proxy.shared import Shared
 from tricast_proxy.timers import UPSTREAM
 from tricast_proxy.tunnel import Tunnel, rules_of
 from tricast_proxy.upstream import ConnectFailed, Upstream
@@ -121,7 +123,7 @@ class Client:
         exchange, asked, traffic = self._exchange, self._asked, self._traffic
         return ConnectionView(
             peer=self.connection.peer,
-            state=_STATES[self.state] if exchange is None else exchange.state,
+            state=_STATES[self.state] if exchange is None else _state_of(exchange),
             request="" if asked is None else f"{escaped(asked.method)} {escaped(asked.target)}".strip(),
             server=exchange.server if exchange is not None else "" if asked is None else asked.server,
             received=traffic.received,
@@ -188,8 +190,8 @@ class Client:
     async def _refuse(self, failure: Failure) -> None:
         self.is_last = True
         self._shared.counters.answered(failure.status)
-        self._shared.counters.refused[failure.reason] += 1
-        self._log(Asked(b"", b"", trio.current_time()), failure.status, 0, failure.reason)
+        self._shared.counters.refused[failure.kind] += 1
+        self._log(Asked(b"", b"", trio.current_time()), failure.status, 0, failure.kind)
         await self.connection.send(answer_of(self._shared.config, failure, is_head=False, closes=True))
 
     # Exchanges
@@ -208,10 +210,10 @@ class Client:
         try:
             established = await exchange.run()
         except ConnectionLost:
-            exchange.why = exchange.why or "client"
+            exchange.why = "client"
             raise
         except BaseException:
-            exchange.why = exchange.why or "proxy"
+            exchange.why = "proxy"
             raise
         finally:
             self._exchange = None
@@ -222,15 +224,11 @@ class Client:
 
     def _account(self, asked: "Asked", exchange: Exchange, *, is_tunnel: bool) -> None:
         """Counts and logs an exchange that has come to its end; a tunnel goes on, and is logged when it ends."""
-        counters = self._shared.counters
         if exchange.status:
-            counters.answered(exchange.status)
-        if exchange.reason:
-            is_cut = exchange.has_begun or not exchange.status
-            (counters.cuts if is_cut else counters.refused)[exchange.reason] += 1
+            self._shared.counters.answered(exchange.status)
         if not is_tunnel:
             self._asked = None
-            self._log(asked, exchange.status, exchange.sent, exchange.reason or "complete")
+            self._log(asked, exchange.status, exchange.sent, exchange.why)
 
     def _log(self, asked: "Asked", status: int, sent: int, why: str) -> None:
         if self._shared.config.logging.access:
@@ -325,6 +323,12 @@ class Client:
         shared.counters.refused[reason] += 1
         self._log(asked, 0, 0, reason)
         return None
+
+
+def _state_of(exchange: Exchange) -> State:
+    if exchange.is_answering:
+        return State.RESPONSE
+    return State.REQUEST if exchange.is_receiving else State.WAITING
 
 
 class Asked:

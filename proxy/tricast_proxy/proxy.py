@@ -22,11 +22,11 @@ from tricast_proxy.balance import Balancer
 from tricast_proxy.clients import Client
 from tricast_proxy.config import FaultEntry, ProxyConfig, sped_up
 from tricast_proxy.counted import CountedSocket
-from tricast_proxy.exchange import Shared
 from tricast_proxy.fields import FieldPolicy
 from tricast_proxy.health import check_forever, log_changes
 from tricast_proxy.overview import ConnectionView, Counters
 from tricast_proxy.servers import Health, Server, servers_of
+from tricast_proxy.shared import Shared
 from tricast_proxy.timers import Timers
 from tricast_proxy.upstream import Pool
 
