@@ -1,7 +1,6 @@
 """One client's connection: request after request, and the tunnel that one of them may turn it into."""
 
-import secrets
-import time
+from typing import NamedTuple
 
 import trio
 
@@ -16,20 +15,22 @@ from tricast_proxy.heads import BadHead, HeadLimits, HeadReader, RequestHead, pa
 from tricast_proxy.overview import Access, ConnectionView, State, escaped, log_access
 from tricast_proxy.servers import Server
 from tricast_proxy.shared import Shared
-from tricast_proxy.timers import UPSTREAM
 from tricast_proxy.tunnel import Tunnel, rules_of
 from tricast_proxy.upstream import ConnectFailed, Upstream
 
-#: What is done for a client outside of its exchanges.
-_STATES = {
-    "new": State.IDLE,
-    "idle": State.IDLE,
-    "head": State.HEAD,
-    "request": State.REQUEST,
-    "connecting": State.REQUEST,
-    "tunnel": State.TUNNEL,
-    "closing": State.RESPONSE,
-}
+
+class Ending(NamedTuple):
+    """How a request or its tunnel ended.
+
+    Attributes:
+        began: ``trio.current_time()`` of its beginning.
+        server: the label of the server that had it; empty for none.
+        why: in a word.
+    """
+
+    began: float
+    server: str
+    why: str
 
 
 class Client:
@@ -38,63 +39,47 @@ class Client:
     Args:
         shared: what all exchanges share.
         connection: the client's.
-        traffic: the socket that the connection is on.
-        port: the client's.
-        own_port: the port that it came by.
-        scheme: ``http`` or ``https``.
+        sock: beneath it, with its numbers.
+        hop: where the client is, and how it came.
 
     Attributes:
         connection: the client's.
         data: what it sent that nobody has taken yet.
         has_left: whether it will send no more.
-        state: what is done for it now, in a word.
         tunnel: what it has become, if it has.
-        is_last: whether the answer that is on its way is the last on this connection.
     """
 
     __slots__ = (
-        "_asked",
         "_exchange",
-        "_own_port",
-        "_port",
-        "_scheme",
+        "_hop",
+        "_is_last",
+        "_request",
         "_scope",
         "_served",
+        "_server",
         "_shared",
-        "_traffic",
+        "_sock",
         "connection",
         "data",
         "has_left",
-        "is_last",
-        "state",
         "tunnel",
     )
 
-    def __init__(
-        self,
-        shared: Shared,
-        connection: Connection,
-        traffic: CountedSocket,
-        *,
-        port: int,
-        own_port: int,
-        scheme: str,
-    ) -> None:
+    def __init__(self, shared: Shared, connection: Connection, sock: CountedSocket, hop: Hop) -> None:
         self._shared = shared
-        self._traffic = traffic
-        self._port = port
-        self._own_port = own_port
-        self._scheme = scheme
+        self._sock = sock
+        self._hop = hop
         self._served = 0
-        self._exchange: Exchange | None = None
-        self._asked: Asked | None = None
+        self._is_last = False
+        #: Around the wait for a request, of which nothing has come yet.
         self._scope: trio.CancelScope | None = None
+        self._exchange: Exchange | None = None
+        self._request = b""
+        self._server: Server | None = None
         self.connection = connection
         self.data = bytearray()
         self.has_left = False
-        self.state = "new"
         self.tunnel: Tunnel | None = None
-        self.is_last = False
 
     async def run(self) -> None:
         """Serves the client until it leaves or is left.
@@ -108,36 +93,44 @@ class Client:
         while (request := await self._next_request()) is not None:
             established = await self._serve(request)
             if established is not None:
-                await self._run_tunnel(established.upstream, head=established.head, protocol=established.protocol)
+                await self._run_tunnel(established, request)
                 return
-            if self.is_last or self.connection.is_closed:
+            # What was pipelined before it left is answered; a part of a head never becomes one.
+            if self._is_last or self.connection.is_closed or (self.has_left and not self.data):
                 break
-            if self.has_left:
-                self._check_ahead()
         if not self.connection.is_closed:
-            self.state = "closing"
             await self.connection.linger()
 
+    def drain(self) -> None:
+        """Lets no other request follow; ends it at once where nothing of one has come."""
+        self._is_last = True
+        if self._scope is not None and not self.data:
+            self._scope.cancel()
+
     def view(self, now: float) -> ConnectionView:
-        """What it does at the moment."""
-        exchange, asked, traffic = self._exchange, self._asked, self._traffic
+        """What is done for it at the moment."""
+        sock, server, exchange = self._sock, self._server, self._exchange
+        label = server.label if server is not None else exchange.server if exchange is not None else ""
         return ConnectionView(
-            peer=self.connection.peer,
-            state=_STATES[self.state] if exchange is None else _state_of(exchange),
-            request="" if asked is None else f"{escaped(asked.method)} {escaped(asked.target)}".strip(),
-            server=exchange.server if exchange is not None else "" if asked is None else asked.server,
-            received=traffic.received,
-            sent=traffic.sent,
-            age=now - traffic.opened,
-            idle_received=now - traffic.last_received,
-            idle_sent=now - traffic.last_sent,
+            peer=f"{self.connection.peer}:{self._hop.port}",
+            state=self._state(),
+            request=escaped(self._request),
+            server=label,
+            received=sock.received,
+            sent=sock.sent,
+            age=now - sock.opened,
+            idle_received=now - sock.last_received,
+            idle_sent=now - sock.last_sent,
         )
 
-    def drain(self) -> None:
-        """Lets no other request follow; ends it at once where none is on its way."""
-        self.is_last = True
-        if self.state in ("new", "idle") and self._scope is not None:
-            self._scope.cancel()
+    def _state(self) -> State:
+        if self.tunnel is not None:
+            return State.TUNNEL
+        if self._exchange is None:
+            return State.HEAD if self.data else State.IDLE
+        if self._exchange.is_answering:
+            return State.RESPONSE
+        return State.REQUEST if self._exchange.is_receiving else State.WAITING
 
     # Heads
 
@@ -161,12 +154,11 @@ class Client:
 
     async def _next_head(self, reader: HeadReader) -> bytes | None:
         config = self._shared.config.client
-        is_new = self._served == 0
-        self.state = "new" if is_new else "idle"
         skip_empty_lines(self.data)
         if self.data and (head := reader.take(self.data)) is not None:
+            await trio.lowlevel.checkpoint()  # pipelined requests come by the thousand in one read
             return head
-        has_begun = is_new or bool(self.data)
+        has_begun = self._served == 0 or bool(self.data)
         seconds = config.header_timeout if has_begun else config.keepalive_timeout
         head = None
         with trio.move_on_after(seconds) as scope:
@@ -177,36 +169,34 @@ class Client:
                 if not has_begun:
                     has_begun = True
                     scope.deadline = trio.current_time() + config.header_timeout
-                self.state = "head"
                 self.data += data
                 skip_empty_lines(self.data)
                 head = reader.take(self.data)
         self._scope = None
-        is_late = scope.cancelled_caught and has_begun and not self.is_last
+        is_late = scope.cancelled_caught and has_begun and not self._is_last
         if is_late and config.header_timeout_reply == "408":
             await self._refuse(Failure("refused", 408, "the request did not come in time", "http_request_error"))
         return head
 
     async def _refuse(self, failure: Failure) -> None:
-        self.is_last = True
-        self._shared.counters.answered(failure.status)
-        self._shared.counters.refused[failure.kind] += 1
-        self._log(Asked(b"", b"", trio.current_time()), failure.status, 0, failure.kind)
+        """Answers what could not be read as a request; where the next one begins is not sure then."""
+        self._is_last = True
+        self._shared.counters.refused["request"] += 1
+        self._tell(None, failure.status, 0, Ending(trio.current_time(), "", failure.kind))
         await self.connection.send(answer_of(self._shared.config, failure, is_head=False, closes=True))
 
     # Exchanges
 
     async def _serve(self, request: RequestHead) -> Established | None:
-        self.state = "request"
+        began = trio.current_time()
         self._served += 1
+        self._request = b"%b %b" % (request.method, request.target)
         try:
-            exchange = Exchange(self._shared, self, request, self._hop(), self._may_go_on)
+            self._exchange = exchange = Exchange(self._shared, self, request, self._hop, self._may_go_on)
         except BadHead as bad:
             await self._refuse(refusal(bad.status, bad.detail))
             return None
-        asked = self._asked = Asked(request.method, request.target, trio.current_time())
-        self._exchange = exchange
-        established: Established | None = None
+        established = None
         try:
             established = await exchange.run()
         except ConnectionLost:
@@ -217,101 +207,83 @@ class Client:
             raise
         finally:
             self._exchange = None
-            asked.server = exchange.server
-            self._account(asked, exchange, is_tunnel=established is not None)
-        self.is_last = self.is_last or exchange.closes
+            if established is None:
+                self._request = b""
+                self._tell(request, exchange.status, exchange.sent, Ending(began, exchange.server, exchange.why))
+        self._is_last = self._is_last or exchange.closes
         return established
 
-    def _account(self, asked: "Asked", exchange: Exchange, *, is_tunnel: bool) -> None:
-        """Counts and logs an exchange that has come to its end; a tunnel goes on, and is logged when it ends."""
-        if exchange.status:
-            self._shared.counters.answered(exchange.status)
-        if not is_tunnel:
-            self._asked = None
-            self._log(asked, exchange.status, exchange.sent, exchange.why)
-
-    def _log(self, asked: "Asked", status: int, sent: int, why: str) -> None:
+    def _tell(self, request: RequestHead | None, status: int, sent: int, ending: Ending) -> None:
+        """Counts a request that has come to its end, and logs it; None where there was no reading it."""
+        if status:
+            self._shared.counters.answered(status)
         if self._shared.config.logging.access:
-            seconds = trio.current_time() - asked.began
-            peer = self.connection.peer
-            access = Access(peer, asked.method, asked.target, status, sent, seconds, asked.server, why)
+            seconds = trio.current_time() - ending.began
+            method, target = (b"", b"") if request is None else (request.method, request.target)
+            access = Access(self._hop.peer, method, target, status, sent, seconds, ending.server, ending.why)
             log_access(self._shared.logger, access)
-
-    def _hop(self) -> Hop:
-        request_id = secrets.token_hex(8) if self._shared.config.headers.request_id else ""
-        return Hop(self.connection.peer, self._port, self._scheme, self._own_port, time.time(), request_id)
 
     def _may_go_on(self) -> bool:
         """Whether another request may follow the one that is answered."""
         config = self._shared.config.client
-        if (
-            self._served >= config.keepalive_requests > 0
-            or trio.current_time() - self._traffic.opened >= config.max_age
-        ):
-            self.is_last = True
-        return not self.is_last
-
-    def _check_ahead(self) -> None:
-        # What was pipelined before it left is answered; an incomplete head never becomes one.
-        if not self.data:
-            self.is_last = True
+        is_worn_out = self._served >= config.keepalive_requests > 0
+        is_old = trio.current_time() - self._sock.opened >= config.max_age
+        self._is_last = self._is_last or is_worn_out or is_old
+        return not self._is_last
 
     # Tunnels
 
-    async def _run_tunnel(self, upstream: Upstream, *, head: bytes, protocol: bytes) -> None:
-        shared = self._shared
-        self.state = "tunnel"
-        server = upstream.server
-        server.active += 1
+    async def _run_tunnel(self, established: Established, request: RequestHead | None) -> None:
+        began = trio.current_time()
+        shared, upstream = self._shared, established.upstream
+        is_websocket = established.protocol == b"websocket"
+        self.tunnel = tunnel = Tunnel(
+            self.connection, upstream.connection, shared.config.tunnel, is_websocket=is_websocket
+        )
         shared.counters.tunnels += 1
-        is_websocket = protocol == b"websocket"
-        self.tunnel = Tunnel(self.connection, upstream.connection, shared.config.tunnel, is_websocket=is_websocket)
+        try:
+            await self._tunnel(tunnel, upstream, established.head)
+        finally:
+            status = 0 if request is None else 101
+            why = tunnel.why or "proxy"
+            self._tell(request, status, self._sock.sent, Ending(began, upstream.server.label, why))
+
+    async def _tunnel(self, tunnel: Tunnel, upstream: Upstream, head: bytes) -> None:
+        shared = self._shared
+        self._server = upstream.server
+        upstream.server.active += 1
         try:
             # What either has sent behind its last head is the first of what goes through.
             if upstream.data or head:
                 await self.connection.send(head + bytes(upstream.data))
-            upstream.data.clear()
             if self.data:
                 await upstream.connection.send(bytes(self.data))
-            self.data.clear()
+            self.data, upstream.data = bytearray(), bytearray()
             if self.has_left:
                 upstream.connection.shutdown_write()
-            await self.tunnel.run(shared.timers, rules_of(shared.config.tunnel, shared.random))
-        except ConnectionLost:
-            if not self.connection.is_closed:
-                return
-            raise
+            await tunnel.run(shared.timers, rules_of(shared.config.tunnel, shared.random))
         finally:
-            server.active -= 1
-            self._account_tunnel(self.tunnel, status=101 if head else 0)
-            upstream.end(with_reset=shared.config.upstream.abort == "rst" and self.tunnel.why != "upstream")
-
-    def _account_tunnel(self, tunnel: Tunnel, *, status: int) -> None:
-        asked = self._asked
-        why = tunnel.why or "proxy"  # which was cancelled, or failed
-        if why not in ("client", "upstream"):
-            self._shared.counters.cuts[why] += 1
-        if asked is not None:
-            self._log(asked, status, tunnel.passed[UPSTREAM], why)
+            upstream.server.active -= 1
+            if tunnel.is_cut:
+                shared.counters.cuts[tunnel.why] += 1
+            upstream.end(with_reset=shared.config.upstream.abort == "rst" and tunnel.why != "upstream")
 
     async def _run_tcp(self) -> None:
-        self.state = "connecting"
-        asked = self._asked = Asked(b"", b"", trio.current_time())
-        upstream = await self._connect(asked)
+        upstream = await self._connect()
         if upstream is not None:
-            await self._run_tunnel(upstream, head=b"", protocol=b"")
+            await self._run_tunnel(Established(upstream, b"", b""), None)
 
-    async def _connect(self, asked: "Asked") -> Upstream | None:
+    async def _connect(self) -> Upstream | None:
         """A connection to the first server that can be connected to, of as many as may be tried."""
-        shared, tried = self._shared, list[Server]()
-        retry = shared.config.retry
+        shared, retry = self._shared, self._shared.config.retry
+        tried: list[Server] = []
         for _ in range(retry.tries if "connect" in retry.on else 1):
             choice = shared.balancer.choose(None, self.connection.peer, tried)
             if choice is None:
                 break
             shared.counters.retries += bool(tried)
             tried.append(choice.server)
-            asked.server = choice.server.label
+            choice.server.counts["requests"] += 1
             try:
                 upstream = await shared.pool.open(choice.server)
             except ConnectFailed:
@@ -319,37 +291,5 @@ class Client:
             else:
                 choice.server.succeeded(trio.current_time())
                 return upstream
-        reason = "connect" if tried else "no-server"
-        shared.counters.refused[reason] += 1
-        self._log(asked, 0, 0, reason)
+        shared.counters.refused["connect" if tried else "no-server"] += 1
         return None
-
-
-def _state_of(exchange: Exchange) -> State:
-    if exchange.is_answering:
-        return State.RESPONSE
-    return State.REQUEST if exchange.is_receiving else State.WAITING
-
-
-class Asked:
-    """What a client asked for, as long as it is of interest.
-
-    Args:
-        method: as sent; empty where there is none.
-        target: as sent; empty where there is none.
-        began: when.
-
-    Attributes:
-        method: as sent.
-        target: as sent.
-        began: when.
-        server: the label of the server that was asked last.
-    """
-
-    __slots__ = ("began", "method", "server", "target")
-
-    def __init__(self, method: bytes, target: bytes, began: float) -> None:
-        self.method = method
-        self.target = target
-        self.began = began
-        self.server = ""

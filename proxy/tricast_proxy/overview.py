@@ -26,7 +26,7 @@ class ConnectionView(NamedTuple):
     """A client's connection as it is at the moment.
 
     Attributes:
-        peer: the client's address.
+        peer: the client's address and port.
         state: what it is busy with.
         request: method and target of the request that it is busy with; empty for none.
         server: the label of the server that has it; empty for none.

@@ -97,14 +97,14 @@ class Pool:
     Args:
         config: how many may wait, and how long.
         timers: closes those that waited for too long.
-        counters: what has happened.
+        counters: of what happens.
     """
 
     def __init__(self, config: UpstreamSection, timers: Timers, counters: Counters) -> None:
         self._config = config
         self._timers = timers
-        self._counters = counters
         self._idle: dict[Server, deque[_Idle]] = {}
+        self._counters = counters
 
     def take(self, server: Server) -> Upstream | None:
         """A connection that waits to be used again; None when there is none that still can."""
@@ -124,8 +124,8 @@ class Pool:
     def give_back(self, upstream: Upstream) -> None:
         """Keeps a connection that both sides are done with, or closes it: there are enough, or its server leaves."""
         idle = self._idle.setdefault(upstream.server, deque())
-        is_worn = upstream.served >= self._config.keepalive_requests > 0
-        if len(idle) >= self._config.keepalive or is_worn or upstream.server.wanted is not Health.UP:
+        is_worn_out = upstream.served >= self._config.keepalive_requests > 0
+        if len(idle) >= self._config.keepalive or is_worn_out or upstream.server.wanted is not Health.UP:
             upstream.connection.close()
             return
         entry = _Idle(upstream, idle)
