@@ -322,6 +322,12 @@ class FaultsSection(Section):
     seed: int = 0
 
 
+class ProxyAdminSection(AdminSection):
+    """A listener of its own for whoever runs the proxy."""
+
+    port: Port = 9091
+
+
 class ProxyConfig(Section):
     """The whole configuration of a proxy. ``ProxyConfig()`` is all defaults; sections may be given as dicts."""
 
@@ -342,7 +348,7 @@ class ProxyConfig(Section):
     faults: FaultsSection = FaultsSection()
     fault: tuple[FaultEntry, ...] = ()
     tls: TlsSection = TlsSection()
-    admin: AdminSection = AdminSection(port=9091)
+    admin: ProxyAdminSection = ProxyAdminSection()
     logging: LoggingSection = LoggingSection()
 
     @model_validator(mode="after")

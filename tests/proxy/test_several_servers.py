@@ -1,5 +1,6 @@
 """In front of several servers: who gets what, and what clients notice when a server goes, comes back or drains."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from proxy.proxying import administer, proxying
 from serving import serving, serving_process, until
 from structlog.testing import LogCapture
 
+from tricast_proxy.config import load_proxy_config
 from tricast_proxy.proxy import Proxy
 from tricast_proxy.servers import Health
 
@@ -557,3 +559,29 @@ async def test_nothing_is_lost_when_a_server_dies(tmp_path: Path) -> None:
             assert seen == list(range(1, 41))
         assert proxy.servers[0].health(trio.current_time()) is Health.DOWN
         assert proxy.servers[1].counts["failed"] == 0
+
+
+# The README
+
+
+async def test_the_example_of_the_readme(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "proxy" / "README.md").read_text()
+    (example,) = [code for code in re.findall(r"```toml\n(.*?)```", readme, re.DOTALL) if "several.toml" in code]
+    commands = re.findall(r"^\$ curl(?: -X (\w+))? '?http://127\.0\.0\.1:9091(/[^\s']*)'?$", readme, re.MULTILINE)
+    assert len(commands) == readme.count("$ curl")
+    async with serving() as a, serving() as b:
+        path = tmp_path / "several.toml"
+        path.write_text(example.replace("8081", str(a.port)).replace("8082", str(b.port)))
+        config = load_proxy_config(path, overrides={"proxy": {"port": 0}})
+        assert config.admin.enabled
+        assert config.admin.port == 9091
+        sections = config.model_dump(exclude={"server", "proxy", "admin"})
+        entries = [entry.model_dump() for entry in config.server]
+        async with proxying(*entries, admin=ADMIN, **sections) as proxy:
+            with await subscribe("sse", proxy.url, "news"), await subscribe("ws", proxy.url, "news"):
+                assert busy(proxy) == [1, 1]
+                states = []
+                for method, target in commands:
+                    assert (await administer(proxy, method or "GET", target)).status == 200
+                    states.append(proxy.servers[0].health(trio.current_time()))
+                assert states == [Health.DRAINING, Health.DRAINING, Health.UP]
