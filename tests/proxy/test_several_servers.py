@@ -22,6 +22,7 @@ from clients import (
     read_head,
     subscribe,
 )
+from encryption import tls_section
 from proxy.proxying import administer, proxying
 from serving import serving, serving_process, until
 from structlog.testing import LogCapture
@@ -246,6 +247,13 @@ async def test_a_client_stays_with_its_server_which_knows_nothing_of_it() -> Non
         assert set(told) == {"Cookie: theme=dark"}
 
 
+async def test_a_client_that_came_by_tls_gets_a_cookie_for_tls() -> None:
+    async with origin("a") as a, proxying(a.url, balance=STICKY, tls=tls_section()) as proxy:
+        assert proxy.url.startswith("https:")
+        answer = await ask(proxy.url, "GET", "/")
+        assert answer.headers["set-cookie"].endswith("; HttpOnly; SameSite=Lax; Secure")
+
+
 async def test_a_websocket_makes_a_client_stay() -> None:
     async with serving() as a, serving() as b, proxying(a.url, b.url, balance=STICKY) as proxy:
         with await Wire.open(proxy.url) as wire:
@@ -348,9 +356,9 @@ async def test_a_server_drains_while_its_streams_live_on() -> None:
                 for _ in range(3):
                     nursery.start_soon(load)
                 await until(lambda: answered > 50)
+                assert proxy.servers[1].counts["requests"] == 0
                 assert (await administer(proxy, "POST", "/servers/a?state=drain")).json()["health"] == "draining"
-                before, others = proxy.servers[0].counts["requests"], proxy.servers[1].counts["requests"]
-                assert others == 0
+                before = proxy.servers[0].counts["requests"]
                 so_far = answered
                 await until(lambda: answered > so_far + 50)
                 # Those that were on their way when it began to drain are all that it got.
