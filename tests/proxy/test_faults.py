@@ -50,7 +50,7 @@ def disturbed(wire: Duplex, nursery: trio.Nursery, **keys: Any) -> Disturbed:
     [
         ("64KiB", After(size=65536), "64KiB"),
         (100, After(size=100), "100B"),
-        ("0B", After(size=0), "0GiB"),
+        ("0B", After(size=0), "0B"),
         ("3s", After(seconds=3), "3s"),
         ("1.5m", After(seconds=90), "90s"),
         ("off", After(), "off"),
