@@ -227,6 +227,33 @@ async def test_what_is_not_shared_may_be_shared_again_later(autojump_clock: Mock
         assert server.asked == 2
 
 
+async def test_only_so_many_are_remembered_as_not_to_be_shared(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tricast_proxy.coalesce._MAX_UNSHARED", 2)
+    async with origin(STREAM) as server:
+        server.head = response_head(status=404)
+        server.delay = 1.0
+        for number in range(3):
+            await server.get(request(target=b"/%d" % number))
+        for number, heads in ((2, [1.0, 1.0]), (0, [1.0, 2.0])):
+            sinks = await together(*[lambda number=number: server.get(request(target=b"/%d" % number))] * 2)
+            assert sorted(sink.at("head") or 0 for sink in sinks) == heads
+
+
+async def test_variants_are_forgotten_one_by_one(autojump_clock: MockClock) -> None:
+    one, other = request((b"Accept", b"a")), request((b"Accept", b"b"))
+    async with origin([b"x"], CoalescerLimits(answers=2)) as server:
+        server.head = response_head((b"Vary", b"Accept"))
+        for asked in (one, other, request(target=b"/third")):
+            await server.get(asked)
+        assert server.asked == 3
+        await server.get(other)
+        assert server.asked == 3
+        await server.get(one)
+        assert server.asked == 4
+
+
 async def test_only_the_same_is_the_same(autojump_clock: MockClock) -> None:
     async with origin(STREAM) as server:
         for asked in (request(), request(target=b"/events?a"), RequestHead(b"GET", b"/events", [], b"1.1", b"other")):
