@@ -43,7 +43,7 @@ async def test_what_goes_is_noted(autojump_clock: MockClock) -> None:
         await wire.receive()
 
 
-async def test_who_waits_learns_that_it_is_closed() -> None:
+async def test_who_waits_learns_that_it_is_closed(autojump_clock: MockClock) -> None:
     wire = FakeWire()
 
     async def receive() -> None:
