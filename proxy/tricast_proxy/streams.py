@@ -24,9 +24,10 @@ class ServerBody:
         is_chunked: whether it comes in chunks.
         length: by the server's word.
         watch: is told of what comes.
+        passed: which of the fields behind it go on; raises ``Cut`` where there must be none.
     """
 
-    __slots__ = ("_reader", "_upstream", "_watch", "head", "is_chunked", "length")
+    __slots__ = ("_passed", "_reader", "_upstream", "_watch", "head", "is_chunked", "length")
 
     def __init__(
         self,
@@ -37,8 +38,10 @@ class ServerBody:
         is_chunked: bool,
         length: int | None,
         watch: Watch,
+        passed: Callable[[Fields], Fields],
     ) -> None:
         self._upstream = upstream
+        self._passed = passed
         self._reader = reader
         self._watch = watch
         self.head = head
@@ -48,7 +51,7 @@ class ServerBody:
     @property
     def trailers(self) -> Fields:
         """See ``Source.trailers``."""
-        return self._reader.trailers
+        return self._passed(self._reader.trailers)
 
     @property
     def is_complete(self) -> bool:
@@ -58,10 +61,15 @@ class ServerBody:
     async def receive(self) -> bytes:
         """See ``Source.receive``."""
         while not (payload := self._taken()) and not self._reader.is_complete:
+            # Its time does not run while it was the client that was waited for.
+            self._watch.touch(UPSTREAM)
+            self._watch.is_awaited = True
             try:
                 self._received(await self._upstream.connection.receive())
             except ConnectionLost as lost:
                 raise Cut(f"the server broke off: {lost}") from None
+            finally:
+                self._watch.is_awaited = False
         return payload
 
     def receive_now(self) -> bytes | None:
