@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from tricast.config import PROXY_ENV_PREFIX, AdminSection, LoggingSection, TlsSection
 from tricast.schema import (
     Duration,
+    Layer,
     Overrides,
     Port,
     PositiveDuration,
@@ -24,6 +25,7 @@ from tricast.schema import (
     Size,
     Source,
     format_duration,
+    given,
     load,
     parse_duration,
 )
@@ -46,8 +48,11 @@ IS_TIMER = _IsTimer()
 def _parse_timer(value: object) -> float:
     if value in ("off", OFF):
         return OFF
-    seconds = parse_duration(value)
-    if seconds <= 0:
+    try:
+        seconds = parse_duration(value)
+    except PydanticCustomError:
+        seconds = math.nan
+    if not seconds > 0:
         raise PydanticCustomError("quantity", 'Input should be a duration above zero such as "30s", or "off"')
     return seconds
 
@@ -70,9 +75,16 @@ def _check_address(value: str) -> str:
     """``host:port``, where an IPv6 address stands in brackets."""
     host, _, port = value.rpartition(":")
     is_bare_v6 = ":" in host and not (host.startswith("[") and host.endswith("]"))
-    if not host or is_bare_v6 or not port.isascii() or not port.isdecimal() or not 0 < int(port) <= 65535:
+    if not _is_name(host) or is_bare_v6 or not port.isascii() or not port.isdecimal() or not 0 < int(port) <= 65535:
         raise PydanticCustomError("address", 'Input should be an address such as "127.0.0.1:8080"')
     return value
+
+
+def _is_name(host: str) -> bool:
+    try:
+        return bool(host.strip("[]").encode("idna"))
+    except UnicodeError:  # a label that is empty, or too long (RFC 1035 2.3.4)
+        return False
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
@@ -317,6 +329,12 @@ class FaultsSection(Section):
     seed: int = 0
 
 
+class ProxyAdminSection(AdminSection):
+    """A listener of its own for whoever runs the proxy."""
+
+    port: Port = 9091
+
+
 class ProxyConfig(Section):
     """The whole configuration of a proxy. ``ProxyConfig()`` is all defaults; sections may be given as dicts."""
 
@@ -337,7 +355,7 @@ class ProxyConfig(Section):
     faults: FaultsSection = FaultsSection()
     fault: tuple[FaultEntry, ...] = ()
     tls: TlsSection = TlsSection()
-    admin: AdminSection = AdminSection(port=9091)
+    admin: ProxyAdminSection = ProxyAdminSection()
     logging: LoggingSection = LoggingSection()
 
     @model_validator(mode="after")
@@ -362,6 +380,15 @@ def load_proxy_config(path: Path | str | None = None, *, overrides: Overrides | 
         ConfigError: everything that is wrong with file and environment, not only the first problem.
     """
     return load(ProxyConfig, _SOURCE, path, overrides=overrides)
+
+
+def given_to_proxy(path: Path | str | None = None, *, overrides: Overrides | None = None) -> tuple[Layer, ...]:
+    """Where what ``load_proxy_config`` reads is given; what counts more comes later.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    return given(ProxyConfig, _SOURCE, path, overrides=overrides)
 
 
 def sped_up(config: ProxyConfig) -> ProxyConfig:
