@@ -1,16 +1,15 @@
 """What the page finds out about the way between it and the server, and what it does not say of a server that went."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from browser import Browser, Page, open_browser
+from forwarding import forwarding
 from serving import serving
-from trio import Nursery, open_nursery
 
 import tricast
-import tricast_proxy.proxy
-from tricast_proxy.program import load_stages, overrides_of
 
 PANES = ("poll", "sse", "ws")
 ALL_OPEN = "document.querySelectorAll('.pane[data-state=open]').length === 3"
@@ -23,18 +22,13 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def behind(profile: str, *settings: str) -> AsyncIterator[tuple[tricast.Server, str]]:
-    """A server behind a proxy, and the proxy's URL."""
-    async with serving(within=60) as server, open_nursery() as nursery:
-        yield server, await begin_proxy(nursery, server, profile, settings)
-        nursery.cancel_scope.cancel()
-
-
-async def begin_proxy(nursery: Nursery, server: tricast.Server, profile: str, settings: Sequence[str]) -> str:
-    upstream = f"127.0.0.1:{server.port}"
-    overrides = overrides_of(listen="127.0.0.1:0", upstreams=[upstream], profile=profile, settings=settings)
-    proxy: tricast_proxy.proxy.Proxy = await nursery.start(tricast_proxy.proxy.serve, load_stages(None, overrides)[0])
-    return proxy.url
+async def behind(profile: str, **sections: dict[str, Any]) -> AsyncIterator[tuple[tricast.Server, str]]:
+    """A server behind a proxy with this profile and these sections on top, and the proxy's URL."""
+    async with (
+        serving(within=60) as server,
+        forwarding(server.url, within=60, proxy={"profile": profile}, **sections) as proxy,
+    ):
+        yield server, proxy.url
 
 
 async def finding(page: Page, pane: str, kind: str) -> str:
@@ -64,7 +58,7 @@ async def test_a_proxy_that_stands_in_nobodys_way(browser: Browser) -> None:
 
 
 async def test_a_websocket_is_refused_because_host_is_not_forwarded(browser: Browser) -> None:
-    async with behind("plain", "headers.host=upstream") as (_, url):
+    async with behind("plain", headers={"host": "upstream"}) as (_, url):
         page = await browser.open_page(url)
         assert await finding(page, "ws", "refused") == (
             "Refused: the server does not take this page for its own. A proxy in front does not forward Host, or "
@@ -73,15 +67,15 @@ async def test_a_websocket_is_refused_because_host_is_not_forwarded(browser: Bro
 
 
 async def test_a_websocket_is_refused_because_upgrades_are_denied(browser: Browser) -> None:
-    async with behind("plain", "tunnel.upgrade=deny") as (_, url):
+    async with behind("plain", tunnel={"upgrade": "deny"}) as (_, url):
         page = await browser.open_page(url)
         assert "a proxy in front does not forward Upgrade" in await finding(page, "ws", "refused")
 
 
 async def test_events_are_held_back_behind_those_that_came(browser: Browser) -> None:
     """nginx passes a stream without a visible end on whenever a buffer is full."""
-    held = ("response.x_accel_buffering=ignore", "response.buffer_size=1KiB")
-    async with behind("nginx-default", *held) as (server, url):
+    holding = {"x_accel_buffering": "ignore", "buffer_size": "1KiB"}
+    async with behind("nginx-default", response=holding) as (server, url):
         page = await browser.open_page(url)
         await page.wait_for("document.querySelector('#pane-poll[data-state=open]')")
         await server.hub.publish("demo", "x" * 2000)

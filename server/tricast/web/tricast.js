@@ -149,8 +149,7 @@ class Reader {
     this.isInterrupted = false;
     this.skipPause = null;
     this.mayHurry = false;
-    this.askedAt = 0; // when the request went out
-    this.eventAt = 0; // when an event came last
+    this.heardAt = 0; // when something was last heard of the connection: asked, answered, an event
     this.quietSince = 0; // from when on neither an event came nor the connection was lost
     this.refusal = null; // why there is no connection at all, in words
     this.lostAfterMs = null; // the silence after which the connection was lost, until it is clear whether for that
@@ -172,7 +171,7 @@ class Reader {
 
   event({ id, type, data }) {
     const arrivedAt = performance.now();
-    this.eventAt = this.quietSince = arrivedAt;
+    this.heardAt = this.quietSince = arrivedAt;
     this.counts.received += 1;
     const isRepeated = compareIds(id, this.position) <= 0;
     const column = this.ledger.column(id);
@@ -220,17 +219,18 @@ class Reader {
   /** A request goes out, for which this page counts one, whatever becomes of it. */
   asks(state) {
     this.counts.requests += 1;
-    this.askedAt = performance.now();
+    this.heardAt = performance.now();
     this.show(...state);
   }
 
   /** The server has answered; after an interruption the list says from where it goes on. */
   answered(name, text) {
+    this.heardAt = performance.now();
     this.isAnswered = true;
     this.refusal = null;
     this.judgeLoss();
     if (this.isInterrupted) {
-      this.quietSince = performance.now();
+      this.quietSince = this.heardAt;
       hurry(this.ledger.readers);
       this.isInterrupted = false;
       this.view.add({ kind: "resumed", position: this.position });
@@ -247,7 +247,7 @@ class Reader {
   /** The connection was lost, and nobody said goodbye. */
   lost(how, { isForSilence = false } = {}) {
     const now = performance.now();
-    const quietMs = now - Math.max(this.askedAt, this.eventAt);
+    const quietMs = now - this.heardAt;
     this.quietSince = now;
     if (quietMs < SILENCE_MS) return new Ended(how);
     this.isAnswered = true; // or at least it was there for a while
@@ -547,8 +547,8 @@ function finding(reader, now) {
 function held(reader, now) {
   const { count, since } = reader.ledger.pending(reader);
   const isAsking = reader.state.name === "open" || reader.state.name === "connecting";
-  if (!isAsking || count === 0 || now - Math.max(reader.askedAt, since) < HELD_MS) return null;
-  const seconds = Math.floor((now - Math.max(reader.askedAt, reader.eventAt)) / 1000);
+  if (!isAsking || count === 0 || now - Math.max(reader.heardAt, since) < HELD_MS) return null;
+  const seconds = Math.floor((now - reader.heardAt) / 1000);
   const what = reader.isAnswered ? "Connected, but no event has come" : "No answer";
   const others = `although ${plural(count, "event")} came over the other connections`;
   return { kind: "held", text: `${what} for ${seconds} s, ${others}: a proxy in front holds them back.` };
