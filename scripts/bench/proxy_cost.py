@@ -39,7 +39,7 @@ from peers.base import (
     websocket_request,
 )
 from peers.tricast import RunningTricast, Tricast
-from processes import adopt_orphans, end_descendants, read_cpu_ns
+from processes import adopt_orphans, end_descendants
 from publisher import PublishError, write_event
 from scenarios.base import EVENT_BYTES, MeasureError, Session, as_us
 from scenarios.fan_out import fan_out
