@@ -223,7 +223,8 @@ def _proxy(name: str, origin: int, folder: Path) -> Iterator[tuple[int, int]]:
     else:
         command = [this_python(), "-m", "tricast", "proxy", "--listen", f"{HOST}:0", "--upstream", f"{HOST}:{origin}"]
         # As nginx has it here: no limit.
-        command += ["--set", "limits.body=0B", "--set", "proxy.max_connections=0"]
+        for key in ("limits.body=0B", "proxy.max_connections=0", "client.keepalive_requests=0"):
+            command += ["--set", key]
         with launched(command, folder) as (pid, ports):
             yield pid, ports[0]
 
