@@ -31,6 +31,7 @@ LAYERS = (
     ("",),  # the package itself: what it offers to those who import it
     ("client",),
     ("bench",),
+    ("probe",),
     ("cli",),
     ("__main__",),
 )
@@ -38,6 +39,7 @@ LAYERS = (
 ALLOWED = {
     "client": {"errors", "event", "wire"},
     "bench": {"errors", "descriptors", "client"},
+    "probe": {"errors", "event", "wire", "client"},
     "tricast_proxy": {"errors", "event", "config", "sent", "wire", "connection"},
 }
 _PURE_IN_BENCH = ("blocks", "histogram", "http_answers", "ledger", "schedule", "streams")
