@@ -143,6 +143,7 @@ async def test_sink_tells_when_a_body_came() -> None:
     async with probed() as (_, target), open_http(target) as http:
         fields = [*target.credentials(), ("Transfer-Encoding", "chunked"), ("Expect", "100-continue")]
         await http.ask("POST", target.companion("sink"), fields, has_more=True)
+        assert await http.informational() == 100
         await http.send_body(b"one", has_more=True)
         await http.send_body(b"", has_more=False)
         answer = await http.answer()

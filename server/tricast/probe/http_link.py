@@ -77,6 +77,8 @@ class HttpLink:
     def __init__(self, link: Link, target: Target) -> None:
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
         self._target = target
+        self._informational: list[int] = []
+        self._final: h11.Response | h11.InformationalResponse | None = None
         self.link = link
 
     async def ask(
@@ -119,13 +121,26 @@ class HttpLink:
         Raises:
             Cut: it does not come, or is none.
         """
-        informational: list[int] = []
+        while self._final is None:
+            await self.informational()
+        final, informational = self._final, tuple(self._informational)
+        self._final, self._informational = None, []
+        return _head_of(final, self.link.last_received, informational)
+
+    async def informational(self) -> int | None:
+        """Waits for the next 1xx answer and returns its status, or None when the final answer has come instead.
+
+        Raises:
+            Cut: nothing comes any more, or it is none.
+        """
         while True:
             event = await self._next_event()
             if isinstance(event, h11.InformationalResponse) and event.status_code != 101:
-                informational.append(event.status_code)
-            elif isinstance(event, h11.Response | h11.InformationalResponse):
-                return _head_of(event, self.link.last_received, tuple(informational))
+                self._informational.append(event.status_code)
+                return event.status_code
+            if isinstance(event, h11.Response | h11.InformationalResponse):
+                self._final = event
+                return None
 
     async def piece(self) -> Piece | None:
         """Waits for the next part of the body; None at its end as the framing has it.
