@@ -18,7 +18,8 @@ RETRIES = "retries"
 BODIES = "bodies"
 LEAVERS = "leavers"
 STICKY = "sticky"
-PROBLEMS = (NO_WEBSOCKET, BUFFERED, SHARED, IDLE, TOTAL, POLL, RETRIES, BODIES, LEAVERS, STICKY)
+HOST = "host"
+PROBLEMS = (NO_WEBSOCKET, BUFFERED, SHARED, IDLE, TOTAL, POLL, RETRIES, BODIES, LEAVERS, STICKY, HOST)
 
 
 class Line(NamedTuple):
@@ -70,7 +71,7 @@ location / {
     proxy_http_version 1.1;                         # the default since 1.29.7; HTTP/1.0 is held back\tno-ws buffered
     proxy_set_header Upgrade $http_upgrade;\tno-ws
     proxy_set_header Connection $connection_upgrade;\tno-ws
-    proxy_set_header Host $http_host;               # pages of the same origin are known by it\tno-ws
+    proxy_set_header Host $http_host;               # pages of the same origin are known by it\thost no-ws
     proxy_buffering off;                            # or X-Accel-Buffering: no in the answer\tbuffered
     gzip off;                                       # with buffering it holds events back\tbuffered
     proxy_cache off;\tshared
@@ -119,7 +120,7 @@ reverse_proxy 127.0.0.1:8080 {
         "the virtual host; a2enmod proxy proxy_http",
         _lines("""
 ProxyPass        / http://127.0.0.1:8080/ upgrade=websocket\tno-ws
-ProxyPreserveHost On                                # pages of the same origin are known by it\tno-ws
+ProxyPreserveHost On                                # pages of the same origin are known by it\thost no-ws
 SetEnv no-gzip 1                                    # or no mod_deflate for text/event-stream\tbuffered
 CacheDisable /\tshared
 Timeout 75                                          # of the host, not of ProxyPass: it rules WebSockets too\tidle
