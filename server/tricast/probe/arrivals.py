@@ -94,13 +94,13 @@ class Verdict(NamedTuple):
 
 def judge(stream: Stream) -> Verdict:
     """How one stream came."""
-    if stream.head is None or not 200 <= stream.status < 300:
+    if (stream.head is None and stream.ended is not None) or not 200 <= stream.status < 300:
         return Verdict(Flow.REFUSED)
     if not stream.is_readable:
         return Verdict(Flow.CHANGED)
     arrivals = stream.arrivals
-    if len(arrivals) < stream.expected:
-        return Verdict(Flow.CUT)
+    if len(arrivals) < stream.expected:  # what should have come long ago, and has not when it is given up, is held
+        return Verdict(Flow.HELD if stream.ended is None else Flow.CUT)
     delay, head_delay = _delay(arrivals), _head_delay(stream)
     sent_within = arrivals[-1].sent - arrivals[0].sent
     if arrivals[-1].arrived - arrivals[0].arrived <= sent_within * _HELD_SHARE:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tricast.probe import advice, arrivals
-from tricast.probe.arrivals import Flow
+from tricast.probe.arrivals import Flow, Stream
 from tricast.probe.findings import Finding, Verdict
 from tricast.probe.verdicts import size
 
@@ -118,30 +118,28 @@ def _detail(kind: arrivals.Verdict, streams: Streams) -> dict[str, Any]:
     return detail
 
 
-def compression(
-    ours: arrivals.Verdict, plain: arrivals.Verdict, encodings: tuple[str, str], *, without: Flow, plain_without: Flow
-) -> Finding:
+def compression(ours: Stream, plain: Stream, *, without: Flow, plain_without: Flow) -> Finding:
     """P5: whether the way compresses event streams, and whether they still flow then.
 
     Args:
         ours: a stream like Tricast's, asked for with ``Accept-Encoding: gzip``.
         plain: one without the fields that Tricast sends.
-        encodings: the Content-Encoding of the one and of the other.
         without: how one like Tricast's came that was asked for without.
         plain_without: how one without those fields came that was asked for without.
     """
-    coded, plain_coded = encodings
+    coded, plain_coded = ours.encoding, plain.encoding
+    kind, plain_kind = arrivals.judge(ours), arrivals.judge(plain)
     verdict, problem = Verdict.OK, None
-    if coded and ours.flow is not without and ours.flow is not Flow.STREAMING:
+    if coded and kind.flow is not without and kind.flow is not Flow.STREAMING:
         verdict, problem = Verdict.BROKEN, advice.BUFFERED
-        words = f"{coded} is added on the way, although no-transform forbids it, and then {in_words(ours)}"
+        words = f"{coded} is added on the way, although no-transform forbids it, and then {in_words(kind)}"
     elif coded:
         words, verdict = (
             f"{coded} is added on the way, although no-transform forbids it; events still flow",
             Verdict.INFO,
         )
-    elif plain_coded and plain.flow is not plain_without and plain.flow is not Flow.STREAMING:
-        words = f"no, for Tricast's no-transform is obeyed; other streams get {plain_coded}, and {in_words(plain)}"
+    elif plain_coded and plain_kind.flow is not plain_without and plain_kind.flow is not Flow.STREAMING:
+        words = f"no, for Tricast's no-transform is obeyed; other streams get {plain_coded}, and {in_words(plain_kind)}"
         verdict = Verdict.INFO
     elif plain_coded:
         words = f"no, for Tricast's no-transform is obeyed; other streams get {plain_coded}"
@@ -152,7 +150,12 @@ def compression(
         title="compression",
         verdict=verdict,
         summary=words,
-        detail={"encoding": coded, "plain_encoding": plain_coded, "kind": ours.flow.value, "plain": plain.flow.value},
+        detail={
+            "encoding": coded,
+            "plain_encoding": plain_coded,
+            "kind": kind.flow.value,
+            "plain": plain_kind.flow.value,
+        },
         advice=problem,
     )
 
