@@ -24,6 +24,7 @@ LAYERS = (
     ("publish", "metrics", "descriptors", "handlers", "terminal"),
     ("http",),
     ("upgrade",),
+    ("companion",),
     ("routes",),
     ("listening", "logs"),
     ("server",),
