@@ -49,8 +49,8 @@ async def asked(
     name: str,
     query: Query = (),
     fields: Fields = (),
-    body: bytes = b"",
     *,
+    body: bytes = b"",
     on: HttpLink | None = None,
 ) -> HttpAnswer | None:
     """The answer of a companion endpoint; None if the connection ended before it was whole, or nothing came in time.

@@ -1,6 +1,6 @@
 """Measures requests: P7 fields, P8 limits, P10 bodies, P11 retries."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import trio
@@ -155,7 +155,7 @@ async def _answer_field(way: Way, size: int) -> HttpAnswer | None:
     return await asked(way, "GET", "hdr", [("n", size)])
 
 
-_ATTEMPTS: dict[str, Callable[[Way, int], "trio.abc.Awaitable[HttpAnswer | None]"]] = {
+_ATTEMPTS: dict[str, Callable[[Way, int], Awaitable[HttpAnswer | None]]] = {
     "one field": _one_field,
     "all fields": _all_fields,
     "number of fields": _number,
@@ -202,7 +202,8 @@ async def _expect(way: Way) -> tuple[bool | None, tuple[int, ...]]:
             async with open_http(way.target) as http:
                 fields = [*way.target.credentials(), ("Content-Length", "2"), ("Expect", "100-continue")]
                 await http.ask("POST", way.target.companion("sink"), fields, has_more=True)
-                await trio.sleep(_EXPECT_SECONDS)
+                with trio.move_on_after(_EXPECT_SECONDS):
+                    await http.informational()
                 await http.send_body(b"ok", has_more=False)
                 answer = way.note(await http.answer())
         except Cut:
