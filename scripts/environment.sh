@@ -20,6 +20,32 @@ fail() {
     exit 1
 }
 
+# The servers that packages bring are for the tests, which start their own. This is asked whether a package may start
+# its service (invoke-rc.d(8)); 101 forbids it.
+service_policy=/usr/sbin/policy-rc.d
+
+# Runs a command, in which packages are installed and no service is started. A policy that is there already stands.
+without_services() {
+    if [[ -e $service_policy ]]; then
+        "$@"
+        return
+    fi
+    (
+        trap 'rm -f "$service_policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$service_policy"
+        chmod 755 "$service_policy"
+        "$@"
+    )
+}
+
+# Whether a program is there: has_program NAME. Servers are in sbin, which is not on the PATH of every user.
+has_program() {
+    (
+        PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+        command -v "$1" >/dev/null
+    )
+}
+
 # Installs a Debian package: install_package NAME REASON. Ends with the command to run where that takes somebody else.
 install_package() {
     if ! command -v apt-get >/dev/null; then
@@ -28,7 +54,8 @@ install_package() {
         fail "$2: run this once as root: apt-get install $1"
     fi
     say "$2: installing $1"
-    if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$1"; } </dev/null >/dev/null; then
+    if ! { apt-get update -qq && without_services apt-get install -y -qq --no-install-recommends "$1"; } \
+        </dev/null >/dev/null; then
         fail "apt-get could not install $1"
     fi
 }

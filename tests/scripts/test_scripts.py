@@ -110,3 +110,40 @@ def test_what_runs_is_what_was_tested() -> None:
     running, testing = map(read_lock, LOCKS)
     assert set(running) < set(testing)
     assert not [name for name in running if running[name] != testing[name]]
+
+
+def in_environment(commands: str, *arguments: object) -> str:
+    """What commands print that know the functions of environment.sh."""
+    source = f"set -euo pipefail; source {ROOT}/scripts/environment.sh; {commands}"
+    command = ["bash", "-c", source, "test", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_no_service_is_started_while_packages_are_installed(tmp_path: Path) -> None:
+    """What invoke-rc.d would ask says no, and is gone afterwards, also when installing fails."""
+    policy = tmp_path / "policy-rc.d"
+    asked = in_environment("service_policy=$1; without_services bash -c \"'$1' nginx start || echo \\$?\"", policy)
+    assert asked == "101\n"
+    assert not policy.exists()
+    failed = in_environment("service_policy=$1; without_services ls /nowhere 2>/dev/null || echo failed", policy)
+    assert failed == "failed\n"
+    assert not policy.exists()
+
+
+def test_a_policy_of_the_machine_stands(tmp_path: Path) -> None:
+    policy = tmp_path / "policy-rc.d"
+    policy.write_text("mine", encoding="utf-8")
+    assert in_environment("service_policy=$1; without_services cat $1", policy) == "mine"
+    assert policy.read_text(encoding="utf-8") == "mine"
+
+
+def test_servers_are_found_by_users_without_sbin_on_their_path() -> None:
+    assert in_environment("PATH=/usr/bin:/bin; has_program ldconfig && echo there") == "there\n"
+    assert in_environment("has_program no-such-program || echo missing") == "missing\n"
+
+
+def test_every_proxy_is_installed_for_the_tests() -> None:
+    script = (ROOT / "scripts" / "test").read_text(encoding="utf-8")
+    assert set(re.findall(r"^    require_proxy (\w+) ", script, re.MULTILINE)) == {
+        *("nginx", "haproxy", "apache2", "caddy", "varnishd")
+    }

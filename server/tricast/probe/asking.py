@@ -10,7 +10,7 @@ import trio
 
 from tricast.client.endpoint import deadline
 from tricast.client.failures import ClientError, Lost
-from tricast.probe.http_link import Head, HttpAnswer, HttpLink, open_http
+from tricast.probe.http_link import Fields, Head, HttpAnswer, HttpLink, open_http
 from tricast.probe.link import Cut
 from tricast.probe.target import Target
 from tricast.wire.probe import MAX_REPORTED, Echo, Record, Report
@@ -167,8 +167,14 @@ def merge(by_server: Mapping[str, Mapping[str, Record]]) -> dict[str, Seen]:
 
 
 @asynccontextmanager
-async def asking(target: Target, name: str, query: Query = ()) -> AsyncIterator[HttpLink]:
+async def asking(target: Target, name: str, query: Query = (), fields: Fields = ()) -> AsyncIterator[HttpLink]:
     """A connection on which a companion endpoint was just asked by GET; closed at the end of the block.
+
+    Args:
+        target: whose endpoint.
+        name: of the endpoint.
+        query: parameters in order.
+        fields: behind those that say who asks.
 
     Raises:
         Lost: it cannot be made now.
@@ -176,5 +182,5 @@ async def asking(target: Target, name: str, query: Query = ()) -> AsyncIterator[
         Cut: it was gone before the request was.
     """
     async with open_http(target) as http:
-        await http.ask("GET", target.companion(name, query), target.credentials())
+        await http.ask("GET", target.companion(name, query), [*target.credentials(), *fields])
         yield http

@@ -163,7 +163,14 @@ class HttpLink:
         Raises:
             Cut: it does not come, not whole, or is too long.
         """
-        head = await self.head()
+        return await self.answer_to(await self.head())
+
+    async def answer_to(self, head: Head) -> HttpAnswer:
+        """Waits for the rest of an answer; otherwise as ``answer``.
+
+        Raises:
+            Cut: it does not come, not whole, or is too long.
+        """
         body = bytearray()
         try:
             await self._collect(body)
