@@ -32,13 +32,23 @@ class Blame(NamedTuple):
     hint: str = ""
 
 
-_BY_SERVER = ("own",)
 #: What the client saw, in words.
 _FORMS = {
     End.FIN: "FIN",
     End.RST: "RST",
-    End.COMPLETE: "the last chunk, as if the answer were whole",
+    End.COMPLETE: "the last chunk, as if the answer were whole,",
     End.GARBLED: "something that is no HTTP or WebSocket",
+}
+#: What the server saw, in words; anything else is a name of its own.
+_AT_SERVER = {None: "still open", "timeout": "no acknowledgements", "close": "a close frame"}
+#: Who is known for it, by what the client saw, and by what the server did where that matters.
+_HINTS = {
+    (End.STATUS, ""): "whoever signs the answer",
+    (End.CLOSE, ""): "Caddy does so when it is reloaded",
+    (End.COMPLETE, ""): "Caddy up to 2.6 makes a cut look like an end",
+    (End.FIN, "open"): "the server still holds what its client has lost",
+    (End.FIN, "rst"): "HAProxy does so",
+    (End.RST, ""): "a firewall or balancer of TCP, or nginx with reset_timedout_connection",
 }
 
 
@@ -56,28 +66,16 @@ def blame(how: str, code: int | None, server: Record | None, *, is_idle_http: bo
         return Blame(Culprit.UNKNOWN, form)
     if server is None:
         return Blame(Culprit.PATH if how == End.STATUS else Culprit.UNKNOWN, form)
-    if server.end in _BY_SERVER:
+    if server.end == "own":
         return Blame(Culprit.SERVER, f"{form}; the server ended it itself")
-    at_server = {None: "still open", "timeout": "no acknowledgements"}.get(server.end, (server.end or "").upper())
-    both = f"{form} here, {at_server} at the server"
-    match how:
-        case "":
-            return _nothing_seen(server)
-        case End.STATUS:
-            return Blame(Culprit.PATH, both, "whoever signs the answer")
-        case End.CLOSE:
-            return Blame(Culprit.PATH, both, "Caddy does so when it is reloaded")
-        case End.COMPLETE:
-            return Blame(Culprit.PATH, both, "Caddy up to 2.6 makes a cut look like an end")
-        case End.FIN if server.end is None:
-            return Blame(Culprit.CLIENT_SIDE, both, "the server still holds what its client has lost")
-        case End.FIN if server.end == "rst":
-            return Blame(Culprit.PATH, f"{both}, no close frame or last chunk", "HAProxy does so")
-        case End.FIN:
-            return Blame(Culprit.PATH, f"{both}, no close frame or last chunk")
-        case End.RST:
-            return Blame(Culprit.PATH, both, "a firewall or balancer of TCP, or nginx with reset_timedout_connection")
-    return Blame(Culprit.PATH, both)
+    if not how:
+        return _nothing_seen(server)
+    seen_by_both = f"{form} here, {_AT_SERVER.get(server.end, (server.end or '').upper())} at the server"
+    if how in (End.FIN, End.RST):
+        seen_by_both += ", no close frame or last chunk"
+    hint = _HINTS.get((End(how), server.end or "open"), _HINTS.get((End(how), ""), ""))
+    culprit = Culprit.CLIENT_SIDE if how == End.FIN and server.end is None else Culprit.PATH
+    return Blame(culprit, seen_by_both, hint)
 
 
 def _form(how: str, code: int | None) -> str:
@@ -91,8 +89,7 @@ def _form(how: str, code: int | None) -> str:
 def _nothing_seen(server: Record) -> Blame:
     if server.end is None or server.end == "timeout":
         return Blame(Culprit.SILENT, "nothing here, nothing at the server", "a balancer of TCP, NAT or firewall")
+    at_server = _AT_SERVER.get(server.end, server.end.upper())
     return Blame(
-        Culprit.SERVER_SIDE,
-        f"still open here, {server.end.upper()} at the server",
-        "clients need a watchdog of their own",
+        Culprit.SERVER_SIDE, f"still open here, {at_server} at the server", "clients need a watchdog of their own"
     )

@@ -179,6 +179,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     Attributes:
         cell: which.
         nonce: what the server calls it.
+        began: ``trio.current_time()`` of its request; 0 before.
         state: what has become of it.
         age: seconds from its request to its end, or until it was last looked at.
         quiet: seconds of silence before that.
@@ -193,6 +194,7 @@ class Outcome(msgspec.Struct, kw_only=True):
 
     cell: Cell
     nonce: str = ""
+    began: float = 0.0
     state: State = State.OPEN
     age: float = 0.0
     quiet: float = 0.0
@@ -205,9 +207,22 @@ class Outcome(msgspec.Struct, kw_only=True):
     calls: int = 0
 
     @property
+    def lasted(self) -> float:
+        """How long it lasted: as that end saw it that learnt of its beginning later, or of its end sooner."""
+        if self.seen is None or self.seen.ended is None:
+            return self.age
+        return min(self.age, self.seen.ended)
+
+    @property
     def silence(self) -> float:
-        """How long nothing had happened when it ended: where the server is asked for silence, from the request on."""
-        return self.quiet if self.cell.mode is Mode.IDLE and self.seen is None else self.age
+        """How long nothing had happened when it ended, for one that was silent.
+
+        A byte that is held back on its way to the client comes late, and the connection's beginning is told early by
+        who has to wait for it: what the server saw is free of both.
+        """
+        if self.seen is None or self.seen.ended is None:
+            return self.age
+        return min(self.age, self.seen.ended - max(self.seen.last_received, self.seen.last_sent or 0.0))
 
 
 def of(outcomes: Iterable[Outcome], transport: str, *modes: Mode) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""Timers that are known from programs and services, and whose they are. A hint for who reads a report, never a proof."""
+"""Timers that are known from programs and services, and whose they are. A hint for who reads, never a proof."""
 
 from typing import NamedTuple
 
