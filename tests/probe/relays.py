@@ -102,7 +102,10 @@ async def _relay(pair: _Pair, server: trio.SocketStream, fault: Fault) -> bool:
 
             nursery.start_soon(pump, "up", pair.client, server)
             nursery.start_soon(pump, "down", server, pair.client)
-            while (due := min(pair.last + fault.idle, pair.began + fault.total)) > trio.current_time():
+            while True:
+                due = min(pair.last + fault.idle, pair.began + fault.total)
+                if due <= trio.current_time():
+                    break
                 await trio.sleep_until(due)
             if fault.how in ("silent", "client", "server"):
                 pair.is_forgotten = True

@@ -14,6 +14,9 @@ import msgspec
 from tricast.wire.probe import LONGEST_HOLD, Record
 
 TRANSPORTS = ("ws", "sse", "poll", "keepalive")
+#: The other side of the way: connections that something keeps to the server, when their client has long left.
+POOL = "pool"
+_POOLED = 4
 #: Each just above a timer that is known: 15, 30, 50, 55, 60, 90, 100, 120; 180, 230, 240, 300, 350, 400; 600 to 3600.
 LADDER = (20.0, 35, 50, 57, 65, 95, 115, 130, 185, 235, 245, 305, 355, 365, 420, 610, 905, 1205, 1805, 3605)
 #: For polls: just below and above the timers for a first byte.
@@ -52,7 +55,7 @@ class Cell(NamedTuple):
     """One connection that is held.
 
     Attributes:
-        transport: ``ws``, ``sse``, ``poll`` or ``keepalive``.
+        transport: ``ws``, ``sse``, ``poll``, ``keepalive`` or ``pool``.
         mode: what happens on it.
         gap: for a rung, how long nothing does.
         copy: which of several that are the same.
@@ -118,7 +121,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             if transport in modes and not (self.is_foreign and transport == "sse"):
                 ladder = self.poll_ladder if transport == "poll" else self.ladder
                 found += [Cell(transport, Mode.RUNG, gap=gap) for gap in ladder]
-        return found
+        return found if self.is_foreign else [*found, *(Cell(POOL, Mode.IDLE, copy=copy) for copy in range(_POOLED))]
 
     def finer(self, transport: str, low: float, high: float) -> list[Cell]:
         """Rungs of a second round, within where a silent timer lies."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import trio
 
 from tricast.client.failures import ClientError, Lost
-from tricast.probe.cells import Mode, Outcome, Plan, State
+from tricast.probe.cells import POOL, Mode, Outcome, Plan, State
 from tricast.probe.http_link import Fields, Head, HttpLink, open_http
 from tricast.probe.link import Cut, End, Ending, Link
 from tricast.probe.target import Target
@@ -17,6 +17,8 @@ from tricast.probe.websocket_link import WebSocketLink, open_websocket
 _PING = b"tricast-probe"
 #: Statuses that speak of a timer, when they come late.
 _LATE = frozenset({408, 460, 499, 500, 502, 503, 504, 524})
+#: So many requests are under way at once that none of them goes out on the connection of another one.
+_ECHO_SECONDS = 0.5
 _EVENT_STREAM = (("Accept", "text/event-stream"),)
 
 
@@ -129,6 +131,7 @@ async def hold(held: Held) -> None:
         "sse": _hold_event_stream,
         "poll": _hold_poll,
         "keepalive": _hold_idle,
+        POOL: _leave_behind,
     }
     try:
         await holders[held.outcome.cell.transport](held)
@@ -335,3 +338,15 @@ async def _hold_idle(held: Held) -> None:
             held.end(State.ANSWERED)
             return
         held.end(State.LOST)
+
+
+async def _leave_behind(held: Held) -> None:
+    """One request, whose client leaves; its connection to the server may be kept, and only the server can tell."""
+    path = held.path("echo", [("delay", _ECHO_SECONDS)])
+    async with open_http(held.target) as http:
+        held.begin(http.link)
+        await http.ask("GET", path, held.fields())
+        answer = await http.answer()
+        if answer.status != 200:
+            raise Cut(Ending(End.STATUS, answer.head.at, answer.status))
+    await trio.sleep_forever()

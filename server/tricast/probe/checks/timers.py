@@ -10,7 +10,7 @@ import trio
 
 from tricast.client.failures import Lost
 from tricast.probe.asking import Refused, reports
-from tricast.probe.cells import Cell, Mode, Outcome, Plan, State, bracket, cut_after, is_decided, of, pointless
+from tricast.probe.cells import POOL, Cell, Mode, Outcome, Plan, State, bracket, cut_after, is_decided, of, pointless
 from tricast.probe.checks.holding import Held, Paths, hold
 from tricast.probe.target import Target, new_nonce
 
@@ -89,7 +89,7 @@ class Timers:
     def bounds(self) -> list[Bound]:
         """What is known so far, for who watches: one for each transport. Times at the speed of what is measured."""
         found = []
-        for transport in dict.fromkeys(outcome.cell.transport for outcome in self.outcomes):
+        for transport in self.plan.transports:
             idle = of(self.outcomes, transport, Mode.IDLE)
             ages = [outcome.age for outcome in idle if outcome.state is not State.REFUSED]
             seconds = min(ages) * self.plan.speed if ages else None
@@ -119,7 +119,7 @@ class Timers:
                 outcome.age = max(0.0, now - outcome.began) if outcome.began else 0.0
         if now >= self._deadline and not any(map(self._is_waited_for, self.outcomes)):
             return True
-        transports = {outcome.cell.transport for outcome in self.outcomes}
+        transports = {outcome.cell.transport for outcome in self.outcomes} - {POOL}
         return all(is_decided(self.outcomes, transport, self.plan) for transport in transports)
 
     def _is_waited_for(self, outcome: Outcome) -> bool:
@@ -150,7 +150,7 @@ class Timers:
             self._deadline = max(self._deadline, trio.current_time() + silent[1] + 2 * self.plan.patience)
 
     async def _ask_server(self) -> None:
-        """Puts to each outcome what the server saw of it; a cell that is over at the server alone is over."""
+        """Puts to each outcome what the server saw of it, which counts where its end alone is over."""
         if self.plan.is_foreign:
             return
         asked = [o for o in self.outcomes if o.cell.transport != "keepalive" and o.state is not State.REFUSED]
@@ -164,6 +164,9 @@ class Timers:
     def _notice_half(self, outcome: Outcome) -> None:
         record = outcome.seen
         assert record is not None
+        if outcome.cell.transport == POOL and outcome.state is State.OPEN and record.ended is not None:
+            outcome.age, outcome.how = record.ended, record.end or ""
+            self._drop(outcome, State.CUT)
         if outcome.state is not State.OPEN or outcome.cell.mode is Mode.RUNG or record.ended is None:
             return
         if record.end != "own" and record.age > record.ended + self.plan.patience:

@@ -1,4 +1,4 @@
-"""What it means when connections that were held ended, or did not: P12, P13 and P14. Does no I/O.
+"""What it means when connections that were held ended, or did not: P12, P13, P14 and P17. Does no I/O.
 
 Times in results are those of the timers, at the speed that they have in earnest.
 """
@@ -11,7 +11,7 @@ import msgspec
 
 from tricast.probe import advice
 from tricast.probe.blame import Blame, Culprit, blame
-from tricast.probe.cells import Mode, Outcome, Plan, State, bracket, of
+from tricast.probe.cells import POOL, Mode, Outcome, Plan, State, bracket, of
 from tricast.probe.findings import Finding, Verdict
 from tricast.probe.known import snap
 from tricast.probe.link import End
@@ -23,6 +23,10 @@ _POLL_TIMEOUT = 25.0
 _HEARD_EVERY = 15.0
 _ENDED = (State.CUT, State.HALF, State.LOST)
 _STREAMS = ("ws", "sse")
+#: How an end looks at the server that is not its own.
+_AWAY = ("fin", "rst")
+#: What is to be done about a server that keeps connections for too short a time.
+SERVER_KEEPALIVE = "server-keepalive"
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,8 +210,9 @@ def _outlives(outcomes: Sequence[Outcome], transport: str, mode: Mode, plan: Pla
     found = [outcome for outcome in of(outcomes, transport, mode) if outcome.state is not State.REFUSED]
     if not found:
         return None
-    limit = after * (1 + _ALIKE) / plan.speed
-    if all(outcome.age > limit for outcome in found):
+    # What was said last may have been just before, and who measures may be held up.
+    limit = after / plan.speed + plan.interval
+    if all(outcome.lasted > limit for outcome in found):
         return True
     return False if all(outcome.state in _ENDED for outcome in found) else None
 
@@ -216,7 +221,7 @@ def _outlives(outcomes: Sequence[Outcome], transport: str, mode: Mode, plan: Pla
 
 
 def timers(outcomes: Sequence[Outcome], plan: Plan, direct: Sequence[Outcome] = ()) -> Iterator[Finding]:
-    """P12, P13 and P14.
+    """P12, P13, P14 and P17.
 
     Args:
         outcomes: through whatever is in the way.
@@ -224,7 +229,7 @@ def timers(outcomes: Sequence[Outcome], plan: Plan, direct: Sequence[Outcome] = 
         direct: the same at the server itself, if that could be reached: what ends there as well is not held against
             the way.
     """
-    for transport in dict.fromkeys(outcome.cell.transport for outcome in outcomes):
+    for transport in plan.transports:
         found = timing(outcomes, transport, plan)
         if direct and _is_servers(found, timing(direct, transport, plan)):
             found = msgspec.structs.replace(found, culprit=Culprit.SERVER, hint="the same at the server itself")
@@ -235,6 +240,8 @@ def timers(outcomes: Sequence[Outcome], plan: Plan, direct: Sequence[Outcome] = 
             yield _idle(found)
         if transport in _STREAMS and not found.refused:
             yield _pinged(found)
+    if not plan.is_foreign:
+        yield _pool(of(outcomes, POOL), plan)
 
 
 def _is_servers(found: Timing, at_server: Timing) -> bool:
@@ -323,6 +330,36 @@ def _poll_retried(found: Timing) -> Iterator[Finding]:
         yield _About("P12", "polls sent again", found).finding(Verdict.ADVICE, summary, advice.RETRIES)
 
 
+def _pool(outcomes: Sequence[Outcome], plan: Plan) -> Finding:
+    """P17: who ends a connection first that is kept to the server.
+
+    Where that is the server, a request that was just sent on it is lost.
+    """
+    seen = [outcome.seen for outcome in outcomes if outcome.state is not State.REFUSED and outcome.seen is not None]
+    idle = {end: [(r.ended or 0.0) - (r.last_sent or 0.0) for r in seen if r.end == end] for end in (*_AWAY, "own")}
+    kept = {end: [s * plan.speed for s in lengths if s >= plan.shortest] for end, lengths in idle.items()}
+    away = [seconds for end in _AWAY for seconds in kept[end]]
+    detail = {"kept": max(away, default=None), "kept_by_server": max(kept["own"], default=None), "count": len(seen)}
+
+    def finding(verdict: Verdict, summary: str, key: str | None = None) -> Finding:
+        return Finding(
+            check="P17", title="kept connections", verdict=verdict, summary=summary, detail=detail, advice=key
+        )
+
+    if not seen:
+        return finding(Verdict.UNKNOWN, next((o.why for o in outcomes if o.why), "not measured"))
+    if kept["own"]:
+        after = _seconds(min(kept["own"]) / plan.speed)  # the server's own timers are not sped up
+        summary = f"the server is the first to end one, after {after} of silence: raise limits.idle_timeout"
+        return finding(Verdict.ADVICE, summary, SERVER_KEEPALIVE)
+    if away:
+        return finding(Verdict.OK, f"ended before the server does, after {_seconds(max(away))} of silence")
+    if any(record.end is None for record in seen):
+        longest = max(record.age for record in seen if record.end is None) * plan.speed
+        return finding(Verdict.INFO, f"nobody ended one within {_seconds(longest)}")
+    return finding(Verdict.OK, "none is kept when its client has left")
+
+
 def _in_words(found: Timing) -> str:
     limit = found.total or found.idle
     assert limit is not None
@@ -332,6 +369,8 @@ def _in_words(found: Timing) -> str:
         words.append(f" (x{limit.count}, spread {limit.spread:.2f})")
     if found.culprit:
         words.append(f" by {_CULPRITS[Culprit(found.culprit)]}: {found.form}")
+    if found.tcp_keepalive:
+        words.append("; TCP's own keepalive keeps it alive")
     if found.counts in _COUNTS:
         words.append(f"; {_COUNTS[found.counts]}")
     hints = [hint for hint in (found.page, found.hint, limit.owners) if hint]
