@@ -7,6 +7,7 @@ Events go to stdout, words to stderr. Exit codes: 0 done, 1 it did not work, 2 w
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -38,6 +39,10 @@ _MOST_PROCESSES = 256
 _INTERRUPTED = 128 + signal.SIGINT
 _NO_READER = 128 + signal.SIGPIPE
 
+#: How long a probe may wait for timers, and how long it does with each of these options.
+_HORIZON = click.FloatRange(10, 7000)
+_HORIZONS = {"--idle": "130", "--deep": "420", "--full": "3700"}
+
 _TRANSPORT_NAMES = {"ws": "WebSocket", "sse": "Server-Sent Events", "poll": "long polling"}
 _GAP_REASONS = {
     "evicted": "the server does not keep them any more",
@@ -50,22 +55,15 @@ _GAP_REASONS = {
 class Failure(click.ClickException):
     """The command did not work; each line says why, for the person who gave it."""
 
-    exit_code = 1
-
-    def __init__(self, *lines: str) -> None:
+    def __init__(self, *lines: str, exit_code: int = 1) -> None:
         super().__init__("\n".join(lines))
         self.lines = lines
+        self.exit_code = exit_code
 
     def show(self, file: IO[Any] | None = None) -> None:  # noqa: ARG002 - click's signature
         """Writes the lines to stderr."""
         for line in self.lines:
             _say(line, label="error: ", colour="red")
-
-
-class Broken(Failure):
-    """There is nothing to be probed."""
-
-    exit_code = 2
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -448,7 +446,20 @@ async def _bench(options: dict[str, Any], compare: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(_INTERRUPTED)
 
 
-@cli.command()
+class _WithHorizons(click.Command):
+    """A command with options that may be followed by a number of seconds."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Puts in the number where there is none."""
+        filled = []
+        for word, follower in zip(args, [*args[1:], ""], strict=True):
+            filled.append(word)
+            if word in _HORIZONS and re.fullmatch(r"[0-9.]+", follower) is None:
+                filled.append(_HORIZONS[word])
+        return super().parse_args(ctx, filled)
+
+
+@cli.command(cls=_WithHorizons)
 @click.argument("url", metavar="URL", callback=_check_url)
 @click.option(
     "--token",
@@ -463,16 +474,16 @@ async def _bench(options: dict[str, Any], compare: bool, as_json: bool) -> None:
     callback=_check_url,
     help="The server itself, past the proxy: what it does as well is not the proxy's doing.",
 )
-@click.option("--quick", "seconds", flag_value="0", help="Wait for no timers; takes about 10 seconds.")
+@click.option("--quick", is_flag=True, help="Wait for no timers; takes about 10 seconds.")
 @click.option(
     "--idle",
-    "seconds",
-    metavar="S",
-    show_default="130",
-    help="Find timers up to about S seconds; takes as long.",
+    metavar="[S]",
+    type=_HORIZON,
+    show_default="130 s",
+    help="Find timers up to a little less than S seconds; takes as long.",
 )
-@click.option("--deep", "seconds", metavar="S", is_flag=False, flag_value="420", help="The same; 420 s unless told.")
-@click.option("--full", "seconds", metavar="S", is_flag=False, flag_value="3700", help="The same; 3700 s unless told.")
+@click.option("--deep", metavar="[S]", type=_HORIZON, show_default="420 s", help="The same for longer timers.")
+@click.option("--full", metavar="[S]", type=_HORIZON, show_default="3700 s", help="The same for the longest ones.")
 @click.option(
     "--transport",
     "transports",
@@ -504,7 +515,10 @@ def probe(
     url: str,
     token: str | None,
     origin: str | None,
-    seconds: str | None,
+    quick: bool,
+    idle: float | None,
+    deep: float | None,
+    full: float | None,
     transports: tuple[str, ...],
     advised: tuple[str, ...] | None,
     conditions: "list[Condition] | None",
@@ -516,13 +530,15 @@ def probe(
     it is that cuts, and what to write into the configuration of the proxy and of the server. All of it needs the
     server's [probe] token; any other server is looked at from outside. Ctrl-C ends it with what is known so far.
 
-    \b
-    The exit code is 0 when all is well, 1 when something can be improved, and 2 when something is broken
-    or the server cannot be reached (and, as ever, when the command line is wrong).
+    The exit code is 0 when all is well, 1 when something can be improved, and 2 when something is broken or the server
+    cannot be reached, and as ever when the command line is wrong.
     """
     from tricast.probe.run import Plan
 
-    wait = _IDLE_SECONDS if seconds is None else _seconds(seconds)
+    given = [seconds for seconds in (idle, deep, full, 0.0 if quick else None) if seconds is not None]
+    if len(given) > 1:
+        raise click.UsageError("--quick, --idle, --deep and --full exclude each other")
+    wait = given[0] if given else float(_HORIZONS["--idle"])
     if conditions and not wait and (slow := [condition.text for condition in conditions if condition.needs_time]):
         raise click.UsageError(f"{', '.join(slow)} in --fail-on cannot be known with --quick")
     plan = Plan(url=url, origin=origin, token=token or "", seconds=wait, transports=transports)
@@ -542,7 +558,7 @@ async def _probe(
         async with shown(outcome, sys.stderr):
             await examine(outcome)
     except Unusable as error:
-        raise Broken(*str(error).splitlines()) from None
+        raise Failure(*str(error).splitlines(), exit_code=2) from None
     failed = [condition.text for condition in conditions or () if condition.holds(outcome.findings)]
     code = exit_code(outcome.findings) if conditions is None else 2 if failed else 0
     if outcome.was_interrupted and not outcome.findings:
@@ -569,7 +585,7 @@ def _run(function: Callable[..., Awaitable[None]], *args: object) -> None:
     from tricast.errors import TricastError, leaves
 
     lines: list[str] = []
-    status = 0
+    status, exit_code = 0, 1
     try:
         trio.run(function, *args)
     except* KeyboardInterrupt:
@@ -578,10 +594,11 @@ def _run(function: Callable[..., Awaitable[None]], *args: object) -> None:
         status = _NO_READER
     except* Failure as failures:
         lines += [line for failure in leaves(failures) for line in str(failure).splitlines()]
+        exit_code = max(failure.exit_code for failure in leaves(failures))
     except* TricastError as errors:
         lines += [line for error in leaves(errors) for line in str(error).splitlines()]
     if lines:
-        raise Failure(*lines)
+        raise Failure(*lines, exit_code=exit_code)
     if status:
         raise click.exceptions.Exit(status)
 

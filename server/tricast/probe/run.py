@@ -67,6 +67,10 @@ class Outcome:
     was_interrupted: bool = False
     doing: str = "connecting"
 
+    def progress(self) -> list[str]:
+        """What is known of timers by now."""
+        return []
+
 
 Step = Callable[[], Awaitable[Finding | Iterable[Finding]]]
 

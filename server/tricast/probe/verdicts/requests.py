@@ -138,7 +138,7 @@ def limit(name: str, path: Refusal, direct: Refusal | None = None, *, is_servers
         direct: what was found at the server itself.
         is_servers_known: whether an answer that is not known to be the server's own cannot be the server's.
     """
-    unit = str if name.startswith("number") else size
+    unit = (lambda number: f"{number} of them") if name.startswith("number") else size
     passes, fails = path.limit
     verdict, problem = Verdict.INFO, None
     if fails is None:
