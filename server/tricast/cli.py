@@ -55,15 +55,22 @@ _GAP_REASONS = {
 class Failure(click.ClickException):
     """The command did not work; each line says why, for the person who gave it."""
 
-    def __init__(self, *lines: str, exit_code: int = 1) -> None:
+    exit_code = 1
+
+    def __init__(self, *lines: str) -> None:
         super().__init__("\n".join(lines))
         self.lines = lines
-        self.exit_code = exit_code
 
     def show(self, file: IO[Any] | None = None) -> None:  # noqa: ARG002 - click's signature
         """Writes the lines to stderr."""
         for line in self.lines:
             _say(line, label="error: ", colour="red")
+
+
+class Broken(Failure):
+    """What was to be probed cannot be reached at all."""
+
+    exit_code = 2
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -466,12 +473,14 @@ class _WithHorizons(click.Command):
     metavar="T",
     envvar="TRICAST_PROBE__TOKEN",
     show_envvar=True,
+    show_default="none",
     help="That of the server's [probe] section; without it only what shows from outside is told.",
 )
 @click.option(
     "--origin",
     metavar="URL",
     callback=_check_url,
+    show_default="none",
     help="The server itself, past the proxy: what it does as well is not the proxy's doing.",
 )
 @click.option("--quick", is_flag=True, help="Wait for no timers; takes about 10 seconds.")
@@ -558,7 +567,7 @@ async def _probe(
         async with shown(outcome, sys.stderr):
             await examine(outcome)
     except Unusable as error:
-        raise Failure(*str(error).splitlines(), exit_code=2) from None
+        raise Broken(*str(error).splitlines()) from None
     failed = [condition.text for condition in conditions or () if condition.holds(outcome.findings)]
     code = exit_code(outcome.findings) if conditions is None else 2 if failed else 0
     if outcome.was_interrupted and not outcome.findings:
@@ -585,7 +594,8 @@ def _run(function: Callable[..., Awaitable[None]], *args: object) -> None:
     from tricast.errors import TricastError, leaves
 
     lines: list[str] = []
-    status, exit_code = 0, 1
+    status = 0
+    kind = Failure
     try:
         trio.run(function, *args)
     except* KeyboardInterrupt:
@@ -594,11 +604,11 @@ def _run(function: Callable[..., Awaitable[None]], *args: object) -> None:
         status = _NO_READER
     except* Failure as failures:
         lines += [line for failure in leaves(failures) for line in str(failure).splitlines()]
-        exit_code = max(failure.exit_code for failure in leaves(failures))
+        kind = max((type(failure) for failure in leaves(failures)), key=lambda failed: failed.exit_code)
     except* TricastError as errors:
         lines += [line for error in leaves(errors) for line in str(error).splitlines()]
     if lines:
-        raise Failure(*lines, exit_code=exit_code)
+        raise kind(*lines)
     if status:
         raise click.exceptions.Exit(status)
 

@@ -8,7 +8,8 @@ from tricast.probe.recommend import Timers
 
 def timers_of(findings: Iterable[Finding]) -> Timers:
     """The timers that were found."""
-    return Timers(*(None for _ in findings if False))
+    del findings
+    return Timers()
 
 
 def idle_of(findings: Iterable[Finding]) -> float | None:
