@@ -40,13 +40,26 @@ LAYERS = (
 ALLOWED = {
     "client": {"errors", "event", "wire"},
     "bench": {"errors", "descriptors", "client"},
-    "probe": {"errors", "event", "wire", "client"},
+    "probe": {"errors", "event", "config", "wire", "client"},
     "tricast_proxy": {"errors", "event", "config", "sent", "wire", "connection"},
 }
+_PURE_IN_PROBE = (
+    "advice",
+    "arrivals",
+    "conditions",
+    "differences",
+    "findings",
+    "fingerprint",
+    "limits",
+    "measured",
+    "recommend",
+    "verdicts",
+)
 _PURE_IN_BENCH = ("blocks", "histogram", "http_answers", "ledger", "schedule", "streams")
 #: What must do without I/O, and so cannot do any by accident.
 SANS_IO = {
     **{f"tricast.bench.{name}": {"trio", "select", "socket", "ssl", "time"} for name in _PURE_IN_BENCH},
+    **{f"tricast.probe.{name}": {"trio", "select", "socket", "ssl", "time"} for name in _PURE_IN_PROBE},
     "tricast.wire": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading", "time"},
     "tricast.hub": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
     "tricast.log.window": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading", "sqlite3"},

@@ -86,7 +86,8 @@ def test_what_is_released_in_steps_of_bytes():
         if len(held) == 4:
             arrivals += [Arrival(each, at - 5000, 1024) for each in held]
             held.clear()
-    verdict = judge(stream(arrivals))
+    pieces = [(arrival.arrived, arrival.size) for arrival in arrivals]
+    verdict = judge(stream(arrivals, pieces=pieces))
     assert verdict.flow is Flow.STEPWISE
     assert verdict.step == 4096
 

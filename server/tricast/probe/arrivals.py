@@ -62,6 +62,7 @@ class Stream(NamedTuple):
         status: of the answer.
         encoding: Content-Encoding of the answer.
         is_readable: whether the events could be read as they were sent.
+        pieces: when bytes of the body came, whatever is in them, and how many.
     """
 
     asked: float
@@ -72,6 +73,7 @@ class Stream(NamedTuple):
     status: int = 200
     encoding: str = ""
     is_readable: bool = True
+    pieces: Sequence[tuple[float, int]] = ()
 
 
 class Verdict(NamedTuple):
@@ -108,19 +110,32 @@ def judge(stream: Stream) -> Verdict:
     found = clusters(arrivals)
     crowded = sum(len(cluster) > 1 for cluster in found)
     if crowded > 1 and crowded >= len(found) * _CROWDED_SHARE:
-        return _collected(found, delay, head_delay)
+        return _collected(found, _steps(stream), delay, head_delay)
     return Verdict(Flow.STREAMING, delay=delay, head_delay=head_delay)
 
 
-def _collected(found: list[list[Arrival]], delay: float, head_delay: float) -> Verdict:
+def _collected(found: list[list[Arrival]], steps: list[int], delay: float, head_delay: float) -> Verdict:
     """By time or by bytes? The last cluster is set free by the end, so that it says nothing."""
-    sizes = [sum(arrival.size for arrival in cluster) for cluster in found[:-1]]
+    step = int(median(steps[:-1] or steps or [0]))
     begins = [cluster[0].arrived for cluster in found[:-1]]
     gaps = [after - before for before, after in itertools.pairwise(begins)]
     longest = max((cluster[-1].sent - cluster[0].sent for cluster in found), default=0.0)
-    if median(sizes) >= _SMALLEST_STEP and longest > _LONGEST_TIMER:
-        return Verdict(Flow.STEPWISE, step=int(median(sizes)), delay=delay, head_delay=head_delay)
+    if step >= _SMALLEST_STEP and longest > _LONGEST_TIMER:
+        return Verdict(Flow.STEPWISE, step=step, delay=delay, head_delay=head_delay)
     return Verdict(Flow.COALESCED, period=median(gaps) if gaps else delay, delay=delay, head_delay=head_delay)
+
+
+def _steps(stream: Stream) -> list[int]:
+    """How many bytes came at a time: events may be cut in two by that."""
+    sizes: list[int] = []
+    last = -1.0
+    for at, size in stream.pieces:
+        if sizes and at - last <= _TOGETHER_SECONDS:
+            sizes[-1] += size
+        else:
+            sizes.append(size)
+        last = at
+    return sizes
 
 
 def clusters(arrivals: Sequence[Arrival]) -> list[list[Arrival]]:

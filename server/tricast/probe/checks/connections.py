@@ -80,8 +80,9 @@ async def handshake(way: Way, path: str | None = None) -> Handshake:
                 if shaken.head.status == 101:
                     return Handshake(101)
                 answer = way.note(await shaken.http.answer_to(shaken.head))
-                reached = await _upgrade_reaches(way) if path is None else None
-                return Handshake(answer.status, reached=reached, is_servers=is_servers(answer))
+                return Handshake(
+                    answer.status, reached=await _reached(way, path, answer), is_servers=is_servers(answer)
+                )
         except Cut as cut:
             why = f"the connection is ended instead ({cut.ending.how})"
         except Lost as lost:
@@ -105,7 +106,11 @@ async def _is_alive(websocket: WebSocketLink, *, echoes: bool) -> bool:
     return False
 
 
-async def _upgrade_reaches(way: Way) -> bool | None:
+async def _reached(way: Way, path: str | None, refusal: HttpAnswer) -> bool | None:
+    """Whether the server was asked to upgrade."""
+    if path is not None:
+        # This is what Tricast says to those who do not ask for it.
+        return False if refusal.status == 426 and is_servers(refusal) else None
     answer = await asked(way, "GET", "echo", fields=_UPGRADE)
     if answer is None or answer.status != 200:
         return None

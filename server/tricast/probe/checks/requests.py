@@ -1,13 +1,14 @@
 """Measures requests: P7 fields, P8 limits, P10 bodies, P11 retries."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import trio
 
 from tricast.client.failures import Lost
 from tricast.probe.asking import read, reports
-from tricast.probe.checks.asked import Way, asked, is_servers
+from tricast.probe.checks.asked import Query, Way, asked, is_servers
 from tricast.probe.differences import Difference, Fields, differences, habits
 from tricast.probe.findings import Finding
 from tricast.probe.http_link import HttpAnswer, open_http
@@ -97,77 +98,87 @@ def _own_part(target: str, token: str) -> str:
 
 # P8
 
+#: Asks once, with a query and with fields.
+Ask = Callable[[Query, Fields], Awaitable[HttpAnswer | None]]
+
 
 async def check_limits(way: Way, direct: Way | None) -> list[Finding]:
     """P8."""
     path = await _limits(way)
     there = {} if direct is None else await _limits(direct)
-    return [limit(name, path[name], there.get(name)) for name in _ATTEMPTS]
+    return [limit(name, found, there.get(name)) for name, found in path.items()]
 
 
 async def _limits(way: Way) -> dict[str, Refusal]:
+    async def ask(query: Query, fields: Fields) -> HttpAnswer | None:
+        return await asked(way, "GET", "echo", query, fields)
+
+    async def ask_for_field(size: int) -> HttpAnswer | None:
+        return await asked(way, "GET", "hdr", [("n", size)])
+
+    return await limits_of(ask, {"an answer's field": ask_for_field}, status=200)
+
+
+async def limits_of(
+    ask: Ask, more: Mapping[str, Callable[[int], Awaitable[HttpAnswer | None]]], *, status: int
+) -> dict[str, Refusal]:
+    """The limits of requests, all looked for at the same time.
+
+    Args:
+        ask: asks for something small.
+        more: further limits to look for: their names, and what asks with a size.
+        status: with which what comes through is answered.
+    """
     found: dict[str, Refusal] = {}
 
-    async def one(name: str) -> None:
-        found[name] = await _limit(way, name)
+    async def one(name: str, attempt: Callable[[int], Awaitable[HttpAnswer | None]]) -> None:
+        found[name] = await _limit(attempt, is_count=name.startswith("number"), status=status)
 
     async with trio.open_nursery() as nursery:
-        for name in _ATTEMPTS:
-            nursery.start_soon(one, name)
-    return found
+        for name, grown in _GROWN.items():
+            nursery.start_soon(one, name, partial(_ask_grown, ask, grown))
+        for name, attempt in more.items():
+            nursery.start_soon(one, name, attempt)
+    return {name: found[name] for name in [*_GROWN, *more]}
 
 
-async def _limit(way: Way, name: str) -> Refusal:
-    is_count = name.startswith("number")
+async def _ask_grown(ask: Ask, grown: Callable[[int], tuple[Query, Fields]], size: int) -> HttpAnswer | None:
+    return await ask(*grown(size))
+
+
+async def _limit(attempt: Callable[[int], Awaitable[HttpAnswer | None]], *, is_count: bool, status: int) -> Refusal:
     steps = search(_COUNTS if is_count else _BYTES, lambda about: 1 if is_count else about // 128)
     refused: HttpAnswer | None = None
     try:
         size = next(steps)
         while True:
-            answer = await _ATTEMPTS[name](way, size)
-            passed = answer is not None and answer.status == 200
+            answer = await attempt(size)
+            passed = answer is not None and answer.status == status
             refused = refused if passed else answer
             size = steps.send(passed)
     except StopIteration as stop:
-        status = None if refused is None else refused.status
-        return Refusal(stop.value, status, refused is not None and is_servers(refused))
+        how = None if refused is None else refused.status
+        return Refusal(stop.value, how, refused is not None and is_servers(refused))
 
 
-async def _one_field(way: Way, size: int) -> HttpAnswer | None:
-    return await asked(way, "GET", "echo", fields=[("X-Probe-Pad", "." * size)])
-
-
-async def _all_fields(way: Way, size: int) -> HttpAnswer | None:
+def _all_fields(size: int) -> tuple[Query, Fields]:
     whole, rest = divmod(size, _BYTES_PER_FIELD)
     pads = [*(["." * _BYTES_PER_FIELD] * whole), *(["." * rest] if rest else [])]
-    return await asked(way, "GET", "echo", fields=[(f"X-Probe-{index}", pad) for index, pad in enumerate(pads)])
+    return (), [(f"X-Probe-{index}", pad) for index, pad in enumerate(pads)]
 
 
-async def _target(way: Way, size: int) -> HttpAnswer | None:
-    return await asked(way, "GET", "echo", [("pad", "." * size)])
-
-
-async def _number(way: Way, count: int) -> HttpAnswer | None:
-    return await asked(way, "GET", "echo", fields=[(f"X-Probe-{index}", "") for index in range(count)])
-
-
-async def _answer_field(way: Way, size: int) -> HttpAnswer | None:
-    return await asked(way, "GET", "hdr", [("n", size)])
-
-
-_ATTEMPTS: dict[str, Callable[[Way, int], Awaitable[HttpAnswer | None]]] = {
-    "one field": _one_field,
+_GROWN: dict[str, Callable[[int], tuple[Query, Fields]]] = {
+    "one field": lambda size: ((), [("X-Probe-Pad", "." * size)]),
     "all fields": _all_fields,
-    "number of fields": _number,
-    "request target": _target,
-    "an answer's field": _answer_field,
+    "number of fields": lambda count: ((), [(f"X-Probe-{index}", "") for index in range(count)]),
+    "request target": lambda size: ([("pad", "." * size)], ()),
 }
 
 
 # P10
 
 
-async def check_uploads(way: Way, direct: Way | None) -> Finding:  # noqa: ARG001 - the server is known to take them
+async def check_uploads(way: Way) -> Finding:
     """P10."""
     return uploads(await _upload(way))
 
@@ -216,7 +227,7 @@ async def _expect(way: Way) -> tuple[bool | None, tuple[int, ...]]:
 # P11
 
 
-async def check_retries(way: Way, direct: Way | None) -> Finding:  # noqa: ARG001 - nobody is in between there
+async def check_retries(way: Way) -> Finding:
     """P11."""
     nonces = {"GET": new_nonce(), "POST": new_nonce()}
     for method, nonce in nonces.items():

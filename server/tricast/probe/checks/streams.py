@@ -95,6 +95,7 @@ class _Reader:
         self._arrivals: list[Arrival] = []
         self._name: str | None = None
         self._is_readable = True
+        self._pieces: list[tuple[float, int]] = []
         self._rest = b""
         self.ended: float | None = None
 
@@ -103,6 +104,7 @@ class _Reader:
         self._way.seen.append(Seen(self._head.fields))
         decode = _decoder(self._encoding)
         while (piece := await http.piece()) is not None:
+            self._pieces.append((piece.at, len(piece.data)))
             if self._head.status == 200 and self._is_readable:
                 self._take(decode, piece.data, piece.at)
         self.ended = http.link.last_received
@@ -118,6 +120,7 @@ class _Reader:
             200 if head is None else head.status,
             self._encoding,
             self._is_readable,
+            self._pieces,
         )
         return Followed(stream, self._name, "" if head is None else head.header("age") or "")
 

@@ -36,7 +36,7 @@ def versions(path: Echoes, direct: Echoes | None = None) -> Finding:
         words.append("the client's connection is closed after each")
     verdict = Verdict.OK if reused and received != "1.0" else Verdict.INFO
     if received == "1.0":
-        words[0] += ", in which the end of an answer is the end of its connection: streams may be held back"
+        words[0] += ", so that streams may be held back"
     server = None if direct is None else {"http_version": direct.received[0], "is_kept": direct.is_kept}
     return Finding(
         check="P1",

@@ -129,26 +129,28 @@ class Refusal(NamedTuple):
     is_servers: bool = False
 
 
-def limit(name: str, path: Refusal, direct: Refusal | None = None) -> Finding:
+def limit(name: str, path: Refusal, direct: Refusal | None = None, *, is_servers_known: bool = True) -> Finding:
     """P8: how much of one thing comes through.
 
     Args:
         name: what it is: ``one field``, ``number of fields``.
         path: what was found.
         direct: what was found at the server itself.
+        is_servers_known: whether an answer that is not known to be the server's own cannot be the server's.
     """
-    unit = (lambda number: f"{number}") if name.startswith("number") else size
+    unit = (lambda number: f"{number} of them") if name.startswith("number") else size
     passes, fails = path.limit
     verdict, problem = Verdict.INFO, None
     if fails is None:
         words = f"at least {unit(passes)}"
     else:
-        is_ways = not path.is_servers and attributed(path.limit, None if direct is None else direct.limit)
-        whose = "the way" if is_ways and (direct is not None or path.status is not None) else "the server"
+        is_known = direct is not None or (is_servers_known and path.status is not None)
+        is_ways = is_known and not path.is_servers and attributed(path.limit, direct and direct.limit)
+        whose = "on the way" if is_ways else "by the server" if is_known else ""
         how = "by closing the connection" if path.status is None else f"with {path.status}"
-        words = f"{unit(passes)} come through; more is refused by {whose} {how}"
+        words = " ".join(f"{unit(passes)} come through; more is refused {whose} {how}".split())
         tight = _TIGHT_FIELDS if name.startswith("number") else _TIGHT_BYTES
-        if is_ways and passes < tight:
+        if is_ways and passes < tight and name != "an answer's field":  # Tricast's answers need little
             verdict = Verdict.ADVICE
             words += ", which is little for cookies and tokens"
     return Finding(
