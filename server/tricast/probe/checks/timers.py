@@ -119,7 +119,7 @@ class Timers:
                 outcome.age = max(0.0, now - outcome.began) if outcome.began else 0.0
         if now >= self._deadline and not any(map(self._is_waited_for, self.outcomes)):
             return True
-        transports = {outcome.cell.transport for outcome in self.outcomes} - {POOL}
+        transports = {outcome.cell.transport for outcome in self.outcomes} - {POOL} or {POOL}
         return all(is_decided(self.outcomes, transport, self.plan) for transport in transports)
 
     def _is_waited_for(self, outcome: Outcome) -> bool:

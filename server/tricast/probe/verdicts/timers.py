@@ -187,7 +187,7 @@ def _total(outcomes: Sequence[Outcome], transport: str, plan: Plan, after: float
     busy = of(outcomes, transport, Mode.BOTH if transport == "ws" else Mode.SERVER)
     if not busy or not all(outcome.state in _ENDED for outcome in busy):
         return None
-    lengths = [outcome.lasted * plan.speed for outcome in busy]
+    lengths = [outcome.age * plan.speed for outcome in busy]
     # An idle timer that is shorter than the interval ends them as well.
     return _estimate(lengths, transport) if after > plan.interval * plan.speed * (1 + _ALIKE) else None
 
