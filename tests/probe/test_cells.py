@@ -1,7 +1,7 @@
 """What is held, and when enough is known."""
 
 import pytest
-from probe.outcomes import PLAN, alive, cut, idle_cut, outcome, record
+from probe.outcomes import PLAN, alive, idle_cut, outcome
 
 from tricast.probe.cells import (
     LADDER,
@@ -60,15 +60,6 @@ def test_the_second_round_divides_the_bracket() -> None:
     assert len(gaps) == 16
     assert 57 < gaps[0] < gaps[-1] < 65
     assert gaps[1] - gaps[0] == pytest.approx(8 / 17)
-
-
-def test_silence_is_as_long_as_the_end_saw_it_that_was_held_up_less() -> None:
-    held_up = cut("sse", Mode.IDLE, 2.4, seen=record(end="fin", ended=2.1, last_sent=0.05, last_received=0.0))
-    assert held_up.silence == pytest.approx(2.05)
-    assert held_up.lasted == 2.1
-    late = cut("sse", Mode.IDLE, 2.0, seen=record(end="rst", ended=9.0))
-    assert late.silence == late.lasted == 2.0
-    assert outcome("ws", Mode.IDLE, State.CUT, 3.0).silence == 3.0
 
 
 def test_brackets_come_from_what_was_lost_without_a_word() -> None:

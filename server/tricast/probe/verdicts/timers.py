@@ -166,7 +166,7 @@ def _length(outcome: Outcome, plan: Plan) -> float:
         return outcome.quiet if outcome.state in _ENDED else outcome.age  # it says something whenever it likes
     if outcome.calls > 1 and seen is not None and seen.ended is not None:
         return seen.ended
-    return outcome.silence
+    return outcome.age
 
 
 def _estimate(lengths: Sequence[float], transport: str) -> Estimate:
@@ -212,7 +212,7 @@ def _outlives(outcomes: Sequence[Outcome], transport: str, mode: Mode, plan: Pla
         return None
     # What was said last may have been just before, and who measures may be held up.
     limit = after / plan.speed + plan.interval
-    if all(outcome.lasted > limit for outcome in found):
+    if all(outcome.age > limit for outcome in found):
         return True
     return False if all(outcome.state in _ENDED for outcome in found) else None
 
