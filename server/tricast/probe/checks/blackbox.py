@@ -154,7 +154,9 @@ async def _limits(way: Way, paths: Paths) -> dict[str, Refusal]:
             try:
                 async with open_http(way.target) as http:
                     await http.ask("GET", path, fields)
-                    return way.note(await http.answer())
+                    head = await http.head()
+                    # What comes through may be a stream without an end.
+                    return way.note(await http.answer_to(head) if head.status >= 400 else HttpAnswer(head, b""))
             except (Cut, Lost):
                 pass
         return None
