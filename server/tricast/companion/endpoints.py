@@ -35,6 +35,7 @@ PATHS = tuple(f"{PROBE_PREFIX}{name}" for name in _NAMES)
 _NO_STORE = (b"cache-control", b"no-store")
 _MODES = ("echo", "talk", "sink")
 _MAX_EVENTS = 10_000
+_MAX_ECHO_DELAY = 5.0
 _MAX_PAD_BYTES = 256 * 2**10
 _MAX_HEADER_BYTES = 256 * 2**10
 _MAX_BODY_BYTES = 8 * 2**20
@@ -114,9 +115,11 @@ class Endpoints:
     # What is answered at once
 
     async def _echo(self, exchange: Exchange) -> Answer:
-        """The request as it came."""
+        """The request as it came; a little later, where several are to be under way at once."""
         request = exchange.request
+        delay = _seconds(request, "delay", 0.0, most=_MAX_ECHO_DELAY)
         trace = self._begin("echo", exchange)
+        await trio.sleep(delay)
         seen = Echo(
             method=request.method,
             target=_text(request.target),
@@ -261,7 +264,7 @@ def _head_of_stream(exchange: Exchange, headers: Headers, *, closes: bool) -> by
     return exchange.stream_head((*headers, (b"connection", b"close")) if closes and is_chunked else headers)
 
 
-def _seconds(request: Request, name: str, default: float) -> float:
+def _seconds(request: Request, name: str, default: float, *, most: float = LONGEST_HOLD) -> float:
     """A parameter that is a time.
 
     Raises:
@@ -270,8 +273,8 @@ def _seconds(request: Request, name: str, default: float) -> float:
     text = request.parameter(name)
     if text is None:
         return default
-    if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,9})?", text, re.ASCII) is None or float(text) > LONGEST_HOLD:
-        raise RemoteProtocolError(f"{name} must be seconds, {LONGEST_HOLD:g} at most", code="bad-query")
+    if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,9})?", text, re.ASCII) is None or float(text) > most:
+        raise RemoteProtocolError(f"{name} must be seconds, {most:g} at most", code="bad-query")
     return float(text)
 
 
