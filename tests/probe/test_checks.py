@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import trio
-from probe.probing import TOKEN, probed, target_of
 from probe.misbehaving import relaying
+from probe.probing import TOKEN, probed, target_of
 
 from tricast.probe.checks import blackbox, connections, requests, streams
 from tricast.probe.checks.asked import Way
