@@ -494,6 +494,13 @@ class _WithHorizons(click.Command):
 @click.option("--deep", metavar="[S]", type=_HORIZON, show_default="420 s", help="The same for longer timers.")
 @click.option("--full", metavar="[S]", type=_HORIZON, show_default="3700 s", help="The same for the longest ones.")
 @click.option(
+    "--speed",
+    metavar="N",
+    type=click.FloatRange(1, 1000),
+    default=1.0,
+    help="The timers in front are N times as fast as in earnest, as with tricast proxy --speed.",
+)
+@click.option(
     "--transport",
     "transports",
     metavar="T,…",
@@ -528,6 +535,7 @@ def probe(
     idle: float | None,
     deep: float | None,
     full: float | None,
+    speed: float,
     transports: tuple[str, ...],
     advised: tuple[str, ...] | None,
     conditions: "list[Condition] | None",
@@ -550,7 +558,7 @@ def probe(
     wait = given[0] if given else float(_HORIZONS["--idle"])
     if conditions and not wait and (slow := [condition.text for condition in conditions if condition.needs_time]):
         raise click.UsageError(f"{', '.join(slow)} in --fail-on cannot be known with --quick")
-    plan = Plan(url=url, origin=origin, token=token or "", seconds=wait, transports=transports)
+    plan = Plan(url=url, origin=origin, token=token or "", seconds=wait, transports=transports, speed=speed)
     _run(_probe, plan, advised, conditions, as_json)
 
 

@@ -96,4 +96,4 @@ def _written(seconds: float) -> str:
     """A duration as the configuration has it, rounded down to what is easy to read."""
     if seconds >= 10:
         return f"{int(seconds)}s"
-    return f"{int(seconds * 1000) / 1000:g}s" if seconds >= 1 else f"{int(seconds * 1000)}ms"
+    return f"{int(seconds * 10) / 10:g}s" if seconds >= 1 else f"{max(1, int(seconds * 1000))}ms"

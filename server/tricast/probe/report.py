@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tricast.probe.advice import Snippet, advise
+from tricast.probe.advice import PROBLEMS, Snippet, advise
 from tricast.probe.findings import Finding, Verdict
 from tricast.probe.fingerprint import NAMES
 from tricast.probe.measured import timers_of
@@ -55,7 +55,7 @@ class Report(NamedTuple):
     def problems(self) -> list[str]:
         """What went wrong, as ``advice`` names it."""
         bad = (f.advice for f in self.outcome.findings if f.verdict in (Verdict.ADVICE, Verdict.BROKEN) and f.advice)
-        return list(dict.fromkeys(bad))
+        return [problem for problem in dict.fromkeys(bad) if problem in PROBLEMS]
 
     @property
     def snippets(self) -> list[tuple[Snippet, list[str]]]:

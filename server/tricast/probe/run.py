@@ -9,15 +9,21 @@ import trio
 
 from tricast.client.endpoint import Endpoint
 from tricast.client.failures import ClientError, Lost
-from tricast.errors import TricastError
+from tricast.errors import TricastError, leaves
 from tricast.probe import fingerprint
 from tricast.probe.asking import Refused, find_companion
+from tricast.probe.cells import plan_of
 from tricast.probe.checks import blackbox, connections, requests, streams
 from tricast.probe.checks.asked import Way, is_servers
+from tricast.probe.checks.holding import Paths
+from tricast.probe.checks.leaving import measure_leaving
+from tricast.probe.checks.timers import Bound, Timers
 from tricast.probe.findings import Finding, Verdict
 from tricast.probe.link import Cut
 from tricast.probe.target import Target
 from tricast.probe.verdicts.connections import fingerprint as who
+from tricast.probe.verdicts.leaving import Left, leaving
+from tricast.probe.verdicts.timers import timers as timer_findings
 
 TRANSPORTS = ("ws", "sse", "poll")
 
@@ -36,6 +42,7 @@ class Plan:
         token: of the server's ``[probe]`` section, or empty.
         seconds: how long timers are waited for; 0 for not at all.
         transports: which of ``TRANSPORTS``.
+        speed: by how much the timers that are probed are sped up; what is told is at their speed in earnest.
     """
 
     url: str
@@ -43,6 +50,7 @@ class Plan:
     token: str = field(default="", repr=False)
     seconds: float = 0.0
     transports: tuple[str, ...] = TRANSPORTS
+    speed: float = 1.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,6 +65,7 @@ class Outcome:
         is_companion: whether the server helped; without, only part of the checks can be made.
         was_interrupted: whether it was ended before it was done.
         doing: what is being done now, in a few words.
+        timers: measures timers, while it does; None before.
     """
 
     plan: Plan
@@ -67,9 +76,11 @@ class Outcome:
     was_interrupted: bool = False
     doing: str = "connecting"
 
+    timers: Timers | None = None
+
     def progress(self) -> list[str]:
-        """What is known of timers by now."""
-        return []
+        """What is known of timers by now, in a line for each transport."""
+        return [] if self.timers is None else [_bound_in_words(bound) for bound in self.timers.bounds()]
 
 
 Step = Callable[[], Awaitable[Finding | Iterable[Finding]]]
@@ -139,6 +150,9 @@ class _Run:
                 if "sse" in self._plan.transports:
                     slow.start_soon(self._do, "event streams", "P4", "SSE", partial(streams.check_streams, way, direct))
                 slow.start_soon(
+                    self._do, "event streams and clients that leave", "P9", "leaving", partial(self._leave, way, direct)
+                )
+                slow.start_soon(
                     self._do, "event streams and bodies", "P10", "request bodies", partial(requests.check_uploads, way)
                 )
             await self._do("limits", "P8", "limits", partial(requests.check_limits, way, direct))
@@ -148,31 +162,68 @@ class _Run:
             await self._do("the proxy's name", "P2", "in front", partial(self._who, way, received, habits))
             self._outcome.doing = "waiting for timers"
 
-    async def _wait_for_timers(self, way: Way, direct: Way | None) -> None:
-        pass
+    async def _wait_for_timers(self, way: Way, direct: Way | None, paths: Paths | None = None) -> None:
+        """P12, P13, P14 and P17; where it is interrupted, by what is known then."""
+        plan = plan_of(
+            self._plan.seconds,
+            speed=self._plan.speed,
+            transports=(*self._plan.transports, "keepalive"),
+            is_foreign=paths is not None,
+        )
+        outcome = self._outcome
+        outcome.timers = Timers(way.target, plan, paths)
+        there = None if direct is None else Timers(direct.target, plan, paths)
+        try:
+            async with trio.open_nursery() as nursery:
+                for timers in filter(None, (outcome.timers, there)):
+                    nursery.start_soon(timers.run)
+        finally:
+            outcome.findings += timer_findings(outcome.timers.outcomes, plan, there.outcomes if there else ())
+
+    async def _leave(self, way: Way, direct: Way | None) -> list[Finding]:
+        """P9."""
+        found: dict[str, list[Left]] = {"way": [], "direct": []}
+
+        async def one(name: str, on: Way) -> None:
+            found[name] = await measure_leaving(on.target)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one, "way", way)
+            if direct is not None:
+                nursery.start_soon(one, "direct", direct)
+        kinds = {kind for transport in self._plan.transports for kind in _LEAVING[transport]}
+        return [
+            finding
+            for finding in leaving(found["way"], found["direct"])
+            if finding.title.removesuffix(" leaving") in kinds
+        ]
 
     async def _without_help(self, target: Target, origin: Target | None, refused: Refused) -> None:
         """What can be said of any server."""
         is_tricast = is_servers(refused.answer)
         self._outcome.notes.append(_why_without(refused, self._plan.token, is_tricast=is_tricast))
-        if self._plan.seconds:
-            self._outcome.notes.append("Timers were not measured: only the server's probe endpoints can be silent.")
         way, direct = Way(target, []), None if origin is None else Way(origin, [])
-        paths = blackbox.Paths.at(target, is_tricast=is_tricast)
-        if "ws" in self._plan.transports:
-            await self._do("WebSocket", "P3", "WebSocket", partial(blackbox.check_websocket, way, direct, paths))
-        if "sse" in self._plan.transports:
-            await self._do("event stream", "P4", "SSE", partial(blackbox.check_stream, way, direct, paths))
-        await self._do("limits", "P8", "limits", partial(blackbox.check_limits, way, direct, paths))
-        await self._do("the proxy's name", "P2", "in front", partial(self._who, way, (), set()))
+        paths = blackbox.Places.at(target, is_tricast=is_tricast)
+        async with trio.open_nursery() as nursery:
+            if self._plan.seconds:
+                nursery.start_soon(self._wait_for_timers, way, direct, paths.to_hold(target))
+            if "ws" in self._plan.transports:
+                await self._do("WebSocket", "P3", "WebSocket", partial(blackbox.check_websocket, way, direct, paths))
+            if "sse" in self._plan.transports:
+                await self._do("event stream", "P4", "SSE", partial(blackbox.check_stream, way, direct, paths))
+            await self._do("limits", "P8", "limits", partial(blackbox.check_limits, way, direct, paths))
+            await self._do("the proxy's name", "P2", "in front", partial(self._who, way, (), set()))
+            self._outcome.doing = "waiting for timers"
 
     async def _do(self, doing: str, check: str, title: str, step: Step) -> None:
         """One check; a proxy that makes it impossible is a finding as well."""
         self._outcome.doing = doing
+        found: Finding | Iterable[Finding] = ()
         try:
             found = await step()
-        except (Lost, ClientError, Cut) as error:
-            found = Finding(check=check, title=title, verdict=Verdict.UNKNOWN, summary=f"not known: {error}")
+        except* (Lost, ClientError, Cut) as errors:
+            why = str(next(iter(leaves(errors))))
+            found = Finding(check=check, title=title, verdict=Verdict.UNKNOWN, summary=f"not known: {why}")
         self._outcome.findings += [found] if isinstance(found, Finding) else found
 
     async def _who(self, way: Way, received: fingerprint.Fields, habits: set[str]) -> Finding:
@@ -180,6 +231,18 @@ class _Run:
         suspects = fingerprint.suspects(way.seen, received, habits)
         self._outcome.proxies = [suspect.proxy for suspect in suspects]
         return who(suspects)
+
+
+def _bound_in_words(bound: Bound) -> str:
+    name = _IN_WORDS[bound.transport]
+    if bound.seconds is None:
+        return f"{name}: refused"
+    return f"{name} {'' if bound.is_done else '> '}{bound.seconds:.0f} s"
+
+
+_IN_WORDS = {"ws": "ws idle", "sse": "sse idle", "poll": "poll", "keepalive": "keep-alive"}
+#: What is left to see how soon the server knows, by transport.
+_LEAVING = {"ws": ("ws",), "sse": ("sse", "silent sse"), "poll": ("poll",)}
 
 
 def _endpoint(url: str) -> Endpoint:

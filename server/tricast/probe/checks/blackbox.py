@@ -9,6 +9,7 @@ from tricast.client.failures import Lost
 from tricast.probe import advice
 from tricast.probe.checks import connections, requests
 from tricast.probe.checks.asked import Query, Way
+from tricast.probe.checks.holding import Paths
 from tricast.probe.findings import Finding, Verdict
 from tricast.probe.fingerprint import Seen
 from tricast.probe.http_link import Fields, HttpAnswer, open_http
@@ -23,7 +24,7 @@ _STREAM_SECONDS = 6.0
 _NONSENSE = b"GET / HTTP/1.1\r\nHost: %b\r\nContent-Length: nonsense\r\nConnection: close\r\n\r\n"
 
 
-class Paths(NamedTuple):
+class Places(NamedTuple):
     """Where to ask.
 
     Attributes:
@@ -46,8 +47,15 @@ class Paths(NamedTuple):
         path = target.endpoint.prefix or "/"
         return cls(path, path, path, is_tricast=False)
 
+    def to_hold(self, target: Target) -> Paths:
+        """What can be held to see how long it stays: what a Tricast server ends by itself, or keeps alive, is not."""
+        if self.is_tricast:
+            return Paths(keepalive="/healthz")
+        path = "" if target.endpoint.prefix else "/"
+        return Paths(ws=path, sse=path, keepalive=path)
 
-async def check_websocket(way: Way, direct: Way | None, paths: Paths) -> Finding:
+
+async def check_websocket(way: Way, direct: Way | None, paths: Places) -> Finding:
     """P3."""
     path = await connections.handshake(way, paths.websocket)
     there = None if direct is None else await connections.handshake(direct, paths.websocket)
@@ -84,7 +92,7 @@ class Looked(NamedTuple):
         return self.status == 200 and self.kind.startswith("text/event-stream")
 
 
-async def check_stream(way: Way, direct: Way | None, paths: Paths) -> Finding:
+async def check_stream(way: Way, direct: Way | None, paths: Places) -> Finding:
     """P4, as far as it shows: whether a stream begins at once."""
     path = await _look(way, paths.stream)
     there = None if direct is None else await _look(direct, paths.stream)
@@ -140,21 +148,23 @@ async def _look(way: Way, path: str) -> Looked:
     return looked
 
 
-async def check_limits(way: Way, direct: Way | None, paths: Paths) -> list[Finding]:
+async def check_limits(way: Way, direct: Way | None, paths: Places) -> list[Finding]:
     """P8, as far as it shows: what is not answered as a small request is."""
     path = await _limits(way, paths)
     there = {} if direct is None else await _limits(direct, paths)
     return [limit(name, found, there.get(name), is_servers_known=paths.is_tricast) for name, found in path.items()]
 
 
-async def _limits(way: Way, paths: Paths) -> dict[str, Refusal]:
+async def _limits(way: Way, paths: Places) -> dict[str, Refusal]:
     async def ask(query: Query, fields: Fields) -> HttpAnswer | None:
         path = paths.plain + "".join(f"?{name}={value}" for name, value in query)
         with trio.move_on_after(way.target.settings.answer_timeout):
             try:
                 async with open_http(way.target) as http:
                     await http.ask("GET", path, fields)
-                    return way.note(await http.answer())
+                    head = await http.head()
+                    # What comes through may be a stream without an end.
+                    return way.note(await http.answer_to(head) if head.status >= 400 else HttpAnswer(head, b""))
             except (Cut, Lost):
                 pass
         return None
