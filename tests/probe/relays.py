@@ -22,7 +22,8 @@ class Fault:
         idle: seconds of silence after which it acts.
         total: seconds of connection after which it acts, whatever is said.
         how: what it does then: ``fin`` or ``rst`` to both sides; ``mixed`` is FIN to the client and RST to the server;
-            ``silent`` forgets the connection; ``client`` or ``server`` is FIN to that side alone.
+            ``silent`` forgets the connection; ``client`` or ``server`` is FIN to that side alone; ``keeps`` goes on as
+            before, except that the server is not told when the client leaves from then on.
         counts: the directions whose bytes keep a connection alive.
         status: what it answers first, where the server has said nothing yet.
         has_last_chunk: whether it ends the body as if it were whole.
@@ -97,12 +98,14 @@ async def _relay(pair: _Pair, server: trio.SocketStream, fault: Fault) -> bool:
                         if direction in fault.counts:
                             pair.last = trio.current_time()
                         await sink.send_all(data)
+                if fault.how == "keeps" and direction == "up" and not pair.is_forgotten:
+                    await trio.sleep_forever()
                 if not pair.is_forgotten:
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(pump, "up", pair.client, server)
             nursery.start_soon(pump, "down", server, pair.client)
-            while True:
+            while fault.how != "keeps":
                 due = min(pair.last + fault.idle, pair.began + fault.total)
                 if due <= trio.current_time():
                     break
@@ -111,6 +114,8 @@ async def _relay(pair: _Pair, server: trio.SocketStream, fault: Fault) -> bool:
                 pair.is_forgotten = True
                 if fault.how != "silent":
                     await (pair.client if fault.how == "client" else server).aclose()
+                await trio.sleep_forever()
+            if fault.how == "keeps":
                 await trio.sleep_forever()
             has_acted = True
             nursery.cancel_scope.cancel()

@@ -209,24 +209,6 @@ class Outcome(msgspec.Struct, kw_only=True):
     seen: Record | None = None
     calls: int = 0
 
-    @property
-    def lasted(self) -> float:
-        """How long it lasted: as that end saw it that learnt of its beginning later, or of its end sooner."""
-        if self.seen is None or self.seen.ended is None:
-            return self.age
-        return min(self.age, self.seen.ended)
-
-    @property
-    def silence(self) -> float:
-        """How long nothing had happened when it ended, for one that was silent.
-
-        A byte that is held back on its way to the client comes late, and the connection's beginning is told early by
-        who has to wait for it: what the server saw is free of both.
-        """
-        if self.seen is None or self.seen.ended is None:
-            return self.age
-        return min(self.age, self.seen.ended - max(self.seen.last_received, self.seen.last_sent or 0.0))
-
 
 def of(outcomes: Iterable[Outcome], transport: str, *modes: Mode) -> list[Outcome]:
     """The outcomes of one transport, in these modes or in all."""

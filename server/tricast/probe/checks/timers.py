@@ -18,6 +18,8 @@ from tricast.probe.target import Target, new_nonce
 _LOOK_SECONDS = 0.1
 #: How often the server is asked at most, while cells are held.
 _ASK_SECONDS = 1.0
+#: Between two of the first connections, so that they do not hold up one another.
+_STAGGER_SECONDS = 0.005
 #: What an end needs to reach the server, before it is asked what it saw.
 _SETTLE_SECONDS = 0.5
 
@@ -64,11 +66,12 @@ class Timers:
     async def run(self) -> None:
         """Measures; ``outcomes`` is complete when it returns. Cancelling leaves what is known so far."""
         self._began = trio.current_time()
-        self._deadline = self._began + self.plan.horizon
         async with trio.open_nursery() as nursery:
             for cell in self.plan.cells():
                 self._begin(nursery, cell)
-            asked_at = self._began
+                await trio.sleep(_STAGGER_SECONDS)
+            asked_at = trio.current_time()
+            self._deadline = asked_at + self.plan.horizon
             while not self._is_over():
                 await trio.sleep(_LOOK_SECONDS)
                 self._drop_pointless()
@@ -119,7 +122,7 @@ class Timers:
                 outcome.age = max(0.0, now - outcome.began) if outcome.began else 0.0
         if now >= self._deadline and not any(map(self._is_waited_for, self.outcomes)):
             return True
-        transports = {outcome.cell.transport for outcome in self.outcomes} - {POOL}
+        transports = {outcome.cell.transport for outcome in self.outcomes} - {POOL} or {POOL}
         return all(is_decided(self.outcomes, transport, self.plan) for transport in transports)
 
     def _is_waited_for(self, outcome: Outcome) -> bool:

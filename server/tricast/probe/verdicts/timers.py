@@ -166,7 +166,7 @@ def _length(outcome: Outcome, plan: Plan) -> float:
         return outcome.quiet if outcome.state in _ENDED else outcome.age  # it says something whenever it likes
     if outcome.calls > 1 and seen is not None and seen.ended is not None:
         return seen.ended
-    return outcome.silence
+    return outcome.age
 
 
 def _estimate(lengths: Sequence[float], transport: str) -> Estimate:
@@ -187,7 +187,7 @@ def _total(outcomes: Sequence[Outcome], transport: str, plan: Plan, after: float
     busy = of(outcomes, transport, Mode.BOTH if transport == "ws" else Mode.SERVER)
     if not busy or not all(outcome.state in _ENDED for outcome in busy):
         return None
-    lengths = [outcome.lasted * plan.speed for outcome in busy]
+    lengths = [outcome.age * plan.speed for outcome in busy]
     # An idle timer that is shorter than the interval ends them as well.
     return _estimate(lengths, transport) if after > plan.interval * plan.speed * (1 + _ALIKE) else None
 
@@ -212,7 +212,7 @@ def _outlives(outcomes: Sequence[Outcome], transport: str, mode: Mode, plan: Pla
         return None
     # What was said last may have been just before, and who measures may be held up.
     limit = after / plan.speed + plan.interval
-    if all(outcome.lasted > limit for outcome in found):
+    if all(outcome.age > limit for outcome in found):
         return True
     return False if all(outcome.state in _ENDED for outcome in found) else None
 
