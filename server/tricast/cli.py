@@ -522,8 +522,8 @@ class _WithHorizons(click.Command):
     metavar="C,…",
     callback=_check_conditions,
     show_default="anything broken",
-    help="Exit with 2 when any of these is so, and else with 0: no-ws, buffered, shared, host, retries, total, "
-    "idle<S, poll<S.",
+    help="Exit with 2 when any of these is so, and else with 0: no-ws, buffered, compressed, shared, host, "
+    "retries, total, idle<S, poll<S.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def probe(

@@ -106,9 +106,11 @@ def test_a_slow_answer_is_not_a_held_head():
 @pytest.mark.parametrize(
     ("given", "flow"),
     [
-        (stream([], head=None, expected=8), Flow.REFUSED),
+        (stream([], head=None, ended=1.0, expected=8), Flow.REFUSED),
+        (stream([], head=None, expected=8), Flow.HELD),
         (stream([], status=502, expected=8), Flow.REFUSED),
-        (stream([], expected=8), Flow.CUT),
+        (stream([], ended=1.0, expected=8), Flow.CUT),
+        (stream([], expected=8), Flow.HELD),
         (stream(through(5, lambda at: at), expected=8), Flow.CUT),
         (stream([], expected=8, is_readable=False), Flow.CHANGED),
     ],
@@ -126,7 +128,7 @@ def verdict(flow):
     return judge(
         stream(through(8, {"held": lambda at: 2.1, "streaming": lambda at: at, "cut": lambda at: at}[flow]))
         if flow != "cut"
-        else stream([], expected=1)
+        else stream([], ended=1.0, expected=1)
     )
 
 

@@ -1,6 +1,6 @@
 """The checks that wait for no timers, against a server itself and through relays that misbehave."""
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -57,7 +57,20 @@ async def test_the_server_itself_is_accused_of_nothing(with_origin):
     assert exit_code(outcome.findings) == 0
     assert outcome.is_companion
     assert outcome.proxies == []
-    assert {f.check for f in outcome.findings} == {"P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P10", "P11", "P16"}
+    assert {f.check for f in outcome.findings} == {
+        "P1",
+        "P2",
+        "P3",
+        "P4",
+        "P5",
+        "P6",
+        "P7",
+        "P8",
+        "P9",
+        "P10",
+        "P11",
+        "P16",
+    }
     assert not [f for f in outcome.findings if f.verdict is Verdict.UNKNOWN]
 
 
@@ -243,7 +256,7 @@ async def test_a_token_that_does_not_get_through_is_sent_otherwise():
         outcome = await outcome_of(url, transports=("poll",))
     assert outcome.is_companion
     assert TOKEN not in repr(outcome.findings)
-    assert faults(outcome) == set()
+    assert faults(outcome) == {("P9", "poll leaving")}  # for it looks after a client only to write to it
 
 
 # Without the server's help
@@ -271,9 +284,9 @@ async def foreign(answer, stream):
         received = b""
         while b"\r\n\r\n" not in received and (data := await stream.receive_some(65536)):
             received += data
-        await stream.send_all(answer)
-        if b"event-stream" in answer:
-            for _ in range(20):
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(answer)
+            while b"event-stream" in answer:
                 await trio.sleep(0.1)
                 await stream.send_all(b"data: tick\n\n")
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 #: Problems that a proxy's configuration can solve.
 NO_WEBSOCKET = "no-ws"
 BUFFERED = "buffered"
+COMPRESSED = "compressed"
 SHARED = "shared"
 IDLE = "idle"
 TOTAL = "total"
@@ -19,7 +20,7 @@ BODIES = "bodies"
 LEAVERS = "leavers"
 STICKY = "sticky"
 HOST = "host"
-PROBLEMS = (NO_WEBSOCKET, BUFFERED, SHARED, IDLE, TOTAL, POLL, RETRIES, BODIES, LEAVERS, STICKY, HOST)
+PROBLEMS = (NO_WEBSOCKET, BUFFERED, COMPRESSED, SHARED, IDLE, TOTAL, POLL, RETRIES, BODIES, LEAVERS, STICKY, HOST)
 
 
 class Line(NamedTuple):
@@ -73,7 +74,7 @@ location / {
     proxy_set_header Connection $connection_upgrade;\tno-ws
     proxy_set_header Host $http_host;               # pages of the same origin are known by it\thost no-ws
     proxy_buffering off;                            # or X-Accel-Buffering: no in the answer\tbuffered
-    gzip off;                                       # with buffering it holds events back\tbuffered
+    gzip off;                                       # with buffering it holds events back\tcompressed
     proxy_cache off;\tshared
     proxy_request_buffering off;                    # bodies reach the server as they come\tbodies
     proxy_read_timeout 75s;                         # longer than any silence: pings, comments, long polls\tidle poll
@@ -95,7 +96,7 @@ defaults\tbuffered bodies idle poll retries
 backend tricast\tleavers sticky
     option abortonclose                             # clients that leave a long poll are noticed\tleavers
     cookie srv insert indirect nocache httponly     # and: server a … cookie a\tsticky
-# no "compression algo" for text/event-stream\tbuffered
+# no "compression algo" for text/event-stream\tcompressed
 """),
     ),
     Snippet(
@@ -121,7 +122,7 @@ reverse_proxy 127.0.0.1:8080 {
         _lines("""
 ProxyPass        / http://127.0.0.1:8080/ upgrade=websocket\tno-ws
 ProxyPreserveHost On                                # pages of the same origin are known by it\thost no-ws
-SetEnv no-gzip 1                                    # or no mod_deflate for text/event-stream\tbuffered
+SetEnv no-gzip 1                                    # or no mod_deflate for text/event-stream\tcompressed
 CacheDisable /\tshared
 Timeout 75                                          # of the host, not of ProxyPass: it rules WebSockets too\tidle
 ProxyTimeout 75                                     # long polls\tpoll
@@ -142,7 +143,7 @@ sub vcl_pipe {\tno-ws
         set bereq.http.connection = req.http.connection;\tno-ws
     }\tno-ws
 }\tno-ws
-sub vcl_backend_response { set beresp.do_stream = true; set beresp.do_gzip = false; }\tbuffered
+sub vcl_backend_response { set beresp.do_stream = true; set beresp.do_gzip = false; }\tbuffered compressed
 # varnishd -p pipe_timeout=75                       # WebSockets\tidle
 # varnishd -p first_byte_timeout=75 -p between_bytes_timeout=75\tidle poll
 """),
@@ -160,14 +161,14 @@ route:\tidle total poll retries sticky
   idle_timeout: 75s\tidle
   retry_policy: { retry_on: connect-failure }\tretries
   hash_policy: [{ cookie: { name: srv, ttl: 0s } }] # with lb_policy RING_HASH\tsticky
-# no buffer and no compressor filter on this route\tbuffered bodies
+# no buffer and no compressor filter on this route\tbuffered compressed bodies
 """),
     ),
     Snippet(
         "traefik",
         "the static and the dynamic configuration",
         _lines("""
-# no buffering and no compress middleware on this router\tbuffered bodies
+# no buffering and no compress middleware on this router\tbuffered compressed bodies
 serversTransport:\tpoll
   forwardingTimeouts: { responseHeaderTimeout: 0s } # long polls\tpoll
 entryPoints:\tidle total
@@ -213,7 +214,7 @@ gcloud compute backend-services update BACKEND --global --session-affinity=GENER
         "Cloudflare's dashboard",
         _lines("""
 # Network: turn WebSockets on\tno-ws
-# Caching: a rule "bypass cache" for these paths; no features that look into bodies\tbuffered shared
+# Caching: a rule "bypass cache" for these paths; no features that look into bodies\tbuffered compressed shared
 # The read timeout (100 s or 120 s) is the longest silence, of long polls too\tidle poll
 """),
     ),
@@ -239,7 +240,7 @@ heroku features:enable http-session-affinity\tsticky
         "proxy.toml",
         _lines("""
 # the key tunnel.upgrade\tno-ws
-# the keys of [response]\tbuffered shared
+# the keys of [response]\tbuffered compressed shared
 # the keys of [tunnel] and [upstream]\tidle total poll
 # the keys of [retry]\tretries
 # the key request.buffering\tbodies

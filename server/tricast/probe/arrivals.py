@@ -5,9 +5,9 @@ same two at the receiver. A delay that is the same for all of them cannot be see
 timer shows in how events that are sent quickly come in clusters.
 """
 
-import enum
 import itertools
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from statistics import median
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ _SMALLEST_STEP = 512
 _LONGEST_TIMER = 0.5
 
 
-class Flow(enum.Enum):
+class Flow(StrEnum):
     """How a stream comes."""
 
     STREAMING = "streaming"  # as it is sent

@@ -54,7 +54,7 @@ def _is_about(finding: Finding, problem: str) -> bool:
     return finding.advice == problem and finding.verdict in (Verdict.ADVICE, Verdict.BROKEN)
 
 
-_BY_PROBLEM = (advice.NO_WEBSOCKET, advice.BUFFERED, advice.SHARED, advice.HOST, advice.RETRIES)
+_BY_PROBLEM = (advice.NO_WEBSOCKET, advice.BUFFERED, advice.COMPRESSED, advice.SHARED, advice.HOST, advice.RETRIES)
 _SHORTEST: dict[str, Callable[[Iterable[Finding]], float | None]] = {
     "idle": idle_of,
     "poll": lambda findings: timers_of(findings).poll,

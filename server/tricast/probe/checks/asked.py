@@ -7,7 +7,7 @@ import trio
 
 from tricast.client.failures import Lost
 from tricast.probe.fingerprint import Seen
-from tricast.probe.http_link import Fields, HttpAnswer, HttpLink, open_http
+from tricast.probe.http_link import Fields, Head, HttpAnswer, HttpLink, open_http
 from tricast.probe.link import Cut
 from tricast.probe.target import Target
 
@@ -34,6 +34,15 @@ class Way(NamedTuple):
         page = "" if answer.status < 400 or is_servers(answer) else answer.body[:_MOST_OF_A_PAGE].decode("latin-1")
         self.seen.append(Seen(answer.head.fields, page))
         return answer
+
+
+async def refusal_or_head(http: HttpLink, head: Head) -> HttpAnswer:
+    """The answer with its body if it is an error; what is none may be a stream without an end.
+
+    Raises:
+        Cut: it does not come, or not whole.
+    """
+    return await http.answer_to(head) if head.status >= 400 else HttpAnswer(head, b"")
 
 
 def is_servers(answer: HttpAnswer) -> bool:

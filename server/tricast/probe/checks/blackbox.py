@@ -8,7 +8,7 @@ import trio
 from tricast.client.failures import Lost
 from tricast.probe import advice
 from tricast.probe.checks import connections, requests
-from tricast.probe.checks.asked import Query, Way
+from tricast.probe.checks.asked import Query, Way, refusal_or_head
 from tricast.probe.checks.holding import Paths
 from tricast.probe.findings import Finding, Verdict
 from tricast.probe.fingerprint import Seen
@@ -162,9 +162,7 @@ async def _limits(way: Way, paths: Places) -> dict[str, Refusal]:
             try:
                 async with open_http(way.target) as http:
                     await http.ask("GET", path, fields)
-                    head = await http.head()
-                    # What comes through may be a stream without an end.
-                    return way.note(await http.answer_to(head) if head.status >= 400 else HttpAnswer(head, b""))
+                    return way.note(await refusal_or_head(http, await http.head()))
             except (Cut, Lost):
                 pass
         return None
@@ -181,6 +179,6 @@ async def provoke(way: Way) -> None:
         try:
             async with open_http(way.target) as http:
                 await http.link.send(_NONSENSE % way.target.endpoint.authority.encode())
-                way.note(await http.answer())
+                way.note(await refusal_or_head(http, await http.head()))
         except (Cut, Lost):
             pass

@@ -4,7 +4,7 @@ import trio
 
 from tricast.client.failures import Lost
 from tricast.probe.asking import read
-from tricast.probe.checks.asked import Way, asked, is_servers
+from tricast.probe.checks.asked import Way, asked, is_servers, refusal_or_head
 from tricast.probe.findings import Finding
 from tricast.probe.fingerprint import Seen
 from tricast.probe.http_link import HttpAnswer, open_http
@@ -79,7 +79,7 @@ async def handshake(way: Way, path: str | None = None) -> Handshake:
                     return Handshake(101, is_accepted=True, is_alive=await _is_alive(websocket, echoes=path is None))
                 if shaken.head.status == 101:
                     return Handshake(101)
-                answer = way.note(await shaken.http.answer_to(shaken.head))
+                answer = way.note(await refusal_or_head(shaken.http, shaken.head))
                 return Handshake(
                     answer.status, reached=await _reached(way, path, answer), is_servers=is_servers(answer)
                 )

@@ -181,7 +181,7 @@ async def check_streams(way: Way, direct: Way | None) -> list[Finding]:
     """P4 to P6, all at the same time."""
     found: dict[str, Streams] = {}
     compressed: dict[str, Stream] = {}
-    shared: list[Finding] = []
+    shared: dict[str, Sharing] = {}
 
     async def flow(name: str, on: Way, query: Query) -> None:
         found[name] = await with_padding(on, query, await streams(on, query))
@@ -190,8 +190,8 @@ async def check_streams(way: Way, direct: Way | None) -> list[Finding]:
         followed = await follow(way, [*_SLOW, *query], [("Accept-Encoding", "gzip")], nonce=new_nonce())
         compressed[name] = followed.stream
 
-    async def share() -> None:
-        shared.append(await check_sharing(way))
+    async def ask_for_same(name: str, query: Query) -> None:
+        shared[name] = await share(way, query)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(flow, "ours", way, OURS)
@@ -200,27 +200,28 @@ async def check_streams(way: Way, direct: Way | None) -> list[Finding]:
             nursery.start_soon(flow, "direct", direct, OURS)
         nursery.start_soon(compress, "ours", OURS)
         nursery.start_soon(compress, "plain", PLAIN)
-        nursery.start_soon(share)
+        nursery.start_soon(ask_for_same, "ours", OURS)
+        nursery.start_soon(ask_for_same, "plain", PLAIN)
     ours, plain = found["ours"], found["plain"]
     return [
         *buffering(ours, plain, found.get("direct")),
         compression(compressed["ours"], compressed["plain"], without=ours.slow.flow, plain_without=plain.slow.flow),
-        *shared,
+        sharing(shared["ours"], shared["plain"]),
     ]
 
 
-async def check_sharing(way: Way) -> Finding:
-    """P6. Asks as a subscriber would, without anything that keeps caches away."""
+async def share(way: Way, query: Query) -> Sharing:
+    """Asks for the same stream as several subscribers would, without anything that keeps caches away."""
     anonymous = way._replace(target=replace(way.target, token_in_query=bool(way.target.token)))
-    query: Query = [("n", 6), ("gap", 0.25), *OURS, ("url", new_nonce())]
+    asked_for: Query = [("n", 6), ("gap", 0.25), *query, ("url", new_nonce())]
     found: list[str | None] = [None, None]
 
     async def one(index: int, delay: float) -> None:
         await trio.sleep(delay)
-        found[index] = (await follow(anonymous, query)).name
+        found[index] = (await follow(anonymous, asked_for)).name
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one, 0, 0.0)
         nursery.start_soon(one, 1, 0.6)
-    third = await follow(anonymous, query)
-    return sharing(Sharing((found[0], found[1], third.name), third.age))
+    third = await follow(anonymous, asked_for)
+    return Sharing((found[0], found[1], third.name), third.age)

@@ -57,7 +57,9 @@ def fields(
             summary=f"{target[0]} becomes {target[1]}",
             detail={"sent": target[0], "received": target[1]},
         )
-    yield _others(found)
+    # RFC 9110 7.6.1: what Connection names is for the next hop alone, as it is itself.
+    options = ",".join(value for name, value in sent if name.lower() == "connection")
+    yield _others(found, [option.strip().lower() for option in options.split(",")])
 
 
 def _is_loss(difference: Difference) -> bool:
@@ -75,11 +77,11 @@ def _host(difference: Difference) -> Finding:
     )
 
 
-def _others(found: Collection[Difference]) -> Finding:
+def _others(found: Collection[Difference], nominated: Collection[str]) -> Finding:
     names: dict[Kind, list[str]] = {}
     for difference in found:
         lowered = difference.name.lower()
-        if lowered not in HOP_BY_HOP and lowered != "host" and not _is_loss(difference):
+        if lowered not in {*HOP_BY_HOP, *nominated, "host"} and not _is_loss(difference):
             names.setdefault(difference.kind, []).append(difference.name)
     words = [f"{_BECAME[kind]}: {_listed(kind, names[kind])}" for kind in _BECAME if kind in names]
     adds_client = any(d.kind is Kind.ADDED and d.name.lower() in FORWARDED for d in found)
@@ -89,10 +91,16 @@ def _others(found: Collection[Difference]) -> Finding:
         verdict=Verdict.INFO if words else Verdict.OK,
         summary="; ".join(words) or "all come as they are sent",
         detail={
-            "changes": [[d.kind.value, d.name, d.before, d.after] for d in found],
+            "changes": [_as_data(difference) for difference in found],
             "is_client_told": adds_client,
         },
     )
+
+
+def _as_data(difference: Difference) -> list[str]:
+    kind, name, *values = difference
+    # What is there is the token, or somebody else's.
+    return [kind.value, name, *(["", ""] if name.lower() == "authorization" else values)]
 
 
 _BECAME = {

@@ -131,7 +131,7 @@ def compression(ours: Stream, plain: Stream, *, without: Flow, plain_without: Fl
     kind, plain_kind = arrivals.judge(ours), arrivals.judge(plain)
     verdict, problem = Verdict.OK, None
     if coded and kind.flow is not without and kind.flow is not Flow.STREAMING:
-        verdict, problem = Verdict.BROKEN, advice.BUFFERED
+        verdict, problem = Verdict.BROKEN, advice.COMPRESSED
         words = f"{coded} is added on the way, although no-transform forbids it, and then {in_words(kind)}"
     elif coded:
         words, verdict = (
@@ -175,27 +175,53 @@ class Sharing(NamedTuple):
     streams: tuple[str | None, str | None, str | None]
     age: str = ""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether who came while one went on got the same."""
+        return self.streams[0] is not None and self.streams[0] == self.streams[1]
 
-def sharing(path: Sharing) -> Finding:
-    """P6: whether clients get a stream each."""
-    first, second, third = path.streams
-    is_shared, is_cached = first is not None and first == second, first is not None and third in (first, second)
-    if is_shared and is_cached:
-        words = "one stream for all who ask for the same, and a copy for who comes later"
-    elif is_shared:
-        words = "one stream for all who ask for the same: later ones get what is past, or nothing"
-    elif is_cached:
-        words = "a copy of an earlier stream for who comes later"
-    elif None in path.streams:
-        words = "not known: a stream was refused"
-    else:
-        words = "no: each client gets a stream of its own"
-    is_bad = is_shared or is_cached
+    @property
+    def is_cached(self) -> bool:
+        """Whether who came later got one of the earlier ones."""
+        return self.streams[2] is not None and self.streams[2] in self.streams[:2]
+
+
+def sharing(ours: Sharing, plain: Sharing) -> Finding:
+    """P6: whether clients get a stream each.
+
+    Args:
+        ours: what became of streams like Tricast's.
+        plain: of those without the fields that Tricast sends.
+    """
+    is_bad = ours.is_shared or ours.is_cached
+    verdict = Verdict.BROKEN if is_bad else Verdict.UNKNOWN if None in ours.streams else Verdict.OK
+    words = _sharing_in_words(ours)
+    if verdict is Verdict.OK and (plain.is_shared or plain.is_cached):
+        verdict = Verdict.INFO
+        words += f"; without Cache-Control: no-cache, which Tricast sends, {_sharing_in_words(plain)}"
     return Finding(
         check="P6",
         title="shared or cached",
-        verdict=Verdict.BROKEN if is_bad else Verdict.UNKNOWN if None in path.streams else Verdict.OK,
+        verdict=verdict,
         summary=words,
-        detail={"is_shared": is_shared, "is_cached": is_cached, "age": path.age},
+        detail={
+            "is_shared": ours.is_shared,
+            "is_cached": ours.is_cached,
+            "is_plain_shared": plain.is_shared,
+            "is_plain_cached": plain.is_cached,
+            "age": ours.age,
+        },
         advice=advice.SHARED if is_bad else None,
     )
+
+
+def _sharing_in_words(found: Sharing) -> str:
+    if found.is_shared and found.is_cached:
+        return "one stream is for all who ask for the same, and a copy for who comes later"
+    if found.is_shared:
+        return "one stream is for all who ask for the same: later ones get what is past, or nothing"
+    if found.is_cached:
+        return "who comes later gets a copy of an earlier stream"
+    if None in found.streams:
+        return "not known: a stream was refused"
+    return "no: each client gets a stream of its own"
