@@ -20,7 +20,7 @@ class Fault:
 
     Attributes:
         idle: seconds of silence after which it acts.
-        total: seconds of connection after which it acts, whatever is said.
+        total: seconds from its first request after which it acts, whatever is said.
         how: what it does then: ``fin`` or ``rst`` to both sides; ``mixed`` is FIN to the client and RST to the server;
             ``silent`` forgets the connection; ``client`` or ``server`` is FIN to that side alone; ``keeps`` goes on as
             before, except that the server is not told when the client leaves from then on.
@@ -92,6 +92,8 @@ async def _relay(pair: _Pair, server: trio.SocketStream, fault: Fault) -> bool:
                         if pair.is_forgotten:
                             continue
                         if direction == "up":
+                            if not pair.request:
+                                pair.began = trio.current_time()
                             pair.request += data
                         else:
                             pair.answered = True

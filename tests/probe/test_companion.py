@@ -298,6 +298,7 @@ async def test_a_websocket_takes_what_came_with_the_handshake_and_refuses_what_i
     "query",
     [
         "gap=-1",
+        "every=0.000001",
         "gap=1e9",
         "n=-1",
         "n=99999",

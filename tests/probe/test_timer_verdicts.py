@@ -37,7 +37,7 @@ def test_an_idle_timer() -> None:
     outcomes = idle_cut("ws", [60.02, 60.0, 60.03], 125)
     found = timing(outcomes, "ws", PLAN)
     assert found.idle is not None
-    assert (found.idle.low, found.idle.constant, found.idle.count) == (60.02, 60, 3)
+    assert (found.idle.low, found.idle.constant, found.idle.count) == (60.0, 60, 3)
     assert found.idle.spread == pytest.approx(0.03)
     assert (found.total, found.counts, found.tcp_keepalive, found.pinged) == (None, "either", False, True)
     assert found.culprit == Culprit.PATH
@@ -53,7 +53,7 @@ def test_results_are_at_the_speed_that_the_timers_have_in_earnest() -> None:
     plan = plan_of(130, speed=20)
     found = timing(idle_cut("ws", [3.0, 3.01], 6.5), "ws", plan)
     assert found.idle is not None
-    assert found.idle.low == pytest.approx(60.1)
+    assert found.idle.low == pytest.approx(60.0)
     assert found.idle.constant == 60
 
 
@@ -200,6 +200,25 @@ def test_a_foreign_server_may_say_something_whenever_it_likes() -> None:
     found = timing([spoke], "ws", plan)
     assert found.idle is not None
     assert (found.idle.low, found.culprit) == (60.0, Culprit.UNKNOWN)
+
+
+def test_a_foreign_server_that_speaks_is_not_silent() -> None:
+    plan = plan_of(130, is_foreign=True)
+    alive_and_talking = outcome("ws", Mode.IDLE, State.OPEN, 130.0, quiet=3.0, silence=20.0)
+    found = timing([alive_and_talking], "ws", plan)
+    assert found.idle is not None
+    assert (found.idle.low, found.idle.high) == (20.0, None)
+    cut_while_talking = outcome("ws", Mode.IDLE, State.CUT, 100.0, quiet=3.0, silence=20.0, how=End.FIN)
+    found = timing([cut_while_talking], "ws", plan)
+    assert found.total is not None
+    assert (found.idle, found.total.low) == (None, 100.0)
+
+
+@pytest.mark.parametrize("how", [End.CLOSE, End.COMPLETE])
+def test_a_foreign_server_may_end_what_it_likes(how: End) -> None:
+    plan = plan_of(130, is_foreign=True, transports=["sse"])
+    found = list(timers([outcome("sse", Mode.IDLE, State.CUT, 20.0, quiet=20.0, silence=20.0, how=how)], plan))
+    assert found[0].verdict is Verdict.INFO
 
 
 # P17

@@ -36,6 +36,7 @@ _NO_STORE = (b"cache-control", b"no-store")
 _MODES = ("echo", "talk", "sink")
 _MAX_EVENTS = 10_000
 _MAX_ECHO_DELAY = 5.0
+_SHORTEST_INTERVAL = 0.01
 _MAX_PAD_BYTES = 256 * 2**10
 _MAX_HEADER_BYTES = 256 * 2**10
 _MAX_BODY_BYTES = 8 * 2**20
@@ -192,6 +193,8 @@ class Endpoints:
             every=_seconds(request, "every", 0.0),
             last_event_id=last_id_of(request),
         )
+        if script.every:
+            _check_interval("every", script.every)
         head = _head_of_stream(exchange, _stream_headers(request), closes=script.hold == 0)
         refuse_while_draining(self._runtime)
         trace = self._begin("sse", exchange)
@@ -225,21 +228,19 @@ class Endpoints:
         if mode not in _MODES:
             raise RemoteProtocolError(f"mode must be one of {', '.join(_MODES)}", code="bad-query")
         gap, hold = _seconds(request, "gap", 1.0), _seconds(request, "hold", LONGEST_HOLD)
-        if gap <= 0:
-            raise RemoteProtocolError("gap must be more than 0", code="bad-query")
-        head = switching_head(exchange)
+        _check_interval("gap", gap)
         session = WebSocketProbe(
             exchange.connection,
             self._runtime,
             self._begin("ws", exchange),
-            head,
+            b"",
             received=exchange.unread(),
             mode=mode,
             gap=gap,
             hold=hold,
             server=self.server,
         )
-        return Handover(b"", session)
+        return Handover(switching_head(exchange), session)
 
 
 def _stream_headers(request: Request) -> list[tuple[bytes, bytes]]:
@@ -275,6 +276,11 @@ def _seconds(request: Request, name: str, default: float, *, most: float = LONGE
     if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,9})?", text, re.ASCII) is None or float(text) > most:
         raise RemoteProtocolError(f"{name} must be seconds, {most:g} at most", code="bad-query")
     return float(text)
+
+
+def _check_interval(name: str, seconds: float) -> None:
+    if seconds < _SHORTEST_INTERVAL:
+        raise RemoteProtocolError(f"{name} must be {_SHORTEST_INTERVAL:g} s or more", code="bad-query")
 
 
 def _count(request: Request, name: str, default: int, most: int) -> int:

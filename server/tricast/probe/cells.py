@@ -186,6 +186,7 @@ class Outcome(msgspec.Struct, kw_only=True):
         state: what has become of it.
         age: seconds from its request to its end, or until it was last looked at.
         quiet: seconds of silence before that.
+        silence: the longest that it has lived through.
         how: see ``link.End``; empty where nothing was seen.
         code: the close code or the status.
         why: in words, where it was refused.
@@ -201,6 +202,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     state: State = State.OPEN
     age: float = 0.0
     quiet: float = 0.0
+    silence: float = 0.0
     how: str = ""
     code: int | None = None
     why: str = ""

@@ -69,6 +69,7 @@ class Link:
         received_bytes: how much came.
         last_sent: when something was sent last.
         last_received: when something came last.
+        longest_silence: seconds of silence that something ended, at most.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -78,6 +79,7 @@ class Link:
         self.received_bytes = 0
         self.last_sent = self.opened
         self.last_received = self.opened
+        self.longest_silence = 0.0
 
     async def send(self, data: bytes) -> None:
         """Sends bytes as they are. Cancelling leaves a part unsent.
@@ -89,8 +91,10 @@ class Link:
             await self.stream.send_all(data)
         except (trio.BrokenResourceError, OSError):
             raise Cut(Ending(End.RST, trio.current_time())) from None
+        now = trio.current_time()
+        self._end_silence(now)
         self.sent_bytes += len(data)
-        self.last_sent = trio.current_time()
+        self.last_sent = now
 
     async def receive(self) -> bytes:
         """Waits for bytes as they come. Cancelling loses none.
@@ -105,9 +109,13 @@ class Link:
         now = trio.current_time()
         if not data:
             raise Cut(Ending(End.FIN, now))
+        self._end_silence(now)
         self.received_bytes += len(data)
         self.last_received = now
         return data
+
+    def _end_silence(self, now: float) -> None:
+        self.longest_silence = max(self.longest_silence, now - max(self.last_sent, self.last_received))
 
     @property
     def socket(self) -> trio.socket.SocketType:

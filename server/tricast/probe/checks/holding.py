@@ -117,11 +117,16 @@ class Held:
 
     def end(self, state: State) -> None:
         """It is over."""
+        self.look()
+        self.outcome.state = state
+
+    def look(self) -> None:
+        """Notes how old it is, and how silent."""
         outcome, link, now = self.outcome, self._link, trio.current_time()
-        outcome.state = state
         if link is not None:
             outcome.age = now - outcome.began
             outcome.quiet = now - max(link.last_sent, link.last_received)
+            outcome.silence = max(link.longest_silence, outcome.quiet)
 
 
 async def hold(held: Held) -> None:

@@ -13,6 +13,7 @@ from tricast.probe.asking import Refused, reports
 from tricast.probe.cells import POOL, Cell, Mode, Outcome, Plan, State, bracket, cut_after, is_decided, of, pointless
 from tricast.probe.checks.holding import Held, Paths, hold
 from tricast.probe.target import Target, new_nonce
+from tricast.wire.probe import Record
 
 #: How often is looked at what has become of the cells.
 _LOOK_SECONDS = 0.1
@@ -56,6 +57,7 @@ class Timers:
     def __init__(self, target: Target, plan: Plan, paths: Paths | None = None) -> None:
         self._target = target
         self._paths = paths or Paths()
+        self._helds: list[Held] = []
         self._scopes: dict[int, trio.CancelScope] = {}
         self._refined: set[str] = set()
         self._began = 0.0
@@ -77,12 +79,12 @@ class Timers:
                 self._drop_pointless()
                 self._refine(nursery)
                 if trio.current_time() >= asked_at + max(_ASK_SECONDS, self.plan.interval):
-                    await self._ask_server()
+                    await self._ask_server(self.plan.patience)
                     asked_at = trio.current_time()
             # What was ended just now is still on its way to the server; and what is open there must be told from what
             # is closed here below.
             await trio.sleep(_SETTLE_SECONDS)
-            await self._ask_server()
+            await self._ask_server(_SETTLE_SECONDS)
             nursery.cancel_scope.cancel()
 
     def elapsed(self) -> float:
@@ -109,6 +111,7 @@ class Timers:
 
     async def _hold(self, outcome: Outcome) -> None:
         held = Held(outcome, self.plan, self._target, self._paths)
+        self._helds.append(held)
         with trio.CancelScope() as scope:
             self._scopes[id(outcome)] = scope
             await hold(held)
@@ -116,11 +119,10 @@ class Timers:
     # What is known
 
     def _is_over(self) -> bool:
-        now = trio.current_time()
-        for outcome in self.outcomes:
-            if outcome.state is State.OPEN and id(outcome) in self._scopes:
-                outcome.age = max(0.0, now - outcome.began) if outcome.began else 0.0
-        if now >= self._deadline and not any(map(self._is_waited_for, self.outcomes)):
+        for held in self._helds:
+            if held.outcome.state is State.OPEN:
+                held.look()
+        if trio.current_time() >= self._deadline and not any(map(self._is_waited_for, self.outcomes)):
             return True
         transports = {outcome.cell.transport for outcome in self.outcomes} - {POOL} or {POOL}
         return all(is_decided(self.outcomes, transport, self.plan) for transport in transports)
@@ -152,8 +154,12 @@ class Timers:
                 self._begin(nursery, cell)
             self._deadline = max(self._deadline, trio.current_time() + silent[1] + 2 * self.plan.patience)
 
-    async def _ask_server(self) -> None:
-        """Puts to each outcome what the server saw of it, which counts where its end alone is over."""
+    async def _ask_server(self, patience: float) -> None:
+        """Puts to each outcome what the server saw of it, which counts where its end alone is over.
+
+        Args:
+            patience: seconds that such an end may need to get here as well.
+        """
         if self.plan.is_foreign:
             return
         asked = [o for o in self.outcomes if o.cell.transport != "keepalive" and o.state is not State.REFUSED]
@@ -162,16 +168,16 @@ class Timers:
             for outcome in asked:
                 if (found := seen.get(outcome.nonce)) is not None:
                     outcome.seen, outcome.calls = found.record, found.calls
-                    self._notice_half(outcome)
+        for outcome in asked:
+            if outcome.seen is not None:
+                self._notice_half(outcome, outcome.seen, patience)
 
-    def _notice_half(self, outcome: Outcome) -> None:
-        record = outcome.seen
-        assert record is not None
+    def _notice_half(self, outcome: Outcome, record: Record, patience: float) -> None:
         if outcome.cell.transport == POOL and outcome.state is State.OPEN and record.ended is not None:
             outcome.age, outcome.how = record.ended, record.end or ""
             self._drop(outcome, State.CUT)
         if outcome.state is not State.OPEN or outcome.cell.mode is Mode.RUNG or record.ended is None:
             return
-        if record.end != "own" and record.age > record.ended + self.plan.patience:
+        if record.end != "own" and trio.current_time() - outcome.began > record.ended + patience:
             outcome.age = record.ended
             self._drop(outcome, State.HALF)

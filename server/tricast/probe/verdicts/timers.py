@@ -4,7 +4,6 @@ Times in results are those of the timers, at the speed that they have in earnest
 """
 
 from collections.abc import Iterator, Sequence
-from statistics import median
 from typing import NamedTuple
 
 import msgspec
@@ -18,6 +17,8 @@ from tricast.probe.link import End
 
 #: How far two measurements of one timer may be apart.
 _ALIKE = 0.1
+#: How long who measures may be held up, on the wire.
+_HELD_UP_SECONDS = 0.5
 #: What Tricast does unless it is told otherwise: ``poll.timeout``, and how often it lets itself be heard.
 _POLL_TIMEOUT = 25.0
 _HEARD_EVERY = 15.0
@@ -106,19 +107,19 @@ def timing(outcomes: Sequence[Outcome], transport: str, plan: Plan) -> Timing:
         return _cut_timing(outcomes, transport, plan, cut)
     if silent is not None:
         return _silent_timing(outcomes, transport, plan, silent)
-    alive = min(outcome.age for outcome in usable) * plan.speed
+    alive = min(outcome.silence if plan.is_foreign else outcome.age for outcome in usable) * plan.speed
     return Timing(transport=transport, idle=Estimate(low=alive, high=None, count=len(usable)))
 
 
 def _cut_timing(outcomes: Sequence[Outcome], transport: str, plan: Plan, cut: Sequence[Outcome]) -> Timing:
     lengths = [_length(outcome, plan) * plan.speed for outcome in cut]
-    after = median(lengths)
+    after = min(lengths)
     found = _estimate(lengths, transport)
     first = cut[0]
     how = first.how if first.state is State.CUT else ""
     whose = blame(how, first.code, first.seen, is_idle_http=transport == "keepalive")
     total = _total(outcomes, transport, plan, after)
-    is_only_total = total is not None and total.low <= after * (1 + _ALIKE)
+    is_only_total = total is not None and (plan.is_foreign or total.low <= after + _margin(after, plan))
     return Timing(
         transport=transport,
         idle=None if is_only_total else found,
@@ -179,11 +180,12 @@ def _calls(outcome: Outcome) -> int:
 
 
 def _estimate(lengths: Sequence[float], transport: str) -> Estimate:
-    middle = median(lengths)
-    known = snap(middle, transport)
+    # A timer is never early, but whatever tells of it may be late; and of several that differ, the shortest matters.
+    shortest = min(lengths)
+    known = snap(shortest, transport)
     return Estimate(
-        low=middle,
-        high=middle,
+        low=shortest,
+        high=shortest,
         spread=max(lengths) - min(lengths),
         count=len(lengths),
         constant=known[0] if known else None,
@@ -193,12 +195,22 @@ def _estimate(lengths: Sequence[float], transport: str) -> Estimate:
 
 def _total(outcomes: Sequence[Outcome], transport: str, plan: Plan, after: float) -> Estimate | None:
     """The clock that nothing resets, if there is one: what is busy in both directions ends as well."""
+    if plan.is_foreign and (total := _foreign_total(outcomes, transport, plan)) is not None:
+        return total
     busy = of(outcomes, transport, Mode.BOTH if transport == "ws" else Mode.SERVER)
     if not busy or not all(outcome.state in _ENDED for outcome in busy):
         return None
     lengths = [outcome.age * plan.speed for outcome in busy]
     # An idle timer that is shorter than the interval ends them as well.
     return _estimate(lengths, transport) if after > plan.interval * plan.speed * (1 + _ALIKE) else None
+
+
+def _foreign_total(outcomes: Sequence[Outcome], transport: str, plan: Plan) -> Estimate | None:
+    """The same where a server says what it likes: what has ended after less silence than it had lived through."""
+    ended = [outcome for outcome in of(outcomes, transport, Mode.IDLE) if outcome.state in _ENDED]
+    if not ended or not all(outcome.quiet < outcome.silence * (1 - _ALIKE) for outcome in ended):
+        return None
+    return _estimate([outcome.age * plan.speed for outcome in ended], transport)
 
 
 def _counts(outcomes: Sequence[Outcome], transport: str, plan: Plan, after: float) -> str:
@@ -219,11 +231,16 @@ def _outlives(outcomes: Sequence[Outcome], transport: str, mode: Mode, plan: Pla
     found = [outcome for outcome in of(outcomes, transport, mode) if outcome.state is not State.REFUSED]
     if not found:
         return None
-    # What was said last may have been just before, and who measures may be held up.
-    limit = after / plan.speed + plan.interval
-    if all(outcome.age > limit for outcome in found):
+    limit = after / plan.speed + plan.interval  # what was said last may have been just before
+    margin = _margin(after, plan) / plan.speed
+    if all(outcome.age > limit + (margin if outcome.state in _ENDED else 0.0) for outcome in found):
         return True
     return False if all(outcome.state in _ENDED for outcome in found) else None
+
+
+def _margin(after: float, plan: Plan) -> float:
+    """How much later than another one a cell may end that was ended by the same timer."""
+    return max(_ALIKE * after, _HELD_UP_SECONDS * plan.speed)
 
 
 # From timings to findings
@@ -282,7 +299,9 @@ def _idle(found: Timing) -> Finding:
     if limit.high is None:
         return about.finding(Verdict.OK, f"nothing ends a silence of {_seconds(limit.low)}")
     summary = _in_words(found)
-    if found.culprit == Culprit.SERVER or found.transport == "keepalive":
+    # An end by the protocol's own word is the server's right, where it cannot be asked whether it was its own.
+    is_word = found.culprit == Culprit.UNKNOWN and found.how in (End.CLOSE, End.COMPLETE)
+    if found.culprit == Culprit.SERVER or found.transport == "keepalive" or is_word:
         return about.finding(Verdict.INFO, summary)
     if found.total is not None:
         return about.finding(Verdict.ADVICE, summary, advice.TOTAL)
