@@ -565,6 +565,7 @@ def probe(
 async def _probe(
     plan: "Plan", advised: tuple[str, ...] | None, conditions: "list[Condition] | None", as_json: bool
 ) -> None:
+    from tricast.errors import leaves
     from tricast.probe.display import shown
     from tricast.probe.findings import exit_code
     from tricast.probe.report import Report, print_json, print_report
@@ -574,8 +575,8 @@ async def _probe(
     try:
         async with shown(outcome, sys.stderr):
             await examine(outcome)
-    except Unusable as error:
-        raise Broken(*str(error).splitlines()) from None
+    except* Unusable as errors:
+        raise Broken(*(line for error in leaves(errors) for line in str(error).splitlines())) from None
     failed = [condition.text for condition in conditions or () if condition.holds(outcome.findings)]
     code = exit_code(outcome.findings) if conditions is None else 2 if failed else 0
     if outcome.was_interrupted and not outcome.findings:

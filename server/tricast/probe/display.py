@@ -13,7 +13,7 @@ from tricast.probe.run import Outcome
 
 _SHOW_SECONDS = 0.5
 #: Where nobody watches, a line now and then is enough.
-_LINE_SECONDS = 10.0
+_LINE_SECONDS = 5.0
 
 
 @asynccontextmanager
