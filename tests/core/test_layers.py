@@ -46,10 +46,13 @@ ALLOWED = {
 _PURE_IN_PROBE = (
     "advice",
     "arrivals",
+    "blame",
+    "cells",
     "conditions",
     "differences",
     "findings",
     "fingerprint",
+    "known",
     "limits",
     "measured",
     "recommend",

@@ -1,5 +1,6 @@
 """The companion endpoints, and the probe's own client, against each other on real sockets."""
 
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import msgspec
@@ -7,10 +8,11 @@ import pytest
 import trio
 from clients import Wire, ask, frame, head, open_websocket, read_head
 from probe.probing import TOKEN, probed, target_of
-from serving import serving, until
+from serving import serving, serving_process, until
 from structlog.testing import LogCapture
 
-from tricast import Config, ConfigError, Server, load_config
+from tricast import Config, ConfigError, load_config
+from tricast.client.failures import Lost
 from tricast.companion.records import MAX_NONCES, Records
 from tricast.probe.asking import Refused, asking, echo, find_companion, merge, reports
 from tricast.probe.asking import ask as ask_companion
@@ -419,8 +421,25 @@ def test_what_several_servers_saw_is_put_together() -> None:
     assert merge({"a": {}, "b": {}}) == {}
 
 
-async def test_every_process_behind_a_url_is_asked() -> None:
-    async with probed() as (server, target):
+async def test_what_nobody_has_seen_is_not_known() -> None:
+    async with probed() as (_, target):
         assert await reports(target, ["nobody"]) == {}
         assert len(await reports(target, [str(number) for number in range(300)])) == 0
-        assert isinstance(server, Server)
+    with pytest.raises(Lost):
+        await reports(target, ["nobody"])
+
+
+async def test_every_process_behind_a_url_is_asked() -> None:
+    """Of several workers, each knows what it has seen itself."""
+    async with serving_process(within=60, server={"port": 0, "workers": 2}, probe={"token": TOKEN}) as server:
+        target = target_of(server.url)
+        nonces = [new_nonce() for _ in range(24)]
+        async with AsyncExitStack() as stack:
+            for nonce in nonces:
+                query = [("first", 0), ("hold", 60), ("nonce", nonce)]
+                stream = await stack.enter_async_context(asking(target, "sse", query))
+                await stream.head()
+            seen = await reports(target, nonces)
+        assert set(seen) == set(nonces)
+        assert len({each.server for each in seen.values()}) == 2
+        assert {each.record.end for each in seen.values()} == {None}

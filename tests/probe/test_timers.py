@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import pytest
 import trio
 from probe.probing import probed, target_of
 from probe.relays import Fault, relay
 
 from tricast.probe.blame import Culprit
-from tricast.probe.cells import TRANSPORTS, Plan, plan_of
+from tricast.probe.cells import TRANSPORTS, plan_of
 from tricast.probe.checks.holding import Paths
 from tricast.probe.checks.timers import Timers
 from tricast.probe.findings import Verdict
@@ -163,26 +162,27 @@ async def test_a_server_that_ends_idle_connections_before_the_proxy_does() -> No
         run = await measured(target, (), horizon=90)
         (found,) = timers(run.outcomes, run.plan)
         assert (found.check, found.verdict, found.advice) == ("P17", Verdict.ADVICE, "server-keepalive"), found
-        assert found.detail["kept_by_server"] >= 0.5 * SPEED
+        assert found.detail["kept_by_server"] >= 0.5
         for upstream in kept:
             await upstream.aclose()
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("transport", ["ws", "sse", "keepalive"])
-async def test_a_server_without_companion_endpoints(transport: str) -> None:
+async def test_a_server_without_companion_endpoints() -> None:
     """What any server has to hold: a WebSocket, an event stream, a connection after an answer."""
-    plan: Plan = plan_of(90, speed=SPEED, transports=(transport,), is_foreign=True, copies=2)
-    async with probed(probe={"token": ""}) as (server, _), relay(server.port, Fault(idle=1.0)) as url:
-        run = Timers(target_of(url, ""), plan, Paths(ws="/ws", sse="/events?topic=news", keepalive="/healthz"))
+    transports = ("ws", "sse", "keepalive")
+    plan = plan_of(90, speed=SPEED, transports=transports, is_foreign=True, copies=2)
+    paths = Paths(ws="/ws", sse="/events?topic=news", keepalive="/healthz")
+    async with probed(probe={"token": ""}) as (server, target), relay(server.port, Fault(idle=1.0)) as url:
+        run = Timers(target_of(url, ""), plan, paths)
         await run.run()
-        found = timing(run.outcomes, transport, plan)
-        assert found.idle is not None, found
-        assert found.idle.high is not None
-        assert SPEED * 0.97 <= found.idle.low <= SPEED * 1.5
-        assert found.culprit == Culprit.UNKNOWN
-        assert found.pinged is (True if transport == "ws" else None)
-    async with probed(probe={"token": ""}) as (server, target):
+        for transport in transports:
+            found = timing(run.outcomes, transport, plan)
+            assert found.idle is not None, found
+            assert found.idle.high is not None
+            assert SPEED * 0.97 <= found.idle.low <= SPEED * 1.5
+            assert found.culprit == Culprit.UNKNOWN
+            assert found.pinged is (True if transport == "ws" else None)
         run = Timers(target, plan, Paths(keepalive=None))
         await run.run()
-        assert timing(run.outcomes, transport, plan).refused == "no path to hold is known"
+        assert {timing(run.outcomes, each, plan).refused for each in transports} == {"no path to hold is known"}

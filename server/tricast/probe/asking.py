@@ -17,9 +17,11 @@ from tricast.wire.probe import MAX_REPORTED, Echo, Record, Report
 
 _Answer = TypeVar("_Answer")
 
-#: How often a report is asked for before a nonce is taken to be unknown to every process behind the URL.
-_TRIES_PER_SERVER = 4
-_MAX_TRIES = 32
+#: How often a report is asked for before a nonce is taken to be unknown to every process behind the URL: so often
+#: that each of a few that are chosen at random is as good as sure to have been among them.
+_TRIES_PER_SERVER = 9
+_TRIES_AT_ONCE = 4
+_MAX_TRIES = 33
 
 
 class Refused(ClientError):
@@ -134,15 +136,27 @@ async def reports(target: Target, nonces: Iterable[str]) -> dict[str, Seen]:
 
 async def _reports(target: Target, wanted: Sequence[str]) -> dict[str, Seen]:
     by_server: dict[str, dict[str, Record]] = {}
-    tries = 0
-    while tries < min(_MAX_TRIES, _TRIES_PER_SERVER * max(1, len(by_server))):
-        tries += 1
-        report = read(await ask(target, "report", [("nonce", nonce) for nonce in wanted]), Report)
-        by_server[report.server] = report.seen
-        # One that has seen them all is as a rule the only one, or the others have nothing to add.
-        if tries >= len(by_server) and _are_known(wanted, by_server):
-            break
-        await trio.lowlevel.checkpoint()
+    failures: list[Exception] = []
+
+    async def ask_once() -> None:
+        try:
+            report = read(await ask(target, "report", [("nonce", nonce) for nonce in wanted]), Report)
+            by_server[report.server] = report.seen
+        except (Lost, ClientError) as error:
+            failures.append(error)
+
+    await ask_once()
+    tries = 1
+    # One that has seen them all is as a rule the only one, or the others have nothing to add.
+    while (
+        by_server and not _are_known(wanted, by_server) and tries < min(_MAX_TRIES, _TRIES_PER_SERVER * len(by_server))
+    ):
+        async with trio.open_nursery() as nursery:
+            for _ in range(_TRIES_AT_ONCE):
+                nursery.start_soon(ask_once)
+        tries += _TRIES_AT_ONCE
+    if not by_server:
+        raise failures[0]
     return merge(by_server)
 
 

@@ -229,7 +229,7 @@ async def open_http(target: Target) -> AsyncIterator[HttpLink]:
     try:
         yield HttpLink(link, target)
     finally:
-        await link.close()
+        await trio.aclose_forcefully(link.stream)
 
 
 def _head_of(event: h11.Response | h11.InformationalResponse, at: float, informational: tuple[int, ...]) -> Head:

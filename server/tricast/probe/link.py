@@ -60,9 +60,10 @@ class Link:
     """Bytes both ways.
 
     Args:
-        stream: connected; closed by ``close``.
+        stream: connected; closed by whoever opened it.
 
     Attributes:
+        stream: the same.
         opened: when it was there. All times are of ``trio.current_time()``.
         sent_bytes: how much was sent.
         received_bytes: how much came.
@@ -71,7 +72,7 @@ class Link:
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
+        self.stream = stream
         self.opened = trio.current_time()
         self.sent_bytes = 0
         self.received_bytes = 0
@@ -85,7 +86,7 @@ class Link:
             Cut: the connection is gone.
         """
         try:
-            await self._stream.send_all(data)
+            await self.stream.send_all(data)
         except (trio.BrokenResourceError, OSError):
             raise Cut(Ending(End.RST, trio.current_time())) from None
         self.sent_bytes += len(data)
@@ -98,7 +99,7 @@ class Link:
             Cut: there are no more.
         """
         try:
-            data = bytes(await self._stream.receive_some(_RECEIVE_BYTES))
+            data = bytes(await self.stream.receive_some(_RECEIVE_BYTES))
         except (trio.BrokenResourceError, OSError):
             raise Cut(Ending(End.RST, trio.current_time())) from None
         now = trio.current_time()
@@ -111,13 +112,9 @@ class Link:
     @property
     def socket(self) -> trio.socket.SocketType:
         """The socket under it, for its options."""
-        stream = self._stream.transport_stream if isinstance(self._stream, trio.SSLStream) else self._stream
+        stream = self.stream.transport_stream if isinstance(self.stream, trio.SSLStream) else self.stream
         assert isinstance(stream, trio.SocketStream)
         return stream.socket
-
-    async def close(self) -> None:
-        """Closes at once, without a word of TLS's own."""
-        await trio.aclose_forcefully(self._stream)
 
 
 async def open_link(target: Target) -> Link:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from secrets import token_bytes
 from typing import NamedTuple
 
+import trio
 import wsproto.events as ws
 from wsproto import ConnectionType
 from wsproto.connection import Connection as Protocol
@@ -199,4 +200,4 @@ async def open_websocket(target: Target) -> AsyncIterator[WebSocketLink]:
     try:
         yield WebSocketLink(link, target)
     finally:
-        await link.close()
+        await trio.aclose_forcefully(link.stream)

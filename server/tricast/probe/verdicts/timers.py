@@ -25,6 +25,8 @@ _ENDED = (State.CUT, State.HALF, State.LOST)
 _STREAMS = ("ws", "sse")
 #: How an end looks at the server that is not its own.
 _AWAY = ("fin", "rst")
+#: What was silent for less was ended with its client.
+_KEPT_SECONDS = 0.3
 #: What is to be done about a server that keeps connections for too short a time.
 SERVER_KEEPALIVE = "server-keepalive"
 
@@ -129,7 +131,7 @@ def _cut_timing(outcomes: Sequence[Outcome], transport: str, plan: Plan, cut: Se
         form=whose.form,
         hint=whose.hint,
         page=first.page if first.how == End.STATUS else "",
-        calls=max(outcome.calls for outcome in cut) or 1,
+        calls=max(_calls(outcome) for outcome in cut) or 1,
     )
 
 
@@ -161,12 +163,19 @@ def _silent_blame(outcomes: Sequence[Outcome], transport: str) -> Blame:
 
 def _length(outcome: Outcome, plan: Plan) -> float:
     """How long the timer was: where a request was sent again by who gave up, as the server saw the first time."""
-    seen = outcome.seen
     if plan.is_foreign:
         return outcome.quiet if outcome.state in _ENDED else outcome.age  # it says something whenever it likes
-    if outcome.calls > 1 and seen is not None and seen.ended is not None:
-        return seen.ended
+    if _calls(outcome) > 1 and outcome.seen is not None and outcome.seen.ended is not None:
+        return outcome.seen.ended
     return outcome.age
+
+
+def _calls(outcome: Outcome) -> int:
+    """How often a request came to the server, or to several of them: each was left alone after the same time."""
+    seen = outcome.seen
+    if outcome.how != End.STATUS or seen is None or not seen.ended:
+        return outcome.calls
+    return max(outcome.calls, round(outcome.age / seen.ended))
 
 
 def _estimate(lengths: Sequence[float], transport: str) -> Estimate:
@@ -337,8 +346,9 @@ def _pool(outcomes: Sequence[Outcome], plan: Plan) -> Finding:
     """
     seen = [outcome.seen for outcome in outcomes if outcome.state is not State.REFUSED and outcome.seen is not None]
     idle = {end: [(r.ended or 0.0) - (r.last_sent or 0.0) for r in seen if r.end == end] for end in (*_AWAY, "own")}
-    kept = {end: [s * plan.speed for s in lengths if s >= plan.shortest] for end, lengths in idle.items()}
-    away = [seconds for end in _AWAY for seconds in kept[end]]
+    kept = {end: [s for s in lengths if s >= _KEPT_SECONDS] for end, lengths in idle.items()}
+    away = [seconds * plan.speed for end in _AWAY for seconds in kept[end]]
+    # The server's own timers are not sped up.
     detail = {"kept": max(away, default=None), "kept_by_server": max(kept["own"], default=None), "count": len(seen)}
 
     def finding(verdict: Verdict, summary: str, key: str | None = None) -> Finding:
@@ -349,8 +359,7 @@ def _pool(outcomes: Sequence[Outcome], plan: Plan) -> Finding:
     if not seen:
         return finding(Verdict.UNKNOWN, next((o.why for o in outcomes if o.why), "not measured"))
     if kept["own"]:
-        after = _seconds(min(kept["own"]) / plan.speed)  # the server's own timers are not sped up
-        summary = f"the server is the first to end one, after {after} of silence: raise limits.idle_timeout"
+        summary = f"the server ends one first, after {_seconds(min(kept['own']))}: a request that comes then is lost"
         return finding(Verdict.ADVICE, summary, SERVER_KEEPALIVE)
     if away:
         return finding(Verdict.OK, f"ended before the server does, after {_seconds(max(away))} of silence")
