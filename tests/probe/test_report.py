@@ -109,6 +109,12 @@ def test_every_check_is_shown():
     assert all(f"summary of {check}\n" in text for check in checks)
 
 
+def test_what_has_been_said_is_not_said_again():
+    idle = finding("P13", "ws idle", Verdict.UNKNOWN, "no WebSocket")
+    assert "no WebSocket" in printed(report(idle))
+    assert "no WebSocket" not in printed(report(STRIPPED, idle))
+
+
 def test_json():
     stream = io.StringIO()
     print_json(report(STRIPPED, timer("ws", 10.0), exit_code=2, notes=["a note"]), stream)
