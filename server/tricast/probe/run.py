@@ -175,8 +175,11 @@ class _Run:
         there = None if direct is None else Timers(direct.target, plan, paths)
         try:
             async with trio.open_nursery() as nursery:
-                for timers in filter(None, (outcome.timers, there)):
-                    nursery.start_soon(timers.run)
+                if there is not None:
+                    nursery.start_soon(there.run)
+                await outcome.timers.run()
+                # What the server itself has held for so long, it does not end as early as the way does.
+                nursery.cancel_scope.cancel()
         finally:
             found = timer_findings(outcome.timers.outcomes, plan, there.outcomes if there else ())
             # Of what a foreign server does not have, there is nothing to be told.
