@@ -23,8 +23,7 @@ def an_outcome(**more):
 
 def timers(target=None):
     plan = plan_of(130.0)
-    measured = Timers(target, plan)
-    return measured
+    return Timers(target, plan)
 
 
 async def test_a_line(autojump_clock):
