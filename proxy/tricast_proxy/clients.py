@@ -1,5 +1,6 @@
 """One client's connection: request after request, and the tunnel that one of them may turn it into."""
 
+import math
 from typing import NamedTuple
 
 import trio
@@ -46,6 +47,7 @@ class Client:
         connection: the client's.
         data: what it sent that nobody has taken yet.
         has_left: whether it will send no more.
+        deadline: when the request that is on its way has to have come as a whole.
         tunnel: what it has become, if it has.
     """
 
@@ -61,6 +63,7 @@ class Client:
         "_sock",
         "connection",
         "data",
+        "deadline",
         "has_left",
         "tunnel",
     )
@@ -79,6 +82,7 @@ class Client:
         self.connection = connection
         self.data = bytearray()
         self.has_left = False
+        self.deadline = math.inf
         self.tunnel: Tunnel | None = None
 
     async def run(self) -> None:
@@ -156,19 +160,22 @@ class Client:
         config = self._shared.config.client
         skip_empty_lines(self.data)
         if self.data and (head := reader.take(self.data)) is not None:
+            self._begin_request()
             await trio.lowlevel.checkpoint()  # pipelined requests come by the thousand in one read
             return head
         has_begun = self._served == 0 or bool(self.data)
         seconds = config.header_timeout if has_begun else config.keepalive_timeout
         head = None
-        with trio.move_on_after(seconds) as scope:
+        self._begin_request()
+        with trio.move_on_after(min(seconds, config.request_timeout) if has_begun else seconds) as scope:
             self._scope = scope
             while head is None and not self.has_left:
                 data = await self.connection.receive()
                 self.has_left = not data
                 if not has_begun:
                     has_begun = True
-                    scope.deadline = trio.current_time() + config.header_timeout
+                    self._begin_request()
+                    scope.deadline = min(trio.current_time() + config.header_timeout, self.deadline)
                 self.data += data
                 skip_empty_lines(self.data)
                 head = reader.take(self.data)
@@ -177,6 +184,9 @@ class Client:
         if is_late and config.header_timeout_reply == "408":
             await self._refuse(Failure("refused", 408, "the request did not come in time", "http_request_error"))
         return head
+
+    def _begin_request(self) -> None:
+        self.deadline = trio.current_time() + self._shared.config.client.request_timeout
 
     async def _refuse(self, failure: Failure) -> None:
         """Answers what could not be read as a request; where the next one begins is not sure then."""

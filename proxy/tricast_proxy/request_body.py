@@ -23,11 +23,13 @@ class ClientSide(Protocol):
         connection: its connection.
         data: what it sent that nobody has taken yet.
         has_left: whether it will send no more.
+        deadline: when the request that is on its way has to have come as a whole.
     """
 
     connection: Connection
     data: bytearray
     has_left: bool
+    deadline: float
 
 
 class RequestBody:
@@ -74,7 +76,8 @@ class RequestBody:
             return self._file.read(_PIECE)
         client = self._client
         while not (payload := self.take_now()) and not self._reader.is_complete:
-            with trio.move_on_after(self._config.client.body_timeout) as scope:
+            deadline = min(trio.current_time() + self._config.client.body_timeout, client.deadline)
+            with trio.move_on_at(deadline) as scope:
                 data = await client.connection.receive()
             if scope.cancelled_caught:
                 raise TimeoutError
