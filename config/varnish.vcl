@@ -1,5 +1,5 @@
-# Varnish in front of Tricast: a whole configuration. Change the names marked with <--, and start it with these parameters
-# (on Debian in the ExecStart of the service, `systemctl edit varnish`):
+# Varnish in front of Tricast: a whole configuration. Change the lines marked with <--, and start it with these
+# parameters (on Debian in the ExecStart of the service, `systemctl edit varnish`):
 #
 #     varnishd -a :80 -f /etc/varnish/tricast.vcl -p pipe_timeout=75 -p timeout_idle=75
 #
@@ -16,12 +16,12 @@ vcl 4.1;
 
 import directors;
 
-# A server that starts, drains or cannot reach its log gets no new clients.
+# A server that starts, drains or cannot reach its log gets no new clients, as soon as a probe has told.
 probe ready {
     .url = "/readyz";
     .interval = 2s;
     .timeout = 1s;
-    .window = 3;
+    .window = 2;
     .threshold = 2;
     .initial = 2;
 }
@@ -58,13 +58,13 @@ sub vcl_recv {
     if (req.method !~ "^(GET|HEAD|POST|OPTIONS)$") {
         return (synth(405));
     }
-    # A WebSocket becomes a pipe: from here on Varnish looks at nothing that comes on this connection. If Tricast refuses,
-    # further requests on it reach Tricast unseen, so do not rely on rules here for what has to be kept from clients.
+    # A WebSocket becomes a pipe: from here on Varnish looks at nothing that comes on this connection. If Tricast
+    # refuses, further requests on it reach Tricast unseen: rules in here keep nobody from anything for certain.
     if (req.method == "GET" && req.http.Upgrade ~ "(?i)^websocket$" && req.http.Connection ~ "(?i)upgrade") {
         return (pipe);
     }
-    # Nothing is cached. Without this, clients that ask for the same topic would get one stream together, with events of
-    # the past, and nobody would get their position.
+    # Nothing is cached, and nobody waits for anybody. Without this, clients that ask for the same wait until the first of
+    # them is answered, in the hope that it can be cached, and miss what came meanwhile (observed with 7.1.1).
     return (pass);
 }
 
@@ -72,4 +72,13 @@ sub vcl_pipe {
     # A pipe says Connection: close otherwise.
     set bereq.http.Upgrade = req.http.Upgrade;
     set bereq.http.Connection = "Upgrade";
+}
+
+sub vcl_backend_error {
+    # When a server cannot be reached, another one is tried, for what may be asked twice. Until a probe has told of it,
+    # every second publish and WebSocket gets 503 (two servers), with Retry-After.
+    if (bereq.retries == 0 && bereq.method == "GET") {
+        set bereq.backend = tricast.backend();
+        return (retry);
+    }
 }

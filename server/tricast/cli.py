@@ -5,44 +5,41 @@ Events go to stdout, words to stderr. Exit codes: 0 done, 1 it did not work, 2 w
 """
 # ruff: noqa: PLC0415 - everything heavy is imported by the command that needs it, so that --help is quick.
 
-import errno
 import os
-import re
-import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
 from tricast import __version__
+from tricast.command_line import INTERRUPTED as _INTERRUPTED
+from tricast.command_line import Failure
+from tricast.command_line import in_words as _in_words
+from tricast.command_line import run as _run
+from tricast.command_line import say as _say
+from tricast.probe.command import probe
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
     from tricast.client import Item
     from tricast.config import Config
     from tricast.event import Event
-    from tricast.probe.conditions import Condition
-    from tricast.probe.run import Plan
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
+#: The entry points by which a package adds commands.
+_COMMANDS = "tricast.commands"
 _READ_BYTES = 64 * 2**10
 #: Lines published at a time, all or none; well under what a server takes in one batch unless told otherwise.
 _LINES_PER_BATCH = 500
 #: What a benchmark's events carry beside their text, and how many processes may be asked for.
 _SMALLEST_DATA = 100
 _MOST_PROCESSES = 256
-#: As a shell reports a command that a signal ended.
-_INTERRUPTED = 128 + signal.SIGINT
-_NO_READER = 128 + signal.SIGPIPE
-
-#: How long a probe may wait for timers, and how long it does with each of these options.
-_HORIZON = click.FloatRange(10, 7000)
-_HORIZONS = {"--idle": "130", "--deep": "420", "--full": "3700"}
-
 _TRANSPORT_NAMES = {"ws": "WebSocket", "sse": "Server-Sent Events", "poll": "long polling"}
 _GAP_REASONS = {
     "evicted": "the server does not keep them any more",
@@ -52,40 +49,41 @@ _GAP_REASONS = {
 }
 
 
-class Failure(click.ClickException):
-    """The command did not work; each line says why, for the person who gave it."""
+class _Commands(click.Group):
+    """The commands of this module, and those that other packages bring along."""
 
-    exit_code = 1
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
+        return sorted((*super().list_commands(ctx), *self._brought_along().names))
 
-    def __init__(self, *lines: str) -> None:
-        super().__init__("\n".join(lines))
-        self.lines = lines
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name, which is loaded only then."""
+        command = super().get_command(ctx, cmd_name)
+        if command is None and cmd_name in self._brought_along().names:
+            command = self._brought_along()[cmd_name].load()
+        return command
 
-    def show(self, file: IO[Any] | None = None) -> None:  # noqa: ARG002 - click's signature
-        """Writes the lines to stderr."""
-        for line in self.lines:
-            _say(line, label="error: ", colour="red")
+    def _brought_along(self) -> "EntryPoints":
+        from importlib.metadata import entry_points
 
-
-class Broken(Failure):
-    """What was to be probed cannot be reached at all."""
-
-    exit_code = 2
+        return entry_points(group=_COMMANDS)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="tricast", message="%(prog)s %(version)s")
 def cli() -> None:
     """One ordered stream of events over long polling, Server-Sent Events and WebSocket."""
 
 
-def _check_url(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+cli.add_command(probe)
+
+
+def _check_url(context: click.Context, parameter: click.Parameter, value: str) -> str:
     from tricast.client import ClientError
     from tricast.client.endpoint import Endpoint
 
     try:
-        if value is not None:
-            Endpoint.parse(value)
+        Endpoint.parse(value)
     except ClientError as error:
         raise click.BadParameter(str(error), context, parameter) from None
     return value
@@ -109,36 +107,6 @@ def _check_processes(context: click.Context, parameter: click.Parameter, value: 
         words = f"expected auto or a number from 1 to {_MOST_PROCESSES}, found {value!r}"
         raise click.BadParameter(words, context, parameter)
     return int(value)
-
-
-def _names(context: click.Context, parameter: click.Parameter, value: str, known: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
-    if wrong := [name for name in names if name not in known] or not names:
-        found = repr(wrong[0]) if isinstance(wrong, list) else "nothing"
-        raise click.BadParameter(f"expected any of {', '.join(known)}, found {found}", context, parameter)
-    return names
-
-
-def _check_transports(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
-    return _names(context, parameter, value, ("ws", "sse", "poll"))
-
-
-def _check_advice(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...] | None:
-    """The proxies, or None for ``auto``."""
-    from tricast.probe.advice import KNOWN
-
-    return None if value == "auto" else _names(context, parameter, value, KNOWN)
-
-
-def _check_conditions(
-    context: click.Context, parameter: click.Parameter, value: str | None
-) -> "list[Condition] | None":
-    from tricast.probe.conditions import BadCondition, parse
-
-    try:
-        return None if value is None else parse(value)
-    except BadCondition as error:
-        raise click.BadParameter(str(error), context, parameter) from None
 
 
 _url_option = click.option(
@@ -453,138 +421,6 @@ async def _bench(options: dict[str, Any], compare: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(_INTERRUPTED)
 
 
-class _WithHorizons(click.Command):
-    """A command with options that may be followed by a number of seconds."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Puts in the number where there is none."""
-        filled = []
-        for word, follower in zip(args, [*args[1:], ""], strict=True):
-            filled.append(word)
-            if word in _HORIZONS and re.fullmatch(r"[0-9.]+", follower) is None:
-                filled.append(_HORIZONS[word])
-        return super().parse_args(ctx, filled)
-
-
-@cli.command(cls=_WithHorizons)
-@click.argument("url", metavar="URL", callback=_check_url)
-@click.option(
-    "--token",
-    metavar="T",
-    envvar="TRICAST_PROBE__TOKEN",
-    show_envvar=True,
-    show_default="none",
-    help="That of the server's [probe] section; without it only what shows from outside is told.",
-)
-@click.option(
-    "--origin",
-    metavar="URL",
-    callback=_check_url,
-    show_default="none",
-    help="The server itself, past the proxy: what it does as well is not the proxy's doing.",
-)
-@click.option("--quick", is_flag=True, help="Wait for no timers; takes about 10 seconds.")
-@click.option(
-    "--idle",
-    metavar="[S]",
-    type=_HORIZON,
-    show_default="130 s",
-    help="Find timers up to a little less than S seconds; takes as long.",
-)
-@click.option("--deep", metavar="[S]", type=_HORIZON, show_default="420 s", help="The same for longer timers.")
-@click.option("--full", metavar="[S]", type=_HORIZON, show_default="3700 s", help="The same for the longest ones.")
-@click.option(
-    "--speed",
-    metavar="N",
-    type=click.FloatRange(1, 1000),
-    default=1.0,
-    help="The timers in front are N times as fast as in earnest, as with tricast proxy --speed.",
-)
-@click.option(
-    "--transport",
-    "transports",
-    metavar="T,…",
-    callback=_check_transports,
-    default="ws,sse,poll",
-    help="Which to look at.",
-)
-@click.option(
-    "--advice",
-    "advised",
-    metavar="P,…",
-    callback=_check_advice,
-    default="auto",
-    help="Whose configuration to give advice for: auto is for the proxy that seems to be there.",
-)
-@click.option(
-    "--fail-on",
-    "conditions",
-    metavar="C,…",
-    callback=_check_conditions,
-    show_default="anything broken",
-    help="Exit with 2 when any of these is so, and else with 0: no-ws, buffered, compressed, shared, host, "
-    "retries, total, idle<S, poll<S.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def probe(
-    *,
-    url: str,
-    token: str | None,
-    origin: str | None,
-    quick: bool,
-    idle: float | None,
-    deep: float | None,
-    full: float | None,
-    speed: float,
-    transports: tuple[str, ...],
-    advised: tuple[str, ...] | None,
-    conditions: "list[Condition] | None",
-    as_json: bool,
-) -> None:
-    """Find out what stands between here and the server at URL, and what it does.
-
-    Tells whether WebSockets come through, whether event streams are held back, which timers cut what is silent and who
-    it is that cuts, and what to write into the configuration of the proxy and of the server. All of it needs the
-    server's [probe] token; any other server is looked at from outside. Ctrl-C ends it with what is known so far.
-
-    The exit code is 0 when all is well, 1 when something can be improved, and 2 when something is broken or the server
-    cannot be reached, and as ever when the command line is wrong.
-    """
-    from tricast.probe.run import Plan
-
-    given = [seconds for seconds in (idle, deep, full, 0.0 if quick else None) if seconds is not None]
-    if len(given) > 1:
-        raise click.UsageError("--quick, --idle, --deep and --full exclude each other")
-    wait = given[0] if given else float(_HORIZONS["--idle"])
-    if conditions and not wait and (slow := [condition.text for condition in conditions if condition.needs_time]):
-        raise click.UsageError(f"{', '.join(slow)} in --fail-on cannot be known with --quick")
-    plan = Plan(url=url, origin=origin, token=token or "", seconds=wait, transports=transports, speed=speed)
-    _run(_probe, plan, advised, conditions, as_json)
-
-
-async def _probe(
-    plan: "Plan", advised: tuple[str, ...] | None, conditions: "list[Condition] | None", as_json: bool
-) -> None:
-    from tricast.probe.display import shown
-    from tricast.probe.findings import exit_code
-    from tricast.probe.report import Report, print_json, print_report
-    from tricast.probe.run import Outcome, Unusable, examine
-
-    outcome = Outcome(plan=plan)
-    try:
-        async with shown(outcome, sys.stderr):
-            await examine(outcome)
-    except Unusable as error:
-        raise Broken(*str(error).splitlines()) from None
-    failed = [condition.text for condition in conditions or () if condition.holds(outcome.findings)]
-    code = exit_code(outcome.findings) if conditions is None else 2 if failed else 0
-    if outcome.was_interrupted and not outcome.findings:
-        raise click.exceptions.Exit(_INTERRUPTED)
-    (print_json if as_json else print_report)(Report(outcome, advised, code, failed), sys.stdout)
-    if code:
-        raise click.exceptions.Exit(code)
-
-
 def _load(file: str | None, overrides: dict[str, dict[str, object]]) -> "Config":
     from tricast.config import load_config
     from tricast.errors import ConfigError
@@ -593,37 +429,6 @@ def _load(file: str | None, overrides: dict[str, dict[str, object]]) -> "Config"
         return load_config(file, overrides=overrides)
     except ConfigError as error:
         raise Failure(*map(str, error.problems)) from None
-
-
-def _run(function: Callable[..., Awaitable[None]], *args: object) -> None:
-    """Runs a command that talks to the network, and turns what it raises into exit codes and lines."""
-    import trio
-
-    from tricast.errors import TricastError, leaves
-
-    lines: list[str] = []
-    status = 0
-    kind = Failure
-    try:
-        trio.run(function, *args)
-    except* KeyboardInterrupt:
-        status = _INTERRUPTED
-    except* BrokenPipeError:
-        status = _NO_READER
-    except* Failure as failures:
-        lines += [line for failure in leaves(failures) for line in str(failure).splitlines()]
-        kind = max((type(failure) for failure in leaves(failures)), key=lambda failed: failed.exit_code)
-    except* TricastError as errors:
-        lines += [line for error in leaves(errors) for line in str(error).splitlines()]
-    if lines:
-        raise kind(*lines)
-    if status:
-        raise click.exceptions.Exit(status)
-
-
-def _in_words(error: OSError) -> str:
-    words = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-    return f"{words.lower()} (ports below 1024 need a privilege)" if error.errno == errno.EACCES else words.lower()
 
 
 def _print(line: str) -> None:
@@ -638,13 +443,6 @@ def _print(line: str) -> None:
 
 def _unwritable(error: OSError) -> Failure:
     return Failure(f"cannot write to stdout: {_in_words(error)}")
-
-
-def _say(text: str, *, label: str = "", colour: str | None = None) -> None:
-    """Writes one line to stderr, in colour on a terminal. What a server says cannot control that terminal."""
-    harmless = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    line = click.style(label, fg=colour, bold=True) + harmless if label else click.style(harmless, fg=colour)
-    click.echo(line, err=True, color=False if "NO_COLOR" in os.environ else None)
 
 
 def main() -> NoReturn:

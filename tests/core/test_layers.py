@@ -13,7 +13,10 @@ PACKAGES = {"tricast": ROOT / "server" / "tricast", "tricast_proxy": ROOT / "pro
 #: The parts of the server, lowest first. A part may import what stands in a row above it, and its own modules.
 LAYERS = (
     ("errors", "sent"),
-    ("event", "config"),
+    ("command_line",),
+    ("event", "schema"),
+    ("config",),
+    ("logs",),
     ("wire",),
     ("log",),
     ("hub",),
@@ -26,7 +29,7 @@ LAYERS = (
     ("upgrade",),
     ("companion",),
     ("routes",),
-    ("listening", "logs"),
+    ("listening",),
     ("server",),
     ("workers",),
     ("",),  # the package itself: what it offers to those who import it
@@ -40,8 +43,20 @@ LAYERS = (
 ALLOWED = {
     "client": {"errors", "event", "wire"},
     "bench": {"errors", "descriptors", "client"},
-    "probe": {"errors", "event", "config", "wire", "client"},
-    "tricast_proxy": {"errors", "event", "config", "sent", "wire", "connection"},
+    "probe": {"errors", "event", "config", "wire", "client", "command_line"},
+    "tricast_proxy": {
+        "errors",
+        "event",
+        "schema",
+        "config",
+        "sent",
+        "wire",
+        "connection",
+        "tls",
+        "descriptors",
+        "logs",
+        "command_line",
+    },
 }
 _PURE_IN_PROBE = (
     "advice",
@@ -69,6 +84,7 @@ SANS_IO = {
     "tricast.log.memory": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
     "tricast.event": {"trio", "socket", "time"},
     "tricast.publish": {"trio", "socket", "time"},
+    "tricast.schema": {"trio", "socket"},
     "tricast.config": {"trio", "socket"},
 }
 

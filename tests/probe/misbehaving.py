@@ -196,6 +196,8 @@ class _Exchange:
                     held += there.send(event) or b""
                 with suppress(trio.BrokenResourceError):
                     await server.send_all(bytes(held))
+                if not await self.client.receive_some(1):  # it has left
+                    both.cancel_scope.cancel()
 
             both.start_soon(up)
             with suppress(h11.RemoteProtocolError, trio.BrokenResourceError):

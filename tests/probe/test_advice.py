@@ -1,9 +1,14 @@
 """What to write into a proxy's configuration."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tricast.probe.advice import KNOWN, PROBLEMS, SNIPPETS, advise
 from tricast.probe.fingerprint import NAMES
+
+CONFIG = Path(__file__).parents[2] / "config"
 
 
 def text(proxy, *problems):
@@ -40,6 +45,18 @@ def test_only_what_failed():
 def test_brackets_match(proxy, problem):
     shown = "\n".join(line.partition("#")[0] for line in text(proxy, problem).split("\n"))
     assert shown.count("{") == shown.count("}")
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.proxy)
+def test_the_whole_configuration_that_it_names_is_there(snippet):
+    for name in re.findall(r"config/([\w.]+)", snippet.where):
+        assert (CONFIG / name).is_file()
+
+
+def test_apache_has_no_comments_behind_directives():
+    assert not [
+        line for line in text("apache", *PROBLEMS).split("\n") if line.partition("#")[0].strip() and "#" in line
+    ]
 
 
 def test_a_proxy_without_advice():

@@ -64,7 +64,7 @@ def _line(text: str) -> Line:
 SNIPPETS = (
     Snippet(
         "nginx",
-        "nginx.conf: map in http {}, the rest in server {}",
+        "nginx.conf: map in http {}, the rest in server {}; a whole one is config/nginx.conf",
         _lines("""
 map $http_upgrade $connection_upgrade { default upgrade; '' ''; }\tno-ws
 location / {
@@ -84,7 +84,7 @@ location / {
     ),
     Snippet(
         "haproxy",
-        "haproxy.cfg",
+        "haproxy.cfg; a whole one is config/haproxy.cfg",
         _lines("""
 defaults\tbuffered bodies idle poll retries
     option http-no-delay                            # without it each event waits about 200 ms\tbuffered
@@ -101,7 +101,7 @@ backend tricast\tleavers sticky
     ),
     Snippet(
         "caddy",
-        "Caddyfile, within the site",
+        "Caddyfile, within the site; a whole one is config/Caddyfile",
         _lines("""
 reverse_proxy 127.0.0.1:8080 {
     # no buffer_responses (before 2.7) and no response_buffers\tbuffered
@@ -118,20 +118,24 @@ reverse_proxy 127.0.0.1:8080 {
     ),
     Snippet(
         "apache",
-        "the virtual host; a2enmod proxy proxy_http",
+        "the virtual host; a2enmod proxy proxy_http; a whole one is config/apache.conf",
         _lines("""
 ProxyPass        / http://127.0.0.1:8080/ upgrade=websocket\tno-ws
-ProxyPreserveHost On                                # pages of the same origin are known by it\thost no-ws
-SetEnv no-gzip 1                                    # or no mod_deflate for text/event-stream\tcompressed
+# pages of the same origin are known by Host\thost no-ws
+ProxyPreserveHost On\thost no-ws
+# or no mod_deflate for text/event-stream\tcompressed
+SetEnv no-gzip 1\tcompressed
 CacheDisable /\tshared
-Timeout 75                                          # of the host, not of ProxyPass: it rules WebSockets too\tidle
-ProxyTimeout 75                                     # long polls\tpoll
+# of the host, not of ProxyPass: it rules WebSockets too\tidle
+Timeout 75\tidle
+# longer than a long poll\tpoll
+ProxyTimeout 75\tpoll
 ProxyPass        / balancer://tricast/ stickysession=SRV\tsticky
 """),
     ),
     Snippet(
         "varnish",
-        "default.vcl",
+        "default.vcl; a whole one is config/varnish.vcl",
         _lines("""
 sub vcl_recv {\tno-ws shared
     if (req.http.upgrade ~ "(?i)websocket") { return (pipe); }\tno-ws
@@ -150,7 +154,7 @@ sub vcl_backend_response { set beresp.do_stream = true; set beresp.do_gzip = fal
     ),
     Snippet(
         "envoy",
-        "the HTTP connection manager and its route",
+        "the HTTP connection manager and its route; a whole one is config/envoy.yaml",
         _lines("""
 http_connection_manager:\tno-ws idle
   upgrade_configs: [{ upgrade_type: websocket }]\tno-ws

@@ -13,7 +13,7 @@ from tricast.probe.run import Outcome
 
 _SHOW_SECONDS = 0.5
 #: Where nobody watches, a line now and then is enough.
-_LINE_SECONDS = 10.0
+_LINE_SECONDS = 5.0
 
 
 @asynccontextmanager
@@ -46,7 +46,8 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def _picture(outcome: Outcome, began: float) -> Group:
-    return Group(Text(line(outcome, began), "bold", no_wrap=True, overflow="ellipsis"), *map(Text, outcome.progress()))
+    known = [Text(f"  {words}") for words in outcome.progress()]
+    return Group(Text(_heading(outcome, began), "bold", no_wrap=True, overflow="ellipsis"), *known)
 
 
 def line(outcome: Outcome, began: float) -> str:
@@ -56,10 +57,9 @@ def line(outcome: Outcome, began: float) -> str:
         outcome: of the run.
         began: ``trio.current_time()`` of its beginning.
     """
-    seconds = trio.current_time() - began
-    known = "; ".join(outcome.progress())
-    return (
-        f"{outcome.doing}, {seconds:.0f} s"
-        + (f" of about {outcome.plan.seconds:.0f} s" if known else "")
-        + (f": {known}" if known else "")
-    )
+    return ": ".join(filter(None, (_heading(outcome, began), "; ".join(outcome.progress()))))
+
+
+def _heading(outcome: Outcome, began: float) -> str:
+    longest = f" of at most {outcome.plan.seconds / outcome.plan.speed:.0f} s" if outcome.timers is not None else ""
+    return f"{outcome.doing}, {trio.current_time() - began:.0f} s{longest}"

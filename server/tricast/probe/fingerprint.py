@@ -117,9 +117,8 @@ MARKS = (
     Mark("answer", "server", r"^(heroku|cowboy)$", "heroku", 1),
     Mark("answer", "x-served-by", r"^cache-", "fastly", 3),
     Mark("request", "x-forwarded-server", r"traefik", "traefik", 2),
-    Mark("answer", "server", r"^tricast-proxy\b", "tricast", 2),
-    Mark("request", "via", r"\btricast-proxy\b", "tricast", 2),
-    Mark("answer", "via", r"\btricast-proxy\b", "tricast", 2),
+    Mark("request", "via", r"\b1\.[01] tricast$", "tricast", 2),
+    Mark("answer", "via", r"\b1\.[01] tricast$", "tricast", 2),
 )
 
 

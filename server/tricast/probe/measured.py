@@ -15,7 +15,7 @@ def timers_of(findings: Iterable[Finding]) -> Timers:
         for finding in findings
         if finding.check in ("P12", "P13") and "transport" in finding.detail and finding.detail["culprit"] != "server"
     }
-    kept = [finding.detail["kept"] for finding in findings if finding.check == "P17"]
+    kept = [finding.detail.get("kept") for finding in findings if finding.check == "P17"]
     totals = [total for detail in by_transport.values() if (total := _length(detail, "total")) is not None]
     return Timers(
         websocket_idle=_length(by_transport.get("ws", {}), "idle"),

@@ -105,13 +105,20 @@ def print_report(report: Report, stream: TextIO) -> None:
     for finding in in_front:
         console.print(Text.assemble(("In front: ", "bold"), _harmless(finding.summary)), soft_wrap=True)
     for heading, checks in _SECTIONS:
-        found = [finding for check in checks for finding in outcome.findings if finding.check == check]
+        found = [f for check in checks for f in outcome.findings if f.check == check and not _says_nothing(f, outcome)]
         if found:
             console.print()
             console.print(Text(heading, "bold"))
             _print_findings(console, found)
     for line in _closing(report):
         console.print(line, soft_wrap=True)
+
+
+def _says_nothing(finding: Finding, outcome: Outcome) -> bool:
+    """Whether it only says that there are no WebSockets, which has been said."""
+    is_theirs = finding.check in ("P9", "P13") and finding.title.startswith("ws ")
+    has_none = any(each.check == "P3" and each.verdict is Verdict.BROKEN for each in outcome.findings)
+    return is_theirs and has_none and finding.verdict is Verdict.UNKNOWN
 
 
 def _print_findings(console: Console, findings: Sequence[Finding]) -> None:

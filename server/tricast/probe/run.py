@@ -167,7 +167,7 @@ class _Run:
         plan = plan_of(
             self._plan.seconds,
             speed=self._plan.speed,
-            transports=(*self._plan.transports, "keepalive"),
+            transports=tuple(name for name in (*self._plan.transports, "keepalive") if _can_hold(paths, name)),
             is_foreign=paths is not None,
         )
         outcome = self._outcome
@@ -175,10 +175,15 @@ class _Run:
         there = None if direct is None else Timers(direct.target, plan, paths)
         try:
             async with trio.open_nursery() as nursery:
-                for timers in filter(None, (outcome.timers, there)):
-                    nursery.start_soon(timers.run)
+                if there is not None:
+                    nursery.start_soon(there.run)
+                await outcome.timers.run()
+                # What the server itself has held for so long, it does not end as early as the way does.
+                nursery.cancel_scope.cancel()
         finally:
-            outcome.findings += timer_findings(outcome.timers.outcomes, plan, there.outcomes if there else ())
+            found = timer_findings(outcome.timers.outcomes, plan, there.outcomes if there else ())
+            # Of what a foreign server does not have, there is nothing to be told.
+            outcome.findings += [f for f in found if paths is None or f.verdict is not Verdict.UNKNOWN]
 
     async def _leave(self, way: Way, direct: Way | None) -> list[Finding]:
         """P9."""
@@ -231,6 +236,10 @@ class _Run:
         suspects = fingerprint.suspects(way.seen, received, habits)
         self._outcome.proxies = [suspect.proxy for suspect in suspects]
         return who(suspects)
+
+
+def _can_hold(paths: Paths | None, transport: str) -> bool:
+    return paths is None or getattr(paths, transport, None) is not None
 
 
 def _bound_in_words(bound: Bound) -> str:

@@ -12,6 +12,8 @@ from tricast.probe.link import Cut
 from tricast.probe.target import Target
 
 _PROBLEM_TYPE = b'"urn:tricast:'
+#: The type of those that ``tricast proxy`` makes by itself.
+_PROXYS_TYPE = b'"urn:tricast:proxy"'
 #: More of an error page than this is not looked at.
 _MOST_OF_A_PAGE = 4096
 
@@ -48,7 +50,7 @@ async def refusal_or_head(http: HttpLink, head: Head) -> HttpAnswer:
 def is_servers(answer: HttpAnswer) -> bool:
     """Whether an error is one of a Tricast server's own."""
     return (answer.head.header("content-type") or "").startswith("application/problem+json") and (
-        _PROBLEM_TYPE in answer.body
+        _PROBLEM_TYPE in answer.body and _PROXYS_TYPE not in answer.body
     )
 
 

@@ -1,0 +1,258 @@
+"""One request and its answer: what is asked of the proxy itself, which servers are asked, and what a failure becomes.
+
+A failed attempt may be followed by another one as long as nothing of an answer has reached the client, and as long as
+the request may be sent twice.
+"""
+
+from collections.abc import Callable
+
+import trio
+
+from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
+from tricast_proxy.attempt import Attempt, Errand, Established, mistake_of
+from tricast_proxy.bodies import BadBody, reader_of
+from tricast_proxy.buffering import IncrementalRefused, buffers_request
+from tricast_proxy.fields import Hop
+from tricast_proxy.heads import BadHead, Fields, RequestHead, encode_response
+from tricast_proxy.request_body import ClientSide, RequestBody
+from tricast_proxy.servers import Server
+from tricast_proxy.shared import Shared
+from tricast_proxy.timers import Watch
+from tricast_proxy.upstream import ConnectFailed
+
+#: What says that a server is not well, rather than that it does not like the request.
+_SERVERS_FAULT = frozenset(("connect", "connect-timeout", "timeout", "empty", "invalid", "upgrade"))
+
+
+class Exchange:
+    """A request and its answer.
+
+    Args:
+        shared: what all exchanges share.
+        client: who asks.
+        request: the head.
+        hop: the client's side, for the fields that tell of it.
+        may_go_on: says whether the client's connection may be used for another request after this one.
+
+    Attributes:
+        request: the head.
+        status: what the client was told; 0 while nothing.
+        why: how it ended, in a word.
+        server: the label of the server that was asked last; empty for none.
+        closes: whether the client's connection ends after it.
+
+    Raises:
+        BadHead: there is no telling where the request's body ends.
+    """
+
+    def __init__(
+        self, shared: Shared, client: ClientSide, request: RequestHead, hop: Hop, may_go_on: Callable[[], bool]
+    ) -> None:
+        self._shared = shared
+        self._config = shared.config
+        self._client = client
+        self._hop = hop
+        self._may_go_on = may_go_on
+        limits = shared.config.limits
+        reader = reader_of(
+            request, is_request=True, max_extensions=limits.chunk_extensions, max_trailers=limits.header_total
+        )
+        self._body = RequestBody(client, reader, shared.config)
+        self._errand = Errand(shared, client, request, self._body, hop, self._closing)
+        self._attempt: Attempt | None = None
+        self._began = trio.current_time()
+        self.request = request
+        self.status = 0
+        self.why = "done"
+        self.server = ""
+        # RFC 9112 9.3: a proxy must not keep a connection open with a client that speaks HTTP/1.0.
+        self.closes = not (request.keeps_alive and request.is_http_11)
+
+    @property
+    def sent(self) -> int:
+        """Bytes of the answer's body that were sent to the client."""
+        return 0 if self._attempt is None or self._attempt.sink is None else self._attempt.sink.count
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the answer is on its way to the client."""
+        return self._attempt is not None and self._attempt.has_begun_to_answer
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether the request is still on its way from the client."""
+        return not self._body.is_complete
+
+    async def run(self) -> Established | None:
+        """Asks a server and answers the client; returns the tunnel that follows, if one does.
+
+        Raises:
+            ConnectionLost: the client is gone.
+        """
+        try:
+            failure = self._refused() or await self._prepare()
+            outcome = failure if failure is not None else await self._ask()
+        finally:
+            self._body.close()
+        if self._attempt is not None:
+            self.status = self._attempt.status
+        if isinstance(outcome, Failure):
+            await self._end_badly(outcome)
+            return None
+        return outcome
+
+    # Before a server is asked
+
+    def _refused(self) -> Failure | None:
+        request, config = self.request, self._config
+        try:
+            self._shared.policy.check_request(request)
+        except BadHead as bad:
+            return refusal(bad.status, bad.detail)
+        if request.upgrades and config.tunnel.upgrade == "deny":
+            return Failure("refused", config.tunnel.deny_status, "upgrades are not allowed", "http_request_denied")
+        if request.method in (b"TRACE", b"OPTIONS") and (request.get(b"max-forwards") or b"").strip() == b"0":
+            # RFC 9110 7.6.2: whoever gets it then is the one that it is for.
+            return refusal(405, "this proxy is the last that the request may reach, and has no answer to it")
+        expected = request.members(b"expect") if request.is_http_11 else []
+        if expected and (config.request.expect == "reject" or expected != [b"100-continue"]):
+            return refusal(417, "the only expectation that is met here, if any, is 100-continue")
+        length = request.length
+        if length is not None and length > config.limits.body > 0:
+            return failure_of(config, "body", f"the body is longer than {config.limits.body} bytes")
+        return None
+
+    async def _prepare(self) -> Failure | None:
+        """Takes the request's body, where it goes up as a whole."""
+        request, config = self.request, self._config
+        try:
+            is_held = request.has_body and buffers_request(request, config)
+        except IncrementalRefused:
+            return Failure("refused", 501, "incremental requests are not forwarded here", "incremental_refused")
+        # In HTTP/1.0 there are no chunks, so that the length has to be known.
+        is_held = is_held or (request.is_chunked and config.upstream.http_version == "1.0")
+        if self._errand.answers_continue(is_held=is_held):
+            await self._client.connection.send(encode_response(100, b"Continue", ()))
+        if is_held:
+            try:
+                await self._body.buffer(Watch(self._shared.timers))
+            except (BadBody, TimeoutError) as error:
+                return mistake_of(config, error)
+        return None
+
+    # Servers
+
+    async def _ask(self) -> Established | Failure | None:
+        """Asks servers, one after the other, until one has answered or none may be asked any more."""
+        tried: list[Server] = []
+        failure: Failure | None = None
+        while len(tried) < self._config.retry.tries and (failure is None or self._may_ask_again(failure)):
+            is_secure = self._hop.scheme == "https"
+            choice = self._shared.balancer.choose(self.request, self._hop.peer, tried, is_secure=is_secure)
+            if choice is None:
+                return failure or failure_of(self._config, "no-server", "no server can take this request now")
+            server = choice.server
+            self.server = server.label
+            tried.append(server)
+            if failure is not None:
+                self._shared.counters.retries += 1
+                self._body.rewind()
+            server.active += 1
+            server.counts["requests"] += 1
+            try:
+                is_last = len(tried) >= min(self._config.retry.tries, len(self._config.server))
+                outcome = await self._ask_server(server, choice.fields, is_last=is_last)
+            finally:
+                server.active -= 1
+            failure = self._judged(server, outcome)
+            if failure is None:
+                assert not isinstance(outcome, Failure)
+                return outcome
+        return failure
+
+    def _judged(self, server: Server, outcome: Established | Failure | None) -> Failure | None:
+        """Tells the server's records how it went."""
+        failure = outcome if isinstance(outcome, Failure) else None
+        if failure is None:
+            server.succeeded(trio.current_time())
+        elif failure.kind in _SERVERS_FAULT:
+            server.failed(trio.current_time())
+        return failure
+
+    def _may_ask_again(self, failure: Failure) -> bool:
+        """Whether another attempt may follow this one."""
+        retry = self._config.retry
+        is_meant = failure.kind.partition("-")[0] in retry.on and not self.is_answering
+        if not is_meant or trio.current_time() - self._began > retry.timeout:
+            return False
+        return failure.kind.startswith("connect") or self._may_be_repeated
+
+    @property
+    def _may_be_repeated(self) -> bool:
+        """Whether the server may get the request twice (RFC 9110 9.2.2), and the proxy can send it twice."""
+        retry = self._config.retry
+        is_harmless = self.request.method.decode() in retry.methods or retry.non_idempotent
+        return is_harmless and self._body.can_be_sent_again
+
+    async def _ask_server(self, server: Server, fields: Fields, *, is_last: bool) -> Established | Failure | None:
+        """Asks one server, on a connection that waits for it where there is one."""
+        refused = frozenset[int]() if is_last or not self._may_be_repeated else self._retried_statuses()
+        upstream = self._shared.pool.take(server)
+        if upstream is not None:
+            self._attempt = Attempt(self._errand, upstream, fields, refused)
+            outcome = await self._attempt.run()
+            # It was closed while the request was on its way (RFC 9112 9.5): that says nothing of the server.
+            if not (isinstance(outcome, Failure) and outcome.kind == "empty" and self._may_be_repeated):
+                return outcome
+            self._body.rewind()
+        try:
+            upstream = await self._shared.pool.open(server)
+        except ConnectFailed as failed:
+            return failure_of(self._config, "connect-timeout" if failed.has_timed_out else "connect", str(failed))
+        self._attempt = Attempt(self._errand, upstream, fields, refused)
+        return await self._attempt.run()
+
+    def _retried_statuses(self) -> frozenset[int]:
+        return frozenset(int(reason) for reason in self._config.retry.on if reason.isdecimal())
+
+    def _closing(self) -> bool:
+        """Whether the client's connection ends after the answer, as of now."""
+        # A request that has not come as a whole would have to be read to its end (RFC 9112 9.3).
+        self.closes = self.closes or not self._body.is_complete or not self._may_go_on()
+        return self.closes
+
+    # The end
+
+    async def _end_badly(self, failure: Failure) -> None:
+        """Tells the client as well as can be that there is no answer, or not all of it.
+
+        Raises:
+            ConnectionLost: the client is gone.
+        """
+        self.why = failure.kind
+        connection = self._client.connection
+        if failure.kind == "client":
+            self.closes = True
+            self._shared.counters.cuts["client"] += 1
+            connection.close()
+        elif self.is_answering:
+            self.closes = True
+            self._shared.counters.cuts[failure.kind] += 1
+            await self._cut()
+        else:
+            # A client that hears no to its upgrade may have gone on as if it were yes, and what follows were frames.
+            self.closes = self._closing() or (failure.kind == "refused" and bool(self.request.upgrades))
+            self.status = failure.status
+            self._shared.counters.refused[failure.kind] += 1
+            is_head = self.request.method == b"HEAD"
+            await connection.send(answer_of(self._config, failure, is_head=is_head, closes=self.closes))
+
+    async def _cut(self) -> None:
+        """Ends an answer that has begun and will not be completed."""
+        connection, on_cut = self._client.connection, self._config.response.on_cut
+        assert self._attempt is not None
+        assert self._attempt.sink is not None
+        if on_cut == "rst":
+            connection.reset()
+        elif on_cut == "clean" and not connection.has_tail:
+            await self._attempt.sink.finish([])
