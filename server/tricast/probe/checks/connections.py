@@ -98,11 +98,12 @@ async def _is_alive(websocket: WebSocketLink, *, echoes: bool) -> bool:
                 await websocket.pong_of(b"tricast")
                 return True
             await websocket.send("tricast")
-            while (frame := await websocket.frame()).payload != b"tricast" or frame.kind is not Kind.MESSAGE:
-                await trio.lowlevel.checkpoint()
+            while True:
+                frame = await websocket.frame()
+                if frame.kind is Kind.MESSAGE and frame.payload == b"tricast":
+                    return True
         except Cut:
             return False
-        return True
     return False
 
 
