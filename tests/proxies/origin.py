@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import trio
-from proxies.recorder import End, Gone, Recorder
+from proxies.recorder import End, Gone, Recorder, end_of_chunks
 
 _NAME = re.compile(rb"/(c-[\w-]+)")
 
@@ -76,14 +76,11 @@ class Exchange:
         """
         start = self.place
         if (self.get("transfer-encoding") or "").lower() == "chunked":
-            end = re.compile(rb"(?:^|\r\n)0\r\n(?:[^\r\n]+\r\n)*\r\n")
-            if not await self.peer.wait(lambda: end.search(self.behind) is not None, 60):
+            if not await self.peer.wait(lambda: end_of_chunks(self.behind) > 0, float("inf")):
                 raise Gone
-            match = end.search(self.behind)
-            assert match is not None
-            self.place += match.end()
+            self.place += end_of_chunks(self.behind)
         elif length := int(self.get("content-length") or 0):
-            if not await self.peer.wait(lambda: len(self.behind) >= length, 60):
+            if not await self.peer.wait(lambda: len(self.behind) >= length, float("inf")):
                 raise Gone
             self.place += length
         return bytes(self.peer.data[start : self.place])

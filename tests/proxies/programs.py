@@ -92,46 +92,85 @@ class Program(NamedTuple):
     """A program as it is configured.
 
     Attributes:
-        name: the profile's, with what else is configured.
+        name: of the profile, and what else is configured.
         kind: of real proxy.
         config: of it.
         options: of it.
-        settings: of the profile: the same timers.
+        settings: of the profile: the same timers, section to key to value.
     """
 
     name: str
     kind: str
     config: str
+    settings: dict[str, dict[str, str]]
     options: tuple[str, ...] = ()
-    settings: tuple[str, ...] = ()
+
+    @property
+    def profile(self) -> str:
+        """The profile's name alone."""
+        return self.name.partition(" ")[0]
 
 
-def _nginx(name: str, more: str = "") -> Program:
-    return Program(name, "nginx", _NGINX % {"t": _T, "more": more})
+_CLIENT = dict.fromkeys(("header_timeout", "body_timeout", "send_timeout", "keepalive_timeout"), _T)
+_UPSTREAM = dict.fromkeys(("send_timeout", "response_header_timeout", "read_timeout"), _T)
+_HTTP = {"client": _CLIENT, "upstream": _UPSTREAM}
+_TUNNEL = _HTTP | {"tunnel": {"idle_timeout": _T}}
 
 
-def _haproxy(name: str, **timers: float) -> Program:
+def _nginx(name: str, settings: dict[str, dict[str, str]], more: str = "") -> Program:
+    return Program(name, "nginx", _NGINX % {"t": _T, "more": more}, settings)
+
+
+def _haproxy(name: str, settings: dict[str, dict[str, str]], **timers: float) -> Program:
     lines = "\n    ".join(f"timeout {key} {value * 1000:.0f}ms" for key, value in timers.items())
-    return Program(name, "haproxy", _HAPROXY % {"timers": lines})
+    return Program(name, "haproxy", _HAPROXY % {"timers": lines}, settings)
+
+
+def _apache(name: str, settings: dict[str, dict[str, str]], more: str = "") -> Program:
+    return Program(name, "apache", _APACHE % {"t": f"{TIMER:.0f}", "more": more}, settings)
+
+
+def _caddy(name: str, settings: dict[str, dict[str, str]], more: str = "") -> Program:
+    return Program(name, "caddy", _CADDY % {"more": more}, settings)
+
+
+def _varnish(name: str, settings: dict[str, dict[str, str]], more: str = "") -> Program:
+    return Program(name, "varnish", _VARNISH % {"more": more}, settings, _VARNISH_OPTIONS)
 
 
 _UPGRADE = (
     "proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade;"
 )
+_CADDY_TIMERS = f"transport http {{\n response_header_timeout {_T}\n read_timeout {_T}\n }}"
 
 PROGRAMS = {
     program.name: program
     for program in (
-        _nginx("nginx-default"),
-        _nginx("nginx-websocket", _UPGRADE),
-        _nginx("nginx-sse", "proxy_http_version 1.1; proxy_buffering off;"),
-        _haproxy("haproxy-default"),
-        _haproxy("haproxy-debian", connect=5, client=TIMER, server=TIMER),
-        _haproxy("haproxy-tunnel", connect=5, client=TIMER, server=TIMER, tunnel=2 * TIMER),
-        Program("caddy-2.6", "caddy", _CADDY % {"more": ""}),
-        Program("apache-default", "apache", _APACHE % {"t": f"{TIMER:.0f}", "more": ""}),
-        Program("apache-websocket", "apache", _APACHE % {"t": f"{TIMER:.0f}", "more": "upgrade=websocket"}),
-        Program("varnish-default", "varnish", _VARNISH % {"more": ""}, _VARNISH_OPTIONS),
-        Program("varnish-pipe", "varnish", _VARNISH % {"more": _VARNISH_PIPE}, _VARNISH_OPTIONS),
+        _nginx("nginx-default", _HTTP),
+        _nginx("nginx-websocket", _TUNNEL, _UPGRADE),
+        _nginx("nginx-sse", _HTTP, "proxy_http_version 1.1; proxy_buffering off;"),
+        _haproxy("haproxy-default", {}),
+        _haproxy("haproxy-debian", _TUNNEL, connect=5, client=TIMER, server=TIMER),
+        _haproxy(
+            "haproxy-tunnel",
+            _HTTP | {"tunnel": {"idle_timeout": f"{2 * TIMER:.0f}s"}},
+            connect=5,
+            client=TIMER,
+            server=TIMER,
+            tunnel=2 * TIMER,
+        ),
+        _caddy("caddy-2.6", {}),
+        _caddy(
+            "caddy-2.6 with timers",
+            {
+                "upstream": {"response_header_timeout": _T, "read_timeout": _T},
+                "tunnel": {"idle_timeout": _T, "idle_reset": "upstream"},
+            },
+            _CADDY_TIMERS,
+        ),
+        _apache("apache-default", _HTTP),
+        _apache("apache-websocket", _TUNNEL, "upgrade=websocket"),
+        _varnish("varnish-default", _HTTP),
+        _varnish("varnish-pipe", _TUNNEL, _VARNISH_PIPE),
     )
 }

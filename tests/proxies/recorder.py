@@ -209,6 +209,12 @@ def _read_body(head: Response, data: bytes, place: int, method: str, ended: str 
     return head._replace(body=data[place:], state=state), len(data)
 
 
+def end_of_chunks(data: bytes) -> int:
+    """The place behind a chunked body that begins the data; 0 while it is not whole."""
+    body, end = _read_chunks(Response(200, "1.1", [], b"", "whole", 0), data, 0, "begun")
+    return end if body.state == "whole" else 0
+
+
 def _read_chunks(head: Response, data: bytes, place: int, open_state: str) -> tuple[Response, int]:
     body = bytearray()
     while match := re.compile(rb"([0-9A-Fa-f]+)[^\r\n]*\r\n").match(data, place):

@@ -6,7 +6,7 @@ all programs are configured to have.
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
@@ -117,6 +117,11 @@ def tell(response: Response) -> str:
     return text + {"whole": "", "short": " cut short", "begun": " unfinished"}[response.state]
 
 
+def counted(count: int) -> str:
+    """In words, how many requests."""
+    return "1 request" if count == 1 else f"{count} requests"
+
+
 def arrived(recorder: Recorder, place: int) -> float:
     """When the byte at that place came."""
     for arrival in recorder.arrivals:
@@ -196,8 +201,8 @@ def scenario(matrix: str, title: str, script: Script = answer) -> Callable[[Play
     return decorate
 
 
-async def play_all(port: int, origin: Origin, names: list[str] | None = None) -> dict[str, Outcome]:
-    """The outcomes of all scenarios, or of those named, each on connections of its own.
+async def play_all(port: int, origin: Origin, names: Collection[str]) -> dict[str, Outcome]:
+    """The outcomes of the scenarios of these names, each on connections of its own.
 
     Those that can share the program do so, all at once; then come the others, one by one.
     """
@@ -213,7 +218,7 @@ async def play_all(port: int, origin: Origin, names: list[str] | None = None) ->
             cell.close()
             nursery.cancel_scope.cancel()
 
-    chosen = [SCENARIOS[name] for name in names or SCENARIOS]
+    chosen = [SCENARIOS[name] for name in names]
     async with trio.open_nursery() as nursery:
         for one in chosen:
             if not one.is_alone:
@@ -706,7 +711,10 @@ async def second_client(cell: Cell) -> Outcome:
     count = len(cell.origin.of(cell.name))
     came = second.time_of(event(EVENTS - 1))
     ahead = came is not None and came < asked + (EVENTS - 2) * GAP and exchange.times["event 1"] < asked
-    return Outcome(("the events that others got before" if ahead else "events of its own",), (f"{count} requests",))
+    return Outcome(
+        ("the events that others got before" if ahead else "events of its own",),
+        (counted(count),),
+    )
 
 
 add("stream", "second client for the same stream", second_client, stream_events)
@@ -719,7 +727,7 @@ add("stream", "second client, Cache-Control: no-cache", second_client,
 
 #: Seconds between what is sent apart, so that each part is seen by itself. Caddy waits 0.2 s for the beginning of a
 #: request's body before it sends the head.
-APART = 0.35
+APART = 0.5
 
 
 class Ending(NamedTuple):
@@ -764,7 +772,8 @@ ENDINGS = [
     Ending("another response behind the response",
            _with("Content-Length: 5", body=b"whole") + _with("Content-Length: 6", body=b"poison"), leaves_bytes=True),
     Ending("bytes behind the last chunk", _with(_CHUNKED, body=b"5\r\nwhole\r\n0\r\n\r\nsurplus"), leaves_bytes=True),
-    Ending("204 with a length and a body", _with("Content-Length: 5", body=b"whole", status="204 None"), leaves_bytes=True),
+    Ending("204 with a length and a body", _with("Content-Length: 5", body=b"whole", status="204 None"),
+           leaves_bytes=True),
     Ending("204 in chunks", _with(_CHUNKED, body=b"5\r\nwhole\r\n0\r\n\r\n", status="204 None"), leaves_bytes=True),
     Ending("304 with a length", _with("Content-Length: 5", status="304 Not Modified")),
     Ending("304 with a body", _with("Content-Length: 5", body=b"whole", status="304 Not Modified"), leaves_bytes=True),
@@ -828,7 +837,7 @@ async def end_as_told(exchange: Exchange, ending: Ending) -> None:
 async def end_and_next(cell: Cell, ending: Ending) -> Outcome:
     """A response, and another one on the same connection of the client's if that lives."""
     client = await cell.ask(method=ending.method)
-    await client.wait(has_final(client, ending.method), 2 * SOON)
+    await client.wait(has_final(client, ending.method), 3 * SOON)
     await client.wait_end(APART if ending.leaves_bytes else SOON / 2)
     story = cell.told(client, ending.method)
     requests = len(cell.origin.of(cell.name))
@@ -836,7 +845,7 @@ async def end_and_next(cell: Cell, ending: Ending) -> Outcome:
         await cell.send(client, cell.request(suffix="?next"))
         await client.wait(has_final(client, ending.method, "GET", count=2), SOON)
         story = [*story[:-1], "then", *cell.told(client, ending.method)[len(story) - 1 :]]
-    return Outcome(tuple(story), (f"{requests} request{'s' * (requests != 1)}",))
+    return Outcome(tuple(story), (counted(requests),))
 
 
 for one in ENDINGS:
@@ -890,7 +899,7 @@ def leave(client: Recorder, how: str) -> None:
         client.close()
 
 
-async def answer_late(exchange: Exchange, seconds: float = TIMER / 2, streamed: bool = False) -> None:
+async def answer_late(exchange: Exchange, seconds: float = 0.35 * TIMER) -> None:
     """Answers after a while, if the other side is there."""
     await exchange.peer.wait_end(seconds)
     exchange.mark("answer")
@@ -907,9 +916,10 @@ async def leave_waiting(cell: Cell, how: str) -> Outcome:
     if exchange is None:
         return Outcome(tuple(cell.told(client)), ("nothing",))
     leave(client, how)
-    await exchange.peer.wait_end(SOON * 0.8)
+    await exchange.peer.wait_end(SOON / 2)
     seen = "stays open until it answers" if exchange.end is None else exchange.end.how
-    await client.wait_end(SOON) if how == "finish" else None
+    if how == "finish":
+        await client.wait_end(SOON)
     return Outcome(tuple(cell.told(client)) if how == "finish" else (), (seen,))
 
 

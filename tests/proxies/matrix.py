@@ -1,0 +1,81 @@
+"""All scenarios, run through all real programs and through the profiles that are to behave like them."""
+
+import json
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import trio
+from proxies import vectors
+from proxies.origin import Origin
+from proxies.programs import PROGRAMS, Program
+from proxies.real import real_proxy
+from proxies.scenarios import SCENARIOS, Outcome, play_all
+from serving import serving_as
+
+#: What happens by program and scenario, each by name.
+Outcomes = dict[str, dict[str, Outcome]]
+#: Seconds that one program's scenarios may take in all.
+LONGEST = 120
+#: Seconds between the programs' beginnings, so that their busiest moments are not the same.
+STAGGER = 0.4
+
+assert vectors.VECTORS, "they are among the scenarios"
+
+
+@asynccontextmanager
+async def real(program: Program, origin: Origin) -> AsyncIterator[int]:
+    """The real program, in front of the origin; yields its port."""
+    async with real_proxy(program.kind, program.config, options=program.options, origin_port=origin.port) as proxy:
+        yield proxy.port
+
+
+@asynccontextmanager
+async def profile(program: Program, origin: Origin, **sections: dict[str, object]) -> AsyncIterator[int]:
+    """The proxy with the profile, as a program of its own, in front of the origin; yields its port.
+
+    Args:
+        program: whose profile and settings are used.
+        origin: to forward to.
+        sections: more of the configuration.
+    """
+    base = {"proxy": {"profile": program.profile, "port": 0}}
+    text = toml({key: base.get(key, {}) | value for key, value in (base | program.settings | sections).items()})
+    text += f'[[server]]\naddress = "127.0.0.1:{origin.port}"\n'
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "proxy.toml"
+        file.write_text(text, encoding="utf-8")
+        command = (sys.executable, "-m", "tricast", "proxy", "--config", str(file))
+        async with serving_as(*command, within=LONGEST) as process:
+            yield int(process.url.rpartition(":")[2])
+
+
+def toml(sections: dict[str, dict[str, object]]) -> str:
+    """A configuration file of sections; the values are written alike in JSON and TOML."""
+    return "".join(
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+        for name, values in sections.items()
+    )
+
+
+Beginning = Callable[[Program, Origin], AbstractAsyncContextManager[int]]
+
+
+async def play_programs(
+    begin: Beginning, programs: Collection[str] = tuple(PROGRAMS), names: Collection[str] = tuple(SCENARIOS)
+) -> Outcomes:
+    """The outcomes of scenarios with programs: with all of them at once, each in front of an origin of its own."""
+    outcomes: Outcomes = {}
+
+    async def play(program: Program) -> None:
+        origin = Origin({name: one.script for name, one in SCENARIOS.items()})
+        async with origin.listening(), begin(program, origin) as port:
+            outcomes[program.name] = await play_all(port, origin, names)
+
+    async with trio.open_nursery() as nursery:
+        for name in programs:
+            nursery.start_soon(play, PROGRAMS[name])
+            await trio.sleep(STAGGER)
+    return {name: outcomes[name] for name in programs}
