@@ -17,7 +17,7 @@ from structlog.testing import LogCapture
 
 import tricast
 from tricast.log.base import Log
-from tricast.runtime import Logger
+from tricast.logs import Logger
 
 
 def capturing_logger(records: LogCapture) -> Logger:

@@ -6,6 +6,7 @@ answer), and nothing is sent while a tail waits, so pieces of different writers 
 """
 
 import socket
+import struct
 
 import trio
 
@@ -250,6 +251,13 @@ class Connection:
                     left -= len(data)
             except ConnectionLost:
                 return
+
+    def reset(self) -> None:
+        """Closes at once with a reset: what was sent and not yet acknowledged is lost."""
+        if not self.is_closed:
+            # A linger time of zero (socket(7)).
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            Connection.close(self)  # with TLS, its goodbye would be lost as well
 
     def close(self) -> None:
         """Closes at once; whoever waits for the socket gets ``ConnectionLost``. Closing twice is no error."""

@@ -12,7 +12,8 @@ from tricast.config import Config
 from tricast.connection import Connection
 from tricast.descriptors import Spare
 from tricast.errors import ConnectionLost
-from tricast.runtime import Logger, NothingToEnd, Runtime
+from tricast.logs import Logger
+from tricast.runtime import NothingToEnd, Runtime
 from tricast.tls import TlsConnection
 from tricast.wire.http1 import problem, retry_after
 

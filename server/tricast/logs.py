@@ -9,7 +9,9 @@ import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
 from tricast.config import LoggingSection
-from tricast.runtime import Logger
+
+#: A structlog logger; structlog's own type for it is Any.
+Logger = structlog.typing.FilteringBoundLogger
 
 
 def program_logger(config: LoggingSection, stream: TextIO = sys.stderr) -> Logger:

@@ -6,16 +6,13 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any, Protocol
 
-import structlog
-
 from tricast.config import Config
 from tricast.connection import Connection
 from tricast.hub import Hub
+from tricast.logs import Logger
 from tricast.sweep import Wheel
 from tricast.wire.http1 import encode_headers
 
-#: A structlog logger; structlog's own type for it is Any.
-Logger = structlog.typing.FilteringBoundLogger
 #: An application's WebSocket handler: any ``async def handler(session)``.
 Handler = Callable[[Any], Awaitable[object]]
 

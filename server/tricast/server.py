@@ -30,9 +30,9 @@ from tricast.listening import Acceptor, Entrance, announce, listen, url_of
 from tricast.log.base import Log
 from tricast.log.memory import MemoryLog
 from tricast.log.sqlite import SqliteLog
-from tricast.logs import library_logger, program_logger
+from tricast.logs import Logger, library_logger, program_logger
 from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
-from tricast.runtime import Handler, Logger, Runtime
+from tricast.runtime import Handler, Runtime
 from tricast.sweep import Wheel
 from tricast.terminal import Terminal
 from tricast.tls import load_context

@@ -13,7 +13,9 @@ PACKAGES = {"tricast": ROOT / "server" / "tricast", "tricast_proxy": ROOT / "pro
 #: The parts of the server, lowest first. A part may import what stands in a row above it, and its own modules.
 LAYERS = (
     ("errors", "sent"),
-    ("event", "config"),
+    ("event", "schema"),
+    ("config",),
+    ("logs",),
     ("wire",),
     ("log",),
     ("hub",),
@@ -25,7 +27,7 @@ LAYERS = (
     ("http",),
     ("upgrade",),
     ("routes",),
-    ("listening", "logs"),
+    ("listening",),
     ("server",),
     ("workers",),
     ("",),  # the package itself: what it offers to those who import it
@@ -38,7 +40,18 @@ LAYERS = (
 ALLOWED = {
     "client": {"errors", "event", "wire"},
     "bench": {"errors", "descriptors", "client"},
-    "tricast_proxy": {"errors", "event", "config", "sent", "wire", "connection"},
+    "tricast_proxy": {
+        "errors",
+        "event",
+        "schema",
+        "config",
+        "sent",
+        "wire",
+        "connection",
+        "tls",
+        "descriptors",
+        "logs",
+    },
 }
 _PURE_IN_BENCH = ("blocks", "histogram", "http_answers", "ledger", "schedule", "streams")
 #: What must do without I/O, and so cannot do any by accident.
@@ -50,6 +63,7 @@ SANS_IO = {
     "tricast.log.memory": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
     "tricast.event": {"trio", "socket", "time"},
     "tricast.publish": {"trio", "socket", "time"},
+    "tricast.schema": {"trio", "socket"},
     "tricast.config": {"trio", "socket"},
 }
 

@@ -8,8 +8,7 @@ from datetime import datetime
 import pytest
 
 from tricast.config import LoggingSection
-from tricast.logs import library_logger, program_logger
-from tricast.runtime import Logger
+from tricast.logs import Logger, library_logger, program_logger
 
 
 class Terminal(io.StringIO):

@@ -418,7 +418,7 @@ async def test_who_stops_in_the_handshake_is_ended_and_leaves_nothing(part: str)
 
 
 @pytest.mark.parametrize("leave", ["close", "reset"])
-@pytest.mark.parametrize("said", [b"", hello()[:100], hello()])
+@pytest.mark.parametrize("said", [b"", hello()[:100], hello()], ids=["nothing", "half", "hello"])
 async def test_who_leaves_in_the_handshake_leaves_nothing(said: bytes, leave: str) -> None:
     async with serving(**TLS) as server:
         before = open_descriptors()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from tricast.runtime import Logger
+from tricast.logs import Logger
 from tricast.workers.control import Accept, Begin, Control, Drain, Failed, Leaving, Ready, Retire
 
 #: How long a worker may take until it is ready.

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tricast import server
 from tricast.config import Config, workers_of
-from tricast.runtime import Logger
+from tricast.logs import Logger
 from tricast.workers.supervisor import Supervisor
 
 

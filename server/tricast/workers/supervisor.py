@@ -21,9 +21,8 @@ from tricast.config import MEMORY_URL, SQLITE_URL, Config
 from tricast.descriptors import raise_soft_limit
 from tricast.errors import ConfigError, ConfigProblem, WorkerFailed
 from tricast.listening import announce, listen, listen_in_groups, set_options
-from tricast.logs import program_logger
+from tricast.logs import Logger, program_logger
 from tricast.metrics import Board
-from tricast.runtime import Logger
 from tricast.terminal import Terminal
 from tricast.workers.control import Begin
 from tricast.workers.process import Worker

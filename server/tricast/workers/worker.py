@@ -17,9 +17,8 @@ import trio
 
 from tricast.config import Config
 from tricast.errors import TricastError, leaves
-from tricast.logs import program_logger
+from tricast.logs import Logger, program_logger
 from tricast.metrics import Board, Noticeboards
-from tricast.runtime import Logger
 from tricast.server import Server, Share, run_process
 from tricast.workers.control import Accept, Begin, Control, Drain, Failed, Leaving, Ready, Retire
 

@@ -1,0 +1,210 @@
+"""Header fields on their way through: what is for one connection only, and what the proxy adds. No I/O."""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from tricast_proxy.config import HeadersSection
+from tricast_proxy.heads import BadHead, Fields, RequestHead, ResponseHead, nominated
+
+#: RFC 9110 7.6.1: for one connection only, whether Connection names them or not. The framing is the proxy's own.
+_HOP_BY_HOP = frozenset(
+    (b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade", b"content-length")
+)
+#: For this proxy, if for any (RFC 9110 11.7): they must not reach a server, nor a server's reach a client.
+_PROXY_AUTH = frozenset((b"proxy-authorization", b"proxy-authenticate", b"proxy-authentication-info"))
+#: Whoever names these as being for one connection only wants to have them removed on their way: that is ignored
+#: (RFC 9110 7.6.1: it must not be done to what is for all recipients; CVE-2022-31813, CVE-2024-45410).
+_NOT_NOMINATED = re.compile(
+    rb"host|cache-control|authorization|cookie|x-forwarded-.*|x-real-ip|forwarded|via|last-event-id|origin|"
+    rb"sec-websocket-.*|content-.*|expect|range|set-cookie"
+)
+
+
+class Hop(NamedTuple):
+    """What the proxy knows of the client's side of an exchange.
+
+    Attributes:
+        peer: the client's address.
+        port: the client's port.
+        scheme: ``http`` or ``https``.
+        own_port: the port that the client came by.
+        now: Unix time.
+        request_id: one of the proxy's own making.
+    """
+
+    peer: str
+    port: int
+    scheme: str
+    own_port: int
+    now: float
+    request_id: str
+
+
+class FieldPolicy:
+    """Does to fields what the configuration says.
+
+    Args:
+        config: it.
+    """
+
+    def __init__(self, config: HeadersSection) -> None:
+        self._config = config
+        self._trusted = [ipaddress.ip_network(text, strict=False) for text in config.trusted]
+        self._request_remove = _names(config.request_remove)
+        self._response_remove = _names(config.response_remove)
+        self._request_add = _pairs(config.request_add)
+        self._response_add = _pairs(config.response_add)
+        self._via = config.via.encode()
+        self._case = _CASES[config.case]
+        self._is_trusted = lru_cache(maxsize=1024)(self._looks_trusted)
+
+    def check_request(self, request: RequestHead) -> None:
+        """Refuses what must not be forwarded.
+
+        Raises:
+            BadHead: it has come here before, or has names that the configuration refuses.
+        """
+        if self._via and any(member.split(b" ")[1:2] == [self._via.lower()] for member in request.members(b"via")):
+            raise BadHead("this proxy has forwarded this request before", status=508)
+        if self._config.underscores == "reject" and any(b"_" in name for name, _ in request.fields):
+            raise BadHead("a field's name has an underscore")
+
+    def for_server(self, request: RequestHead, hop: Hop, authority: str) -> Fields:
+        """The fields of a request as a server gets them, without those of its framing and its upgrade.
+
+        Args:
+            request: as it came.
+            hop: the client's side.
+            authority: of the server.
+        """
+        config = self._config
+        dropped = self._dropped(request, self._request_remove)
+        fields = [
+            (name, value)
+            for name, value in request.fields
+            if name.lower() not in dropped and not (config.underscores == "drop" and b"_" in name)
+        ]
+        host = authority.encode() if config.host == "upstream" else request.host
+        fields = [(name, value) for name, value in fields if name.lower() != b"host"]
+        fields.insert(0, (b"Host", host))
+        _put(fields, b"X-Forwarded-For", self._forwarded_for(request, hop))
+        trusted = self._is_trusted(hop.peer)
+        for name, mode, value in (
+            (b"X-Forwarded-Proto", config.x_forwarded_proto, hop.scheme.encode()),
+            (b"X-Forwarded-Host", config.x_forwarded_host, request.host),
+            (b"X-Forwarded-Port", config.x_forwarded_port, b"%d" % hop.own_port),
+        ):
+            if mode == "remove":
+                _put(fields, name, None)
+            elif mode == "set" and not (trusted and request.get(name.lower())):
+                _put(fields, name, value)
+        if config.forwarded:
+            before = request.all(b"forwarded") if trusted else []
+            _put(fields, b"Forwarded", b", ".join((*before, _forwarded(request, hop))))
+        if self._via:
+            received = b"%b %b" % (request.version, self._via)
+            _put(fields, b"Via", b", ".join((*request.all(b"via"), received)))
+        if config.request_id and request.get(config.request_id.lower().encode()) is None:
+            fields.append((config.request_id.encode(), hop.request_id.encode()))
+        if config.request_start:
+            fields.append((config.request_start.encode(), b"%d" % (hop.now * 1000)))
+        if config.accept_encoding and request.get(b"accept-encoding") is None:
+            fields.append((b"Accept-Encoding", config.accept_encoding.encode()))
+        fields += self._request_add
+        return self._written(fields)
+
+    def for_client(self, response: ResponseHead) -> Fields:
+        """The fields of an answer as the client gets them, without those of its framing and its upgrade."""
+        dropped = self._dropped(response, self._response_remove)
+        fields = [(name, value) for name, value in response.fields if name.lower() not in dropped]
+        if self._config.server:
+            _put(fields, b"Server", self._config.server.encode())
+        if self._via and self._config.via_response:
+            received = b"%b %b" % (response.version, self._via)
+            _put(fields, b"Via", b", ".join((*response.all(b"via"), received)))
+        fields += self._response_add
+        return self._written(fields)
+
+    def _dropped(self, head: RequestHead | ResponseHead, removed: frozenset[bytes]) -> frozenset[bytes]:
+        dropped = _HOP_BY_HOP | _PROXY_AUTH | removed
+        if not self._config.strip_nominated:
+            return dropped
+        return dropped | {name for name in nominated(head) if _NOT_NOMINATED.fullmatch(name) is None}
+
+    def _written(self, fields: Fields) -> Fields:
+        if self._config.join:
+            fields = _joined(fields)
+        if self._case is not None:
+            case = self._case
+            fields = [(case(name), value) for name, value in fields]
+        return fields
+
+    def _forwarded_for(self, request: RequestHead, hop: Hop) -> bytes | None:
+        mode = self._config.x_forwarded_for
+        before = request.all(b"x-forwarded-for")
+        if mode == "keep":
+            return b", ".join(before) if before else None
+        if mode == "remove":
+            return None
+        peer = f"{hop.peer}:{hop.port}" if self._config.x_forwarded_for_port else hop.peer
+        if mode == "replace" and not self._is_trusted(hop.peer):
+            before = []
+        return b", ".join((*before, peer.encode()))
+
+    def _looks_trusted(self, peer: str) -> bool:
+        try:
+            address = ipaddress.ip_address(peer.partition("%")[0])
+        except ValueError:
+            return False
+        return any(address in network for network in self._trusted)
+
+
+def _names(names: Iterable[str]) -> frozenset[bytes]:
+    return frozenset(name.lower().encode() for name in names)
+
+
+def _pairs(pairs: Mapping[str, str]) -> Fields:
+    return [(name.encode(), value.encode()) for name, value in pairs.items()]
+
+
+def _put(fields: Fields, name: bytes, value: bytes | None) -> None:
+    """Puts one field in place of all of its name; None for none."""
+    lower = name.lower()
+    at = next((index for index, (found, _) in enumerate(fields) if found.lower() == lower), len(fields))
+    fields[:] = [field for field in fields if field[0].lower() != lower]
+    if value is not None:
+        fields.insert(at, (name, value))
+
+
+def _forwarded(request: RequestHead, hop: Hop) -> bytes:
+    """A member of ``Forwarded`` (RFC 7239 4); an IPv6 address and a host with a port are quoted."""
+    peer = f'"[{hop.peer}]"' if ":" in hop.peer else hop.peer
+    host = request.host.replace(b"\\", b"").replace(b'"', b"")
+    return b'for=%b;host="%b";proto=%b' % (peer.encode(), host, hop.scheme.encode())
+
+
+def _joined(fields: Fields) -> Fields:
+    """Fields of one name as one, in the place of the first (RFC 9110 5.2), but for those that cannot be."""
+    joined: dict[bytes, list[bytes]] = {}
+    names: dict[bytes, bytes] = {}
+    for number, (name, value) in enumerate(fields):
+        key = name.lower()
+        if key == b"set-cookie":
+            key = b"%b %d" % (key, number)
+        names.setdefault(key, name)
+        joined.setdefault(key, []).append(value)
+    return [(names[key], (b"; " if key == b"cookie" else b", ").join(values)) for key, values in joined.items()]
+
+
+def _canonical(name: bytes) -> bytes:
+    return b"-".join(part.capitalize() for part in name.split(b"-"))
+
+
+_CASES: Mapping[str, Callable[[bytes], bytes] | None] = {
+    "preserve": None,
+    "lower": bytes.lower,
+    "canonical": _canonical,
+}

@@ -1,0 +1,209 @@
+"""The two ends of an exchange as the body of an answer sees them: the server it comes from, the client it goes to."""
+
+from collections.abc import Callable
+
+import trio
+
+from tricast.connection import Connection
+from tricast.errors import ConnectionLost
+from tricast.wire.http1 import chunk
+from tricast_proxy.bodies import BadBody, BodyReader, encode_trailers
+from tricast_proxy.heads import Fields, ResponseHead, encode_response
+from tricast_proxy.relay import Cut
+from tricast_proxy.timers import CLIENT, UPSTREAM, Watch
+from tricast_proxy.upstream import Upstream
+
+
+class ServerBody:
+    """The body of a server's answer: a ``Source``.
+
+    Args:
+        upstream: where it comes from.
+        head: of the answer, as the client will get it.
+        reader: takes it off what comes in.
+        is_chunked: whether it comes in chunks.
+        length: by the server's word.
+        watch: is told of what comes.
+    """
+
+    __slots__ = ("_reader", "_upstream", "_watch", "head", "is_chunked", "length")
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        head: ResponseHead,
+        reader: BodyReader,
+        *,
+        is_chunked: bool,
+        length: int | None,
+        watch: Watch,
+    ) -> None:
+        self._upstream = upstream
+        self._reader = reader
+        self._watch = watch
+        self.head = head
+        self.is_chunked = is_chunked
+        self.length = length
+
+    @property
+    def trailers(self) -> Fields:
+        """See ``Source.trailers``."""
+        return self._reader.trailers
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it has come."""
+        return self._reader.is_complete
+
+    async def receive(self) -> bytes:
+        """See ``Source.receive``."""
+        while not (payload := self._taken()) and not self._reader.is_complete:
+            try:
+                self._received(await self._upstream.connection.receive())
+            except ConnectionLost as lost:
+                raise Cut(f"the server broke off: {lost}") from None
+        return payload
+
+    def receive_now(self) -> bytes | None:
+        """See ``Source.receive_now``."""
+        if (payload := self._taken()) or self.is_complete:
+            return payload
+        try:
+            data = self._upstream.connection.receive_now()
+        except ConnectionLost as lost:
+            raise Cut(f"the server broke off: {lost}") from None
+        if data is None:
+            return None
+        self._received(data)
+        payload = self._taken()
+        return payload if payload or self.is_complete else None
+
+    def _taken(self) -> bytes:
+        if not self._upstream.data:
+            return b""
+        try:
+            return self._reader.take(self._upstream.data)
+        except BadBody as bad:
+            raise Cut(f"the server's answer is broken: {bad.detail}") from None
+
+    def _received(self, data: bytes) -> None:
+        self._watch.touch(UPSTREAM)
+        if data:
+            self._upstream.data += data
+        elif self._reader.ends_with_connection:
+            self._reader.is_complete = True
+        else:
+            raise Cut("the server closed in the middle of its answer")
+
+
+class ClientBody:
+    """Where the body of an answer goes: a ``Sink``.
+
+    Args:
+        connection: the client's.
+        head: of the answer; what framing it has is decided when it begins.
+        watch: is told when the client takes something.
+        knows_chunks: whether the client speaks HTTP/1.1.
+        has_body: whether the answer may have one at all.
+        closes: says, when the head goes out, whether the connection ends after the answer.
+        ignores_loss: whether the client may leave without anything being the worse for it.
+
+    Attributes:
+        has_begun: whether anything was sent.
+        closes: whether the connection ends after the answer.
+        count: bytes of the body that were sent.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_connection",
+        "_has_body",
+        "_ignores_loss",
+        "_is_chunked",
+        "_is_deaf",
+        "_knows_chunks",
+        "_watch",
+        "closes",
+        "count",
+        "has_begun",
+        "head",
+        "length",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        head: ResponseHead,
+        watch: Watch,
+        *,
+        knows_chunks: bool,
+        has_body: bool,
+        length: int | None,
+        closing: Callable[[], bool],
+        ignores_loss: bool,
+    ) -> None:
+        self._connection = connection
+        self._watch = watch
+        self._knows_chunks = knows_chunks
+        self._has_body = has_body
+        self._closing = closing
+        self._ignores_loss = ignores_loss
+        self._is_chunked = False
+        self._is_deaf = False
+        self.head = head
+        self.length = length
+        self.has_begun = False
+        self.closes = False
+        self.count = 0
+
+    def _first(self) -> bytes:
+        """The head, with its framing."""
+        fields = self.head.fields
+        self.closes = self._closing()
+        if self.length is not None:
+            fields = [*fields, (b"Content-Length", b"%d" % self.length)]
+        elif self._has_body and self._knows_chunks:
+            self._is_chunked = True
+            fields = [*fields, (b"Transfer-Encoding", b"chunked")]
+        elif self._has_body:
+            self.closes = True  # RFC 9112 6.3: nothing else could end it
+        if self.closes:
+            fields = [*fields, (b"Connection", b"close")]
+        self.has_begun = True
+        return encode_response(self.head.status, self.head.reason, fields)
+
+    async def begin(self) -> None:
+        """See ``Sink.begin``."""
+        if not self.has_begun:
+            await self._send(self._first())
+
+    async def send(self, payload: bytes) -> None:
+        """See ``Sink.send``."""
+        if not payload:
+            return
+        self.count += len(payload)
+        if self.has_begun:
+            await self._send(chunk(payload) if self._is_chunked else payload)
+        else:
+            first = self._first()
+            await self._send(first + (chunk(payload) if self._is_chunked else payload))
+
+    async def finish(self, trailers: Fields) -> None:
+        """See ``Sink.finish``."""
+        data = b"" if self.has_begun else self._first()
+        if self._is_chunked:
+            data += encode_trailers(trailers)
+        if data:
+            await self._send(data)
+
+    async def _send(self, data: bytes) -> None:
+        if self._is_deaf:
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            await self._connection.send(data)
+        except ConnectionLost:
+            if not self._ignores_loss:
+                raise
+            self._is_deaf = True
+        self._watch.touch(CLIENT)

@@ -1,0 +1,164 @@
+"""Connections to servers: opening them, and keeping those that can be used again.
+
+A connection goes back to the pool only when both sides are done with it to the last byte (RFC 9112 6.3): what else
+comes on it could only be taken for the answer to somebody else's request.
+"""
+
+import math
+import socket
+from collections import deque
+from contextlib import suppress
+
+import trio
+
+from tricast.connection import Connection
+from tricast.errors import ConnectionLost, TricastError
+from tricast_proxy.config import UpstreamSection
+from tricast_proxy.servers import Server
+from tricast_proxy.timers import Timers
+
+
+class ConnectFailed(TricastError):
+    """No connection to a server could be had.
+
+    Attributes:
+        has_timed_out: whether that is because nobody answered in time.
+    """
+
+    def __init__(self, detail: str, *, has_timed_out: bool = False) -> None:
+        super().__init__(detail)
+        self.has_timed_out = has_timed_out
+
+
+class Upstream:
+    """A connection to a server.
+
+    Args:
+        connection: it.
+        server: which.
+        opened: ``trio.current_time()`` of its beginning.
+
+    Attributes:
+        connection: it.
+        server: which.
+        data: what came in and nobody has taken yet.
+        served: how many requests it has had.
+    """
+
+    __slots__ = ("connection", "data", "opened", "served", "server")
+
+    def __init__(self, connection: Connection, server: Server, opened: float) -> None:
+        self.connection = connection
+        self.server = server
+        self.opened = opened
+        self.data = bytearray()
+        self.served = 0
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a request was sent on it before, so that the server may close it any time (RFC 9112 9.5)."""
+        return self.served > 0
+
+    def end(self, *, with_reset: bool) -> None:
+        """Closes it, with a reset or without."""
+        if with_reset:
+            self.connection.reset()
+        else:
+            self.connection.close()
+
+
+class _Idle:
+    """A connection in the pool, with its timer.
+
+    Args:
+        upstream: it.
+        pool: where it is.
+    """
+
+    __slots__ = ("_pool", "has_ended", "upstream")
+
+    def __init__(self, upstream: Upstream, pool: deque["_Idle"]) -> None:
+        self._pool = pool
+        self.upstream = upstream
+        self.has_ended = False
+
+    def due(self, now: float) -> None:  # noqa: ARG002 - its timer is never put off
+        """See ``Waits.due``."""
+        if not self.has_ended:
+            self._pool.remove(self)
+            self.has_ended = True
+            self.upstream.connection.close()
+
+
+class Pool:
+    """Connections to all servers, those that wait to be used again among them.
+
+    Args:
+        config: how many may wait, and how long.
+        timers: closes those that waited for too long.
+
+    Attributes:
+        opened: how many connections were opened.
+        reused: how often one was used again.
+    """
+
+    def __init__(self, config: UpstreamSection, timers: Timers) -> None:
+        self._config = config
+        self._timers = timers
+        self._idle: dict[Server, deque[_Idle]] = {}
+        self.opened = 0
+        self.reused = 0
+
+    def take(self, server: Server) -> Upstream | None:
+        """A connection that waits to be used again; None when there is none that still can."""
+        idle = self._idle.get(server)
+        while idle:
+            entry = idle.pop()
+            entry.has_ended = True
+            self._timers.forget_one()
+            # What the server has said meanwhile, be it its goodbye, is not the answer to anything.
+            with suppress(ConnectionLost):
+                if entry.upstream.connection.receive_now() is None:
+                    self.reused += 1
+                    return entry.upstream
+            entry.upstream.connection.close()
+        return None
+
+    def give_back(self, upstream: Upstream) -> None:
+        """Keeps a connection that both sides are done with, or closes it where there are enough."""
+        idle = self._idle.setdefault(upstream.server, deque())
+        if len(idle) >= self._config.keepalive or upstream.served >= self._config.keepalive_requests > 0:
+            upstream.connection.close()
+            return
+        entry = _Idle(upstream, idle)
+        idle.append(entry)
+        if self._config.keepalive_timeout < math.inf:
+            self._timers.add(trio.current_time() + self._config.keepalive_timeout, entry)
+
+    async def open(self, server: Server) -> Upstream:
+        """Opens a connection to a server.
+
+        Raises:
+            ConnectFailed: it could not be had.
+        """
+        with trio.move_on_after(self._config.connect_timeout):
+            try:
+                stream = await trio.open_tcp_stream(server.host, server.port)
+            except OSError as error:
+                raise ConnectFailed(f"cannot connect to {server.label}: {error.strerror or error}") from None
+            sock = socket.socket(fileno=stream.socket.detach())
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.opened += 1
+            connection = Connection(sock, server.label, write_timeout=self._config.send_timeout)
+            return Upstream(connection, server, trio.current_time())
+        raise ConnectFailed(f"{server.label} did not answer in {self._config.connect_timeout:g} s", has_timed_out=True)
+
+    def close(self, server: Server | None = None) -> None:
+        """Closes the connections that wait, of one server or of all."""
+        for known, idle in self._idle.items():
+            while idle and server in (None, known):
+                entry = idle.pop()
+                entry.has_ended = True
+                self._timers.forget_one()
+                entry.upstream.connection.close()
