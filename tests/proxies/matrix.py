@@ -24,6 +24,13 @@ STAGGER = 0.4
 
 assert vectors.VECTORS, "they are among the scenarios"
 
+_PROXY = """
+import sys, trio
+from tricast_proxy.config import load_proxy_config
+from tricast_proxy.proxy import run
+trio.run(run, load_proxy_config(sys.argv[1]))
+"""
+
 
 @asynccontextmanager
 async def real(program: Program, origin: Origin) -> AsyncIterator[int]:
@@ -47,8 +54,7 @@ async def profile(program: Program, origin: Origin, **sections: dict[str, object
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "proxy.toml"
         file.write_text(text, encoding="utf-8")
-        command = (sys.executable, "-m", "tricast", "proxy", "--config", str(file))
-        async with serving_as(*command, within=LONGEST) as process:
+        async with serving_as(sys.executable, "-c", _PROXY, str(file), within=LONGEST) as process:
             yield int(process.url.rpartition(":")[2])
 
 
