@@ -1,6 +1,8 @@
 """``tricast proxy``: the command that runs the proxy."""
 # ruff: noqa: PLC0415 - everything heavy is imported by the command, so that --help is quick.
 
+from typing import Any
+
 import click
 
 
@@ -22,7 +24,7 @@ import click
 @click.option("--list-profiles", is_flag=True, help="Print the profiles, and what each of them is.")
 @click.option("--print-config", is_flag=True, help="Print the configuration, and how each value is known.")
 @click.option("--check", is_flag=True, help="Check the configuration, and do nothing else.")
-def proxy(**options: object) -> None:
+def proxy(**options: Any) -> None:
     """Run the reverse proxy, which behaves like those that people deploy.
 
     Settings come from the defaults, then the profile, then the file, then TRICAST_PROXY_SECTION__KEY variables, then
@@ -30,4 +32,4 @@ def proxy(**options: object) -> None:
     """
     from tricast_proxy.program import main
 
-    main(**options)  # type: ignore[arg-type]
+    main(**options)

@@ -7,16 +7,15 @@ then what serves them.
 import random
 import signal
 import socket
-from collections.abc import AsyncIterator, Container
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import ExitStack
-from functools import partial
 
 import trio
 
 from tricast.connection import Connection
 from tricast.descriptors import raise_soft_limit
 from tricast.errors import ConnectionLost, leaves
-from tricast.logs import Logger, library_logger, program_logger
+from tricast.logs import Logger, library_logger
 from tricast.tls import TlsConnection, load_context
 from tricast_proxy.clients import Client
 from tricast_proxy.config import ProxyConfig, sped_up
@@ -30,6 +29,9 @@ from tricast_proxy.upstream import Pool
 #: Connections taken per wake-up, so that a storm of them does not hold up those that are there.
 _ACCEPTS_PER_TURN = 16
 _CLOSE_RESTARTING = 1012
+
+#: What starts a proxy in a nursery: ``serve``, with everything but its ``task_status``.
+Begin = Callable[..., Awaitable[object]]
 
 
 class RoundRobin:
@@ -249,20 +251,23 @@ async def _open(host: str, port: int, backlog: int, sockets: ExitStack) -> list[
     return listeners
 
 
-async def run(config: ProxyConfig, *, logger: Logger | None = None) -> None:
+async def run_program(begin: Begin, logger: Logger) -> None:
     """Forwards as a program does: raises the descriptor limit, and goes down on SIGTERM or SIGINT.
 
     The first signal drains, the second ends it at once.
+
+    Args:
+        begin: ``serve``, with everything but its ``task_status``.
+        logger: where to log.
 
     Raises:
         ConfigError: see ``serve``.
         OSError: see ``serve``.
     """
-    logger = logger if logger is not None else program_logger(config.logging)
     raise_soft_limit()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            proxy: Proxy = await nursery.start(partial(serve, config, logger=logger))
+            proxy: Proxy = await nursery.start(begin)
             nursery.start_soon(_obey_signals, signals, proxy, logger, nursery.cancel_scope)
             await proxy.wait_stopped()
             logger.info("stopped")

@@ -5,37 +5,40 @@ Events go to stdout, words to stderr. Exit codes: 0 done, 1 it did not work, 2 w
 """
 # ruff: noqa: PLC0415 - everything heavy is imported by the command that needs it, so that --help is quick.
 
-import errno
 import os
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
 from tricast import __version__
+from tricast.command_line import INTERRUPTED as _INTERRUPTED
+from tricast.command_line import Failure
+from tricast.command_line import in_words as _in_words
+from tricast.command_line import run as _run
+from tricast.command_line import say as _say
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
     from tricast.client import Item
     from tricast.config import Config
     from tricast.event import Event
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
+#: The entry points by which a package adds commands.
+_COMMANDS = "tricast.commands"
 _READ_BYTES = 64 * 2**10
 #: Lines published at a time, all or none; well under what a server takes in one batch unless told otherwise.
 _LINES_PER_BATCH = 500
 #: What a benchmark's events carry beside their text, and how many processes may be asked for.
 _SMALLEST_DATA = 100
 _MOST_PROCESSES = 256
-#: As a shell reports a command that a signal ended.
-_INTERRUPTED = 128 + signal.SIGINT
-_NO_READER = 128 + signal.SIGPIPE
-
 _TRANSPORT_NAMES = {"ws": "WebSocket", "sse": "Server-Sent Events", "poll": "long polling"}
 _GAP_REASONS = {
     "evicted": "the server does not keep them any more",
@@ -45,22 +48,27 @@ _GAP_REASONS = {
 }
 
 
-class Failure(click.ClickException):
-    """The command did not work; each line says why, for the person who gave it."""
+class _Commands(click.Group):
+    """The commands of this module, and those that other packages bring along."""
 
-    exit_code = 1
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
+        return sorted((*super().list_commands(ctx), *self._brought_along().names))
 
-    def __init__(self, *lines: str) -> None:
-        super().__init__("\n".join(lines))
-        self.lines = lines
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name, which is loaded only then."""
+        command = super().get_command(ctx, cmd_name)
+        if command is None and cmd_name in self._brought_along().names:
+            command = self._brought_along()[cmd_name].load()
+        return command
 
-    def show(self, file: IO[Any] | None = None) -> None:  # noqa: ARG002 - click's signature
-        """Writes the lines to stderr."""
-        for line in self.lines:
-            _say(line, label="error: ", colour="red")
+    def _brought_along(self) -> "EntryPoints":
+        from importlib.metadata import entry_points
+
+        return entry_points(group=_COMMANDS)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="tricast", message="%(prog)s %(version)s")
 def cli() -> None:
     """One ordered stream of events over long polling, Server-Sent Events and WebSocket."""
@@ -419,35 +427,6 @@ def _load(file: str | None, overrides: dict[str, dict[str, object]]) -> "Config"
         raise Failure(*map(str, error.problems)) from None
 
 
-def _run(function: Callable[..., Awaitable[None]], *args: object) -> None:
-    """Runs a command that talks to the network, and turns what it raises into exit codes and lines."""
-    import trio
-
-    from tricast.errors import TricastError, leaves
-
-    lines: list[str] = []
-    status = 0
-    try:
-        trio.run(function, *args)
-    except* KeyboardInterrupt:
-        status = _INTERRUPTED
-    except* BrokenPipeError:
-        status = _NO_READER
-    except* Failure as failures:
-        lines += [line for failure in leaves(failures) for line in str(failure).splitlines()]
-    except* TricastError as errors:
-        lines += [line for error in leaves(errors) for line in str(error).splitlines()]
-    if lines:
-        raise Failure(*lines)
-    if status:
-        raise click.exceptions.Exit(status)
-
-
-def _in_words(error: OSError) -> str:
-    words = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-    return f"{words.lower()} (ports below 1024 need a privilege)" if error.errno == errno.EACCES else words.lower()
-
-
 def _print(line: str) -> None:
     try:
         sys.stdout.write(line + "\n")
@@ -460,13 +439,6 @@ def _print(line: str) -> None:
 
 def _unwritable(error: OSError) -> Failure:
     return Failure(f"cannot write to stdout: {_in_words(error)}")
-
-
-def _say(text: str, *, label: str = "", colour: str | None = None) -> None:
-    """Writes one line to stderr, in colour on a terminal. What a server says cannot control that terminal."""
-    harmless = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    line = click.style(label, fg=colour, bold=True) + harmless if label else click.style(harmless, fg=colour)
-    click.echo(line, err=True, color=False if "NO_COLOR" in os.environ else None)
 
 
 def main() -> NoReturn:

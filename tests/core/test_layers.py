@@ -13,6 +13,7 @@ PACKAGES = {"tricast": ROOT / "server" / "tricast", "tricast_proxy": ROOT / "pro
 #: The parts of the server, lowest first. A part may import what stands in a row above it, and its own modules.
 LAYERS = (
     ("errors", "sent"),
+    ("command_line",),
     ("event", "schema"),
     ("config",),
     ("logs",),
@@ -51,6 +52,7 @@ ALLOWED = {
         "tls",
         "descriptors",
         "logs",
+        "command_line",
     },
 }
 _PURE_IN_BENCH = ("blocks", "histogram", "http_answers", "ledger", "schedule", "streams")

@@ -285,7 +285,8 @@ def _haproxy_timers(seconds: float) -> str:
 #: Beside the modules that Debian's package has built in: those it enables that matter here, and the proxy's.
 _APACHE_MODULES = (
     *("mpm_event", "authz_core", "authz_host", "deflate", "env", "filter", "headers", "mime", "reqtimeout", "setenvif"),
-    *("proxy", "proxy_http", "proxy_wstunnel"),
+    *("proxy", "proxy_http", "proxy_wstunnel", "slotmem_shm", "proxy_balancer"),
+    *("lbmethod_byrequests", "lbmethod_bybusyness"),
 )
 
 

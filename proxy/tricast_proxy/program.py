@@ -1,0 +1,174 @@
+"""The proxy as a program: one, or a chain of them, from what the command line says."""
+
+import tomllib
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import click
+import trio
+
+from tricast.command_line import Failure, in_words, run
+from tricast.errors import ConfigError, leaves
+from tricast.logs import Logger, program_logger
+from tricast_proxy import proxy
+from tricast_proxy.config import ProxyConfig, load_proxy_config
+from tricast_proxy.profiles import load_profile, profile_names
+
+Overrides = dict[str, dict[str, object]]
+
+
+def main(
+    *,
+    file: str | None,
+    listen: str | None,
+    upstreams: Sequence[str],
+    profile: str | None,
+    chain: str | None,
+    speed: float | None,
+    settings: Sequence[str],
+    list_profiles: bool,
+    print_config: bool,
+    check: bool,
+) -> None:
+    """Does what ``tricast proxy`` is for. The arguments are its options.
+
+    Raises:
+        Failure: it did not work.
+    """
+    if list_profiles:
+        _list_profiles()
+        return
+    overrides = overrides_of(
+        listen=listen, upstreams=upstreams, profile=profile, chain=chain, speed=speed, settings=settings
+    )
+    stages = load_stages(file, overrides)
+    if check:
+        click.echo(f"{file or 'configuration'}: ok")
+    elif print_config:
+        for config in stages:
+            click.echo(config.model_dump_json(indent=2))
+    else:
+        run(_serve, stages)
+
+
+def overrides_of(
+    *,
+    listen: str | None = None,
+    upstreams: Sequence[str] = (),
+    profile: str | None = None,
+    chain: str | None = None,
+    speed: float | None = None,
+    settings: Sequence[str] = (),
+) -> Overrides:
+    """What options of the command line say, as sections of the configuration.
+
+    Raises:
+        click.UsageError: one of them is not what it should be.
+    """
+    overrides: Overrides = {}
+    for setting in settings:
+        dotted, equals, value = setting.partition("=")
+        section, dot, key = dotted.strip().partition(".")
+        if not (equals and dot and key):
+            raise click.UsageError(f"--set takes SECTION.KEY=VALUE, found {setting!r}")
+        overrides.setdefault(section, {})[key] = _value_of(value.strip())
+    section_of_proxy = overrides.setdefault("proxy", {})
+    if listen is not None:
+        host, colon, port = listen.rpartition(":")
+        if not colon or not port.isascii() or not port.isdecimal():
+            raise click.UsageError(f"--listen takes HOST:PORT, found {listen!r}")
+        section_of_proxy |= {"host": host.strip("[]"), "port": int(port)}
+    section_of_proxy |= {key: value for key, value in (("profile", profile), ("speed", speed)) if value is not None}
+    if chain is not None:
+        section_of_proxy["chain"] = [name.strip() for name in chain.split(",")]
+    if upstreams:
+        overrides["server"] = [{"address": address} for address in upstreams]  # type: ignore[assignment]
+    return overrides
+
+
+def _value_of(text: str) -> Any:
+    """A value as TOML has it; what is not one is a string, which then needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def load_stages(file: str | None, overrides: Overrides) -> list[ProxyConfig]:
+    """The proxies to run, the one in front first: one, or as many as a chain names.
+
+    In a chain, all have the same settings on top of their profiles, but the first alone listens where that is said,
+    and the last alone has the servers.
+
+    Raises:
+        Failure: the configuration is wrong.
+    """
+    try:
+        config = load_proxy_config(file, overrides=overrides)
+        names = config.proxy.chain
+        if not names:
+            return [config]
+        return [
+            load_proxy_config(file, overrides=_of_stage(overrides, name, is_first=number == 0))
+            for number, name in enumerate(names)
+        ]
+    except ConfigError as error:
+        raise Failure(*map(str, error.problems)) from None
+
+
+def _of_stage(overrides: Overrides, name: str, *, is_first: bool) -> Overrides:
+    own: dict[str, object] = {"profile": name, "chain": []}
+    changed = {**overrides, "proxy": {**overrides.get("proxy", {}), **own}}
+    if not is_first:
+        changed["proxy"] |= {"host": "127.0.0.1", "port": 0}
+        changed["admin"] = {**overrides.get("admin", {}), "enabled": False}
+        changed["tls"] = {"certificate": "", "key": ""}
+    return changed
+
+
+async def serve_chain(
+    stages: Sequence[ProxyConfig],
+    *,
+    logger: Logger | None = None,
+    task_status: trio.TaskStatus[proxy.Proxy] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Runs proxies one behind the other, until the one in front has drained.
+
+    Args:
+        stages: their configurations, the one in front first.
+        logger: see ``proxy.serve``.
+        task_status: started with the proxy in front.
+
+    Raises:
+        ConfigError: see ``proxy.serve``.
+        OSError: see ``proxy.serve``.
+    """
+    async with trio.open_nursery() as nursery:
+        servers = stages[-1].server
+        for config in reversed(stages[1:]):
+            behind = config.model_copy(update={"server": servers})
+            started: proxy.Proxy = await nursery.start(partial(proxy.serve, behind, logger=logger))
+            servers = (servers[0].model_copy(update={"address": f"127.0.0.1:{started.port}", "name": ""}),)
+        first = stages[0].model_copy(update={"server": servers})
+        in_front: proxy.Proxy = await nursery.start(partial(proxy.serve, first, logger=logger))
+        task_status.started(in_front)
+        await in_front.wait_stopped()
+        nursery.cancel_scope.cancel()
+
+
+async def _serve(stages: Sequence[ProxyConfig]) -> None:
+    logger = program_logger(stages[0].logging)
+    refused: list[str] = []
+    try:
+        await proxy.run_program(partial(serve_chain, stages, logger=logger), logger)
+    except* OSError as group:
+        refused = [f"cannot listen on {error.filename}: {in_words(error)}" for error in leaves(group)]
+    if refused:
+        raise Failure(*refused)
+
+
+def _list_profiles() -> None:
+    width = max(map(len, profile_names()))
+    for name in profile_names():
+        click.echo(f"{name:{width}}  {load_profile(name).description}")

@@ -1,0 +1,69 @@
+"""What commands have in common: how they run, what they say, and the exit codes that they end with.
+
+Knows no command. Nothing heavy is imported here before a command runs.
+"""
+# ruff: noqa: PLC0415 - see above
+
+import errno
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import IO, Any
+
+import click
+
+#: As a shell reports a command that a signal ended.
+INTERRUPTED = 128 + signal.SIGINT
+NO_READER = 128 + signal.SIGPIPE
+
+
+class Failure(click.ClickException):
+    """The command did not work; each line says why, for the person who gave it."""
+
+    exit_code = 1
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+    def show(self, file: IO[Any] | None = None) -> None:  # noqa: ARG002 - click's signature
+        """Writes the lines to stderr."""
+        for line in self.lines:
+            say(line, label="error: ", colour="red")
+
+
+def run(function: Callable[..., Awaitable[None]], *args: object) -> None:
+    """Runs a command that talks to the network, and turns what it raises into exit codes and lines."""
+    import trio
+
+    from tricast.errors import TricastError, leaves
+
+    lines: list[str] = []
+    status = 0
+    try:
+        trio.run(function, *args)
+    except* KeyboardInterrupt:
+        status = INTERRUPTED
+    except* BrokenPipeError:
+        status = NO_READER
+    except* Failure as failures:
+        lines += [line for failure in leaves(failures) for line in str(failure).splitlines()]
+    except* TricastError as errors:
+        lines += [line for error in leaves(errors) for line in str(error).splitlines()]
+    if lines:
+        raise Failure(*lines)
+    if status:
+        raise click.exceptions.Exit(status)
+
+
+def in_words(error: OSError) -> str:
+    """Why the system refused, in words."""
+    words = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+    return f"{words.lower()} (ports below 1024 need a privilege)" if error.errno == errno.EACCES else words.lower()
+
+
+def say(text: str, *, label: str = "", colour: str | None = None) -> None:
+    """Writes one line to stderr, in colour on a terminal. What a server says cannot control that terminal."""
+    harmless = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    line = click.style(label, fg=colour, bold=True) + harmless if label else click.style(harmless, fg=colour)
+    click.echo(line, err=True, color=False if "NO_COLOR" in os.environ else None)
