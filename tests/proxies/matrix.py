@@ -8,8 +8,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import trio
-from proxies import vectors
 from proxies.origin import Origin
+from proxies.played import endings, framing, headers, interim, leaving, slowness, streams, tunnels
 from proxies.programs import PROGRAMS, Program
 from proxies.real import real_proxy
 from proxies.scenarios import SCENARIOS, Outcome, play_all
@@ -22,14 +22,7 @@ LONGEST = 120
 #: Seconds between the programs' beginnings, so that their busiest moments are not the same.
 STAGGER = 0.4
 
-assert vectors.VECTORS, "they are among the scenarios"
-
-_PROXY = """
-import sys, trio
-from tricast_proxy.config import load_proxy_config
-from tricast_proxy.proxy import run
-trio.run(run, load_proxy_config(sys.argv[1]))
-"""
+assert all((tunnels, streams, endings, leaving, slowness, interim, headers, framing)), "importing them adds them"
 
 
 @asynccontextmanager
@@ -54,7 +47,8 @@ async def profile(program: Program, origin: Origin, **sections: dict[str, object
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "proxy.toml"
         file.write_text(text, encoding="utf-8")
-        async with serving_as(sys.executable, "-c", _PROXY, str(file), within=LONGEST) as process:
+        command = (sys.executable, "-m", "tricast", "proxy", "--config", str(file))
+        async with serving_as(*command, within=LONGEST) as process:
             yield int(process.url.rpartition(":")[2])
 
 

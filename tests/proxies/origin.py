@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, suppress
 import trio
 from proxies.recorder import End, Gone, Recorder, end_of_chunks
 
+CHUNKED = "Transfer-Encoding: chunked"
+NO_BUFFERING = "X-Accel-Buffering: no"
 _NAME = re.compile(rb"/(c-[\w-]+)")
 
 
@@ -119,6 +121,17 @@ Script = Callable[[Exchange], Awaitable[None]]
 def response_head(status: str, *fields: str) -> bytes:
     """A response's head, marked as the origin's."""
     return "\r\n".join([f"HTTP/1.1 {status}", "X-Origin: yes", *fields, "", ""]).encode("latin-1")
+
+
+def chunk(data: bytes) -> bytes:
+    """The data as a chunk (RFC 9112 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def hold(exchange: Exchange) -> None:
+    """Does nothing more until the other side ends the connection; then ends it as well."""
+    await exchange.peer.wait_end(float("inf"))
+    exchange.close()
 
 
 async def answer(exchange: Exchange) -> None:

@@ -148,7 +148,7 @@ PROGRAMS = {
     for program in (
         _nginx("nginx-default", _HTTP),
         _nginx("nginx-websocket", _TUNNEL, _UPGRADE),
-        _nginx("nginx-sse", _HTTP, "proxy_http_version 1.1; proxy_buffering off;"),
+        _nginx("nginx-sse", _HTTP, "proxy_buffering off;"),
         _haproxy("haproxy-default", {}),
         _haproxy("haproxy-debian", _TUNNEL, connect=5, client=TIMER, server=TIMER),
         _haproxy(

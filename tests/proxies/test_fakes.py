@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 from proxies.origin import Exchange, Origin, response_head
+from proxies.played.framing import VECTORS
+from proxies.played.streams import delays, head_delay, stream_events
 from proxies.recorder import FIN, RST, Gone, Recorder, read_responses
 from proxies.scenarios import (
     BROKEN,
@@ -15,14 +17,10 @@ from proxies.scenarios import (
     Outcome,
     add,
     arrived,
-    delays,
-    head_delay,
     play_all,
     send_apart,
-    stream_events,
     tell,
 )
-from proxies.vectors import VECTORS
 
 REQUEST = b"POST /c-one HTTP/1.1\r\nHost: a\r\nX-A: 1\r\nx-a: 2\r\nContent-Length: 4\r\n\r\nbody"
 
