@@ -63,8 +63,8 @@ sub vcl_recv {
     if (req.method == "GET" && req.http.Upgrade ~ "(?i)^websocket$" && req.http.Connection ~ "(?i)upgrade") {
         return (pipe);
     }
-    # Nothing is cached. Without this, clients that ask for the same topic would get one stream together, with events of
-    # the past, and nobody would get their position.
+    # Nothing is cached, and nobody waits for anybody. Without this, clients that ask for the same wait until the first of
+    # them is answered, in the hope that it can be cached, and miss what came meanwhile (observed with 7.1.1).
     return (pass);
 }
 

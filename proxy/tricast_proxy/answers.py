@@ -35,6 +35,7 @@ _KINDS = {
     "response-timeout": ("response_timeout", "http_response_timeout"),
     "empty": ("empty_response", "connection_terminated"),
     "invalid": ("bad_response", "http_protocol_error"),
+    "cut": ("bad_response", "http_response_incomplete"),
     "upgrade": ("bad_response", "http_upgrade_failed"),
     "no-server": ("no_server", "destination_unavailable"),
     "request_line": ("request_line", "http_request_error"),

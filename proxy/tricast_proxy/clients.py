@@ -1,18 +1,35 @@
 """One client's connection: request after request, and the tunnel that one of them may turn it into."""
 
-import secrets
-import time
+from typing import NamedTuple
 
 import trio
 
 from tricast.connection import Connection
-from tricast.errors import ConnectionLost
 from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
-from tricast_proxy.exchange import Established, Exchange, Shared
+from tricast_proxy.attempt import Established
+from tricast_proxy.counted import CountedSocket
+from tricast_proxy.exchange import Exchange
 from tricast_proxy.fields import Hop
 from tricast_proxy.heads import BadHead, HeadLimits, HeadReader, RequestHead, parse_request, skip_empty_lines
+from tricast_proxy.overview import Access, ConnectionView, State, escaped, log_access
+from tricast_proxy.servers import Server
+from tricast_proxy.shared import Shared
 from tricast_proxy.tunnel import Tunnel, rules_of
 from tricast_proxy.upstream import ConnectFailed, Upstream
+
+
+class Ending(NamedTuple):
+    """How a request or its tunnel ended.
+
+    Attributes:
+        began: ``trio.current_time()`` of its beginning.
+        server: the label of the server that had it; empty for none.
+        why: in a word.
+    """
+
+    began: float
+    server: str
+    why: str
 
 
 class Client:
@@ -21,49 +38,47 @@ class Client:
     Args:
         shared: what all exchanges share.
         connection: the client's.
-        port: the client's.
-        own_port: the port that it came by.
-        scheme: ``http`` or ``https``.
+        sock: beneath it, with its numbers.
+        hop: where the client is, and how it came.
 
     Attributes:
         connection: the client's.
         data: what it sent that nobody has taken yet.
         has_left: whether it will send no more.
-        state: what is done for it now, in a word.
         tunnel: what it has become, if it has.
-        is_last: whether the answer that is on its way is the last on this connection.
     """
 
     __slots__ = (
-        "_began",
-        "_own_port",
-        "_port",
-        "_scheme",
+        "_exchange",
+        "_hop",
+        "_is_last",
+        "_request",
         "_scope",
         "_served",
+        "_server",
         "_shared",
+        "_sock",
         "connection",
         "data",
         "has_left",
-        "is_last",
-        "state",
         "tunnel",
     )
 
-    def __init__(self, shared: Shared, connection: Connection, port: int, own_port: int, scheme: str) -> None:
+    def __init__(self, shared: Shared, connection: Connection, sock: CountedSocket, hop: Hop) -> None:
         self._shared = shared
-        self._port = port
-        self._own_port = own_port
-        self._scheme = scheme
+        self._sock = sock
+        self._hop = hop
         self._served = 0
-        self._began = trio.current_time()
+        self._is_last = False
+        #: Around the wait for a request, of which nothing has come yet.
         self._scope: trio.CancelScope | None = None
+        self._exchange: Exchange | None = None
+        self._request = b""
+        self._server: Server | None = None
         self.connection = connection
         self.data = bytearray()
         self.has_left = False
-        self.state = "new"
         self.tunnel: Tunnel | None = None
-        self.is_last = False
 
     async def run(self) -> None:
         """Serves the client until it leaves or is left.
@@ -77,21 +92,44 @@ class Client:
         while (request := await self._next_request()) is not None:
             established = await self._serve(request)
             if established is not None:
-                await self._run_tunnel(established.upstream, head=established.head, protocol=established.protocol)
+                await self._run_tunnel(established, request)
                 return
-            if self.is_last or self.connection.is_closed:
+            # What was pipelined before it left is answered; a part of a head never becomes one.
+            if self._is_last or self.connection.is_closed or (self.has_left and not self.data):
                 break
-            if self.has_left:
-                self._check_ahead()
         if not self.connection.is_closed:
-            self.state = "closing"
             await self.connection.linger()
 
     def drain(self) -> None:
-        """Lets no other request follow; ends it at once where none is on its way."""
-        self.is_last = True
-        if self.state in ("new", "idle") and self._scope is not None:
+        """Lets no other request follow; ends it at once where nothing of one has come."""
+        self._is_last = True
+        if self._scope is not None and not self.data:
             self._scope.cancel()
+
+    def view(self, now: float) -> ConnectionView:
+        """What is done for it at the moment."""
+        sock, server, exchange = self._sock, self._server, self._exchange
+        label = server.label if server is not None else exchange.server if exchange is not None else ""
+        return ConnectionView(
+            peer=f"{self.connection.peer}:{self._hop.port}",
+            state=self._state(),
+            request=escaped(self._request),
+            server=label,
+            received=sock.received,
+            sent=sock.sent,
+            age=now - sock.opened,
+            idle_received=now - sock.last_received,
+            idle_sent=now - sock.last_sent,
+        )
+
+    def _state(self) -> State:
+        if self.tunnel is not None:
+            return State.TUNNEL
+        if self._exchange is None:
+            return State.HEAD if self.data else State.IDLE
+        if self._exchange.is_answering:
+            return State.RESPONSE
+        return State.REQUEST if self._exchange.is_receiving else State.WAITING
 
     # Heads
 
@@ -115,12 +153,11 @@ class Client:
 
     async def _next_head(self, reader: HeadReader) -> bytes | None:
         config = self._shared.config.client
-        is_new = self._served == 0
-        self.state = "new" if is_new else "idle"
         skip_empty_lines(self.data)
         if self.data and (head := reader.take(self.data)) is not None:
+            await trio.lowlevel.checkpoint()  # pipelined requests come by the thousand in one read
             return head
-        has_begun = is_new or bool(self.data)
+        has_begun = self._served == 0 or bool(self.data)
         seconds = config.header_timeout if has_begun else config.keepalive_timeout
         head = None
         with trio.move_on_after(seconds) as scope:
@@ -131,85 +168,108 @@ class Client:
                 if not has_begun:
                     has_begun = True
                     scope.deadline = trio.current_time() + config.header_timeout
-                self.state = "head"
                 self.data += data
                 skip_empty_lines(self.data)
                 head = reader.take(self.data)
         self._scope = None
-        is_late = scope.cancelled_caught and has_begun and not self.is_last
+        is_late = scope.cancelled_caught and has_begun and not self._is_last
         if is_late and config.header_timeout_reply == "408":
             await self._refuse(Failure("refused", 408, "the request did not come in time", "http_request_error"))
         return head
 
     async def _refuse(self, failure: Failure) -> None:
-        self.is_last = True
+        """Answers what could not be read as a request; where the next one begins is not sure then."""
+        self._is_last = True
+        self._shared.counters.refused["request"] += 1
+        self._shared.counters.answered(failure.status)
         await self.connection.send(answer_of(self._shared.config, failure, is_head=False, closes=True))
 
     # Exchanges
 
     async def _serve(self, request: RequestHead) -> Established | None:
-        self.state = "request"
+        began = trio.current_time()
         self._served += 1
+        self._request = b"%b %b" % (request.method, request.target)
         try:
-            exchange = Exchange(self._shared, self, request, self._hop(), self._may_go_on)
+            self._exchange = exchange = Exchange(self._shared, self, request, self._hop, self._may_go_on)
         except BadHead as bad:
             await self._refuse(refusal(bad.status, bad.detail))
             return None
-        established = await exchange.run()
-        self.is_last = self.is_last or exchange.closes
+        try:
+            established = await exchange.run()
+        finally:
+            self._exchange = None
+        self._is_last = self._is_last or exchange.closes
+        if established is None:
+            self._tell(request, exchange.status, exchange.sent, Ending(began, exchange.server, exchange.why))
         return established
 
-    def _hop(self) -> Hop:
-        request_id = secrets.token_hex(8) if self._shared.config.headers.request_id else ""
-        return Hop(self.connection.peer, self._port, self._scheme, self._own_port, time.time(), request_id)
+    def _tell(self, request: RequestHead, status: int, sent: int, ending: Ending) -> None:
+        """Counts a request that has come to its end, and logs it."""
+        if status:
+            self._shared.counters.answered(status)
+        if self._shared.config.logging.access:
+            seconds = trio.current_time() - ending.began
+            log_access(
+                self._shared.logger,
+                Access(
+                    self._hop.peer, request.method, request.target, status, sent, seconds, ending.server, ending.why
+                ),
+            )
 
     def _may_go_on(self) -> bool:
         """Whether another request may follow the one that is answered."""
         config = self._shared.config.client
-        if self._served >= config.keepalive_requests > 0 or trio.current_time() - self._began >= config.max_age:
-            self.is_last = True
-        return not self.is_last
-
-    def _check_ahead(self) -> None:
-        # What was pipelined before it left is answered; an incomplete head never becomes one.
-        if not self.data:
-            self.is_last = True
+        is_worn_out = self._served >= config.keepalive_requests > 0
+        is_old = trio.current_time() - self._sock.opened >= config.max_age
+        self._is_last = self._is_last or is_worn_out or is_old
+        return not self._is_last
 
     # Tunnels
 
-    async def _run_tunnel(self, upstream: Upstream, *, head: bytes, protocol: bytes) -> None:
+    async def _run_tunnel(self, established: Established, request: RequestHead) -> None:
+        began = trio.current_time()
+        shared, upstream = self._shared, established.upstream
+        is_websocket = established.protocol == b"websocket"
+        self.tunnel = tunnel = Tunnel(
+            self.connection, upstream.connection, shared.config.tunnel, is_websocket=is_websocket
+        )
+        shared.counters.tunnels += 1
+        try:
+            await self._tunnel(tunnel, upstream, established.head)
+        finally:
+            self._tell(request, 101, self._sock.sent, Ending(began, upstream.server.label, tunnel.why))
+
+    async def _tunnel(self, tunnel: Tunnel, upstream: Upstream, head: bytes) -> None:
         shared = self._shared
-        self.state = "tunnel"
-        server = upstream.server
-        server.active += 1
-        is_websocket = protocol == b"websocket"
-        self.tunnel = Tunnel(self.connection, upstream.connection, shared.config.tunnel, is_websocket=is_websocket)
+        self._server = upstream.server
+        upstream.server.active += 1
         try:
             # What either has sent behind its last head is the first of what goes through.
             if upstream.data or head:
                 await self.connection.send(head + bytes(upstream.data))
-            upstream.data.clear()
             if self.data:
                 await upstream.connection.send(bytes(self.data))
-            self.data.clear()
+            self.data, upstream.data = bytearray(), bytearray()
             if self.has_left:
                 upstream.connection.shutdown_write()
-            await self.tunnel.run(shared.timers, rules_of(shared.config.tunnel, shared.random))
-        except ConnectionLost:
-            if not self.connection.is_closed:
-                return
-            raise
+            await tunnel.run(shared.timers, rules_of(shared.config.tunnel, shared.random))
         finally:
-            server.active -= 1
-            upstream.end(with_reset=shared.config.upstream.abort == "rst" and self.tunnel.why != "upstream")
+            upstream.server.active -= 1
+            if tunnel.is_cut:
+                shared.counters.cuts[tunnel.why] += 1
+            upstream.end(with_reset=shared.config.upstream.abort == "rst" and tunnel.why != "upstream")
 
     async def _run_tcp(self) -> None:
-        choice = self._shared.balancer.choose(None, self.connection.peer, ())
+        choice = self._shared.balancer.choose(None, self.connection.peer)
         if choice is None:
             return
-        self.state = "connecting"
         try:
             upstream = await self._shared.pool.open(choice.server)
         except ConnectFailed:
+            choice.server.failed(trio.current_time())
             return
-        await self._run_tunnel(upstream, head=b"", protocol=b"")
+        choice.server.succeeded(trio.current_time())
+        self._shared.counters.tunnels += 1
+        self.tunnel = Tunnel(self.connection, upstream.connection, self._shared.config.tunnel, is_websocket=False)
+        await self._tunnel(self.tunnel, upstream, b"")

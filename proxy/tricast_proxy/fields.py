@@ -31,16 +31,12 @@ class Hop(NamedTuple):
         port: the client's port.
         scheme: ``http`` or ``https``.
         own_port: the port that the client came by.
-        now: Unix time.
-        request_id: one of the proxy's own making.
     """
 
     peer: str
     port: int
     scheme: str
     own_port: int
-    now: float
-    request_id: str
 
 
 class FieldPolicy:
@@ -48,10 +44,14 @@ class FieldPolicy:
 
     Args:
         config: it.
+        clock: Unix time.
+        new_id: makes up an id for a request.
     """
 
-    def __init__(self, config: HeadersSection) -> None:
+    def __init__(self, config: HeadersSection, clock: Callable[[], float], new_id: Callable[[], str]) -> None:
         self._config = config
+        self._clock = clock
+        self._new_id = new_id
         self._trusted = [ipaddress.ip_network(text, strict=False) for text in config.trusted]
         self._request_remove = _names(config.request_remove)
         self._response_remove = _names(config.response_remove)
@@ -108,11 +108,13 @@ class FieldPolicy:
             received = b"%b %b" % (request.version, self._via)
             _put(fields, b"Via", b", ".join((*request.all(b"via"), received)))
         if config.request_id and request.get(config.request_id.lower().encode()) is None:
-            fields.append((config.request_id.encode(), hop.request_id.encode()))
+            fields.append((config.request_id.encode(), self._new_id().encode()))
         if config.request_start:
-            fields.append((config.request_start.encode(), b"%d" % (hop.now * 1000)))
+            fields.append((config.request_start.encode(), b"%d" % (self._clock() * 1000)))
         if config.accept_encoding and request.get(b"accept-encoding") is None:
             fields.append((b"Accept-Encoding", config.accept_encoding.encode()))
+        if request.method in (b"TRACE", b"OPTIONS"):
+            _count_forward(fields)
         fields += self._request_add
         return self._written(fields)
 
@@ -177,6 +179,13 @@ def _put(fields: Fields, name: bytes, value: bytes | None) -> None:
     fields[:] = [field for field in fields if field[0].lower() != lower]
     if value is not None:
         fields.insert(at, (name, value))
+
+
+def _count_forward(fields: Fields) -> None:
+    """Takes this forwarding off ``Max-Forwards`` (RFC 9110 7.6.2)."""
+    for index, (name, value) in enumerate(fields):
+        if name.lower() == b"max-forwards" and value.isdigit() and int(value):
+            fields[index] = (name, b"%d" % (int(value) - 1))
 
 
 def _forwarded(request: RequestHead, hop: Hop) -> bytes:

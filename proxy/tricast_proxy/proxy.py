@@ -1,14 +1,18 @@
 """The proxy: listeners, the nurseries that everything runs in, and how it goes down.
 
-The tree: run > signals > background (timers), connections > listeners. Listeners end first, then the connections,
-then what serves them.
+The tree: run > signals > background (timers, health checks, the admin listener), connections > listeners. Listeners
+end first, then the connections, then what serves them.
 """
 
 import random
+import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Container
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import trio
 
@@ -17,79 +21,107 @@ from tricast.descriptors import raise_soft_limit
 from tricast.errors import ConnectionLost, leaves
 from tricast.logs import Logger, library_logger
 from tricast.tls import TlsConnection, load_context
+from tricast_proxy import admin
+from tricast_proxy.balance import Balancer
 from tricast_proxy.clients import Client
-from tricast_proxy.config import ProxyConfig, sped_up
-from tricast_proxy.exchange import Choice, Shared
-from tricast_proxy.fields import FieldPolicy
-from tricast_proxy.heads import Fields, RequestHead
-from tricast_proxy.servers import Server
+from tricast_proxy.config import FaultEntry, ProxyConfig, sped_up
+from tricast_proxy.counted import CountedSocket
+from tricast_proxy.fields import FieldPolicy, Hop
+from tricast_proxy.health import check_forever, log_changes
+from tricast_proxy.overview import ConnectionView, Counters
+from tricast_proxy.servers import Health, Server
+from tricast_proxy.shared import Shared
 from tricast_proxy.timers import Timers
 from tricast_proxy.upstream import Pool
 
 #: Connections taken per wake-up, so that a storm of them does not hold up those that are there.
 _ACCEPTS_PER_TURN = 16
+#: RFC 6455 7.4.1 and its registry: the service is restarting.
 _CLOSE_RESTARTING = 1012
 
 #: What starts a proxy in a nursery: ``serve``, with everything but its ``task_status``.
 Begin = Callable[..., Awaitable[object]]
 
 
-class RoundRobin:
-    """Each server in turn."""
-
-    def __init__(self, servers: list[Server]) -> None:
-        self._servers = servers
-        self._next = 0
-
-    def choose(self, request: RequestHead | None, peer: str, exclude: Container[Server]) -> Choice | None:  # noqa: ARG002
-        """See ``Balancer.choose``."""
-        for _ in self._servers:
-            server = self._servers[self._next % len(self._servers)]
-            self._next += 1
-            if server not in exclude:
-                return Choice(server, [])
-        return None
-
-    def without_cookie(self, fields: Fields) -> Fields:
-        """See ``Balancer.without_cookie``."""
-        return fields
-
-
 class Proxy:
-    """A running proxy, as ``serve`` hands it to whoever started it.
+    """A running proxy, as ``serve`` hands it to whoever started it; an ``Overview``.
+
+    Args:
+        shared: what all exchanges share.
+        servers: behind it.
+        url: where it listens.
 
     Attributes:
-        url: where it listens.
-        port: where it listens.
         servers: behind it.
-        clients: all that are connected.
+        url: where it listens.
+        admin_urls: where the admin listener is, if there is one.
+        is_draining: whether it goes down.
     """
 
-    def __init__(self, shared: Shared, servers: list[Server], url: str, port: int) -> None:
+    def __init__(self, shared: Shared, servers: Sequence[Server], url: str) -> None:
         self._shared = shared
+        self._clients: set[Client] = set()
         self._drain_asked = trio.Event()
-        self._stopped = trio.Event()
         self._emptied = trio.Event()
+        self._stopped = trio.Event()
         self.servers = servers
         self.url = url
-        self.port = port
-        self.clients: set[Client] = set()
+        self.admin_urls: tuple[str, ...] = ()
         self.is_draining = False
+
+    @property
+    def port(self) -> int:
+        """The port of ``url``."""
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def counters(self) -> Counters:
+        """See ``Overview.counters``."""
+        return self._shared.counters
+
+    @property
+    def faults(self) -> Sequence[FaultEntry]:
+        """See ``Overview.faults``."""
+        return self._shared.config.fault
+
+    def set_faults(self, faults: Sequence[FaultEntry]) -> None:
+        """See ``Overview.set_faults``."""
+
+    def connections(self) -> Iterator[ConnectionView]:
+        """See ``Overview.connections``."""
+        now = trio.current_time()
+        return (client.view(now) for client in tuple(self._clients))
+
+    def ask_of(self, server: Server, wanted: Health) -> None:
+        """See ``Overview.ask_of``."""
+        server.ask(wanted, trio.current_time())
+        if wanted is not Health.UP:
+            self._shared.pool.close(server)
 
     def drain(self) -> None:
         """Begins to go down: ``serve`` returns when all connections have ended, or the grace is over."""
         self.is_draining = True
         self._drain_asked.set()
 
+    @property
+    def clients(self) -> tuple[Client, ...]:
+        """All that are connected."""
+        return tuple(self._clients)
+
+    def came(self, client: Client) -> None:
+        """Says that a client is there; called by ``serve``."""
+        self._shared.counters.accepted += 1
+        self._clients.add(client)
+
     def left(self, client: Client) -> None:
-        """Says that a client has gone."""
-        self.clients.discard(client)
-        if not self.clients:
+        """Says that a client has gone; called by ``serve``."""
+        self._clients.discard(client)
+        if not self._clients:
             self._emptied.set()
 
     async def wait_empty(self) -> None:
-        """Returns when there are no clients; none come any more when this is asked."""
-        while self.clients:
+        """Returns when there are no clients."""
+        while self._clients:
             self._emptied = trio.Event()
             await self._emptied.wait()
 
@@ -121,59 +153,29 @@ async def serve(
 
     Raises:
         ConfigError: the certificate cannot be used.
-        OSError: the address cannot be had.
+        OSError: an address cannot be had.
     """
     logger = logger if logger is not None else library_logger()
     config = sped_up(config)
     tls = load_context(config.tls)
-    servers = [Server(entry) for entry in config.server]
-    timers = Timers()
-    shared = Shared(
-        config,
-        RoundRobin(servers),
-        FieldPolicy(config.headers),
-        Pool(config.upstream, timers),
-        timers,
-        random.Random(),  # noqa: S311 - jitter
-    )
+    randomness = random.Random()  # noqa: S311 - jitter
+    shared, servers = _shared_of(config, logger, randomness)
     with ExitStack() as at_the_end, ExitStack() as sockets:
         listeners = await _listen(config, sockets)
-        scheme = "http" if tls is None else "https"
-        host, port = listeners[0].getsockname()[:2]
-        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-        proxy = Proxy(shared, servers, url, port)
+        proxy = Proxy(shared, servers, _url_of(listeners[0], has_tls=tls is not None))
         at_the_end.callback(proxy.stopped)
         at_the_end.callback(shared.pool.close)
         async with trio.open_nursery() as background:
-            background.start_soon(timers.run)
+            background.start_soon(shared.timers.run)
+            background.start_soon(check_forever, servers, config.health, randomness)
+            if config.admin.enabled:
+                proxy.admin_urls = await background.start(admin.serve, config.admin, proxy, logger)
             async with trio.open_nursery() as connections:
                 async with trio.open_nursery() as listening:
-
-                    def welcome(sock: socket.socket, address: tuple[str, int]) -> None:
-                        sock.setblocking(False)
-                        peer, peer_port = address[:2]
-                        timeout = config.client.send_timeout
-                        connection = (
-                            Connection(sock, peer, write_timeout=timeout)
-                            if tls is None
-                            else TlsConnection(
-                                sock,
-                                peer,
-                                tls,
-                                write_timeout=timeout,
-                                handshake_timeout=config.client.header_timeout,
-                            )
-                        )
-                        if len(proxy.clients) >= config.proxy.max_connections > 0:
-                            connection.close()
-                            return
-                        client = Client(shared, connection, peer_port, port, scheme)
-                        proxy.clients.add(client)
-                        connections.start_soon(_serve_client, proxy, client, logger)
-
+                    door = _Door(proxy, shared, connections, tls)
                     for listener in listeners:
-                        listening.start_soon(_accept_forever, listener, welcome)
-                    logger.info(f"listening on {url}")
+                        listening.start_soon(door.accept_forever, listener)
+                        logger.info(f"listening on {_url_of(listener, has_tls=tls is not None)}")
                     task_status.started(proxy)
                     await proxy.wait_drain_asked()
                     listening.cancel_scope.cancel()
@@ -182,32 +184,77 @@ async def serve(
             background.cancel_scope.cancel()
 
 
-async def _end_connections(proxy: Proxy, connections: trio.Nursery, config: ProxyConfig) -> None:
-    """Lets what is under way come to its end within the grace, and then cuts the rest."""
-    for client in list(proxy.clients):
-        client.drain()
-    with trio.move_on_after(config.drain.grace):
-        await proxy.wait_empty()
-    if config.drain.cut == "close-frame":
-        for client in list(proxy.clients):
-            if client.tunnel is not None:
-                client.tunnel.say_goodbye(_CLOSE_RESTARTING)
-    connections.cancel_scope.cancel()
+def _shared_of(config: ProxyConfig, logger: Logger, randomness: random.Random) -> tuple[Shared, list[Server]]:
+    is_alone, changed = len(config.server) == 1, log_changes(logger)
+    servers = [Server(entry, config.health, is_alone=is_alone, changed=changed) for entry in config.server]
+    timers, counters = Timers(), Counters()
+    return Shared(
+        config,
+        Balancer(servers, config.balance, randomness, trio.current_time),
+        FieldPolicy(config.headers, time.time, partial(secrets.token_hex, 8)),
+        Pool(config.upstream, timers, counters),
+        timers,
+        randomness,
+        counters,
+        logger,
+    ), servers
 
 
-async def _accept_forever(listener: socket.socket, welcome: object) -> None:
-    assert callable(welcome)
-    while True:
-        await trio.lowlevel.wait_readable(listener)
-        for _ in range(_ACCEPTS_PER_TURN):
-            try:
-                sock, address = listener.accept()
-            except BlockingIOError:
-                break
-            except OSError:
-                await trio.sleep(0.05)
-                break
-            welcome(sock, address)
+class _Door:
+    """Lets clients in.
+
+    Args:
+        proxy: keeps account of them.
+        shared: what all exchanges share.
+        connections: where they are served.
+        tls: what they share of TLS; None for none.
+    """
+
+    def __init__(self, proxy: Proxy, shared: Shared, connections: trio.Nursery, tls: ssl.SSLContext | None) -> None:
+        self._proxy = proxy
+        self._shared = shared
+        self._connections = connections
+        self._tls = tls
+
+    async def accept_forever(self, listener: socket.socket) -> None:
+        """Accepts until cancelled."""
+        own_port = listener.getsockname()[1]
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            for _ in range(_ACCEPTS_PER_TURN):
+                try:
+                    sock, address = listener.accept()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    # No descriptors, or a client that broke off before it was accepted (accept(2)).
+                    self._shared.logger.warning("cannot accept", error=error.strerror)
+                    await trio.sleep(0.05)
+                    break
+                self._take(sock, address[0], address[1], own_port)
+            await trio.lowlevel.checkpoint()
+
+    def _take(self, sock: socket.socket, peer: str, port: int, own_port: int) -> None:
+        config = self._shared.config
+        if len(self._proxy.clients) >= config.proxy.max_connections > 0:
+            self._shared.counters.refused["connections"] += 1
+            sock.close()
+            return
+        counted = CountedSocket(sock)
+        timeout, scheme = config.client.send_timeout, "http"
+        connection = Connection(counted, peer, write_timeout=timeout)
+        if self._tls is not None:
+            scheme = "https"
+            connection = TlsConnection(
+                counted,
+                peer,
+                self._tls,
+                write_timeout=timeout,
+                handshake_timeout=config.client.header_timeout,
+            )
+        client = Client(self._shared, connection, counted, Hop(peer, port, scheme, own_port))
+        self._proxy.came(client)
+        self._connections.start_soon(_serve_client, self._proxy, client, self._shared.logger)
 
 
 async def _serve_client(proxy: Proxy, client: Client, logger: Logger) -> None:
@@ -225,30 +272,57 @@ async def _serve_client(proxy: Proxy, client: Client, logger: Logger) -> None:
         client.connection.close()
 
 
+async def _end_connections(proxy: Proxy, connections: trio.Nursery, config: ProxyConfig) -> None:
+    """Lets what is under way come to its end within the grace, and then cuts the rest."""
+    for client in proxy.clients:
+        client.drain()
+    with trio.move_on_after(config.drain.grace):
+        await proxy.wait_empty()
+    if config.drain.cut == "close-frame":
+        for client in proxy.clients:
+            if client.tunnel is not None:
+                client.tunnel.say_goodbye(_CLOSE_RESTARTING)
+    connections.cancel_scope.cancel()
+
+
 async def _listen(config: ProxyConfig, sockets: ExitStack) -> list[socket.socket]:
+    """Listening sockets for every address that the host name has, all on the same port.
+
+    Raises:
+        OSError: the filename is the host and the port.
+    """
     host, port = config.proxy.host, config.proxy.port
     try:
-        return await _open(host, port, config.proxy.backlog, sockets)
+        found = await trio.socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return _open(((family, address) for family, _, _, _, address in found), port, config, sockets)
     except OSError as error:
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         raise OSError(error.errno, error.strerror, where) from error
 
 
-async def _open(host: str, port: int, backlog: int, sockets: ExitStack) -> list[socket.socket]:
-    found = await trio.socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+def _open(
+    found: Iterable[tuple[int, tuple[object, ...]]], port: int, config: ProxyConfig, sockets: ExitStack
+) -> list[socket.socket]:
     listeners: list[socket.socket] = []
-    for family, kind, protocol, _, address in found:
-        listener = sockets.enter_context(socket.socket(family, kind, protocol))
+    for family, address in found:
+        listener = sockets.enter_context(socket.socket(family, socket.SOCK_STREAM))
         listener.setblocking(False)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # Port 0 is chosen with the first address, and then used for all.
         chosen = listeners[0].getsockname()[1] if listeners else port
         listener.bind((address[0], chosen, *address[2:]))
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.listen(backlog)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what is accepted
+        listener.listen(config.proxy.backlog)
         listeners.append(listener)
     return listeners
+
+
+def _url_of(listener: socket.socket, *, has_tls: bool) -> str:
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if has_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 async def run_program(begin: Begin, logger: Logger) -> None:

@@ -44,11 +44,11 @@ class Tunnel:
         is_websocket: whether frames of WebSocket are in it.
 
     Attributes:
-        passed: bytes that came from the server and from the client, and were passed on.
         why: how it ended, in a word.
+        is_cut: whether it was cut by a timer.
     """
 
-    __slots__ = ("_client", "_config", "_is_websocket", "_open", "_upstream", "_watch", "passed", "why")
+    __slots__ = ("_client", "_config", "_is_websocket", "_open", "_upstream", "_watch", "is_cut", "why")
 
     def __init__(
         self,
@@ -62,10 +62,10 @@ class Tunnel:
         self._upstream = upstream
         self._config = config
         self._is_websocket = is_websocket
-        self.passed = [0, 0]
         self._watch: Watch | None = None
         self._open = 2
         self.why = ""
+        self.is_cut = False
 
     async def run(self, timers: Timers, rules: tuple[Rule, ...]) -> None:
         """Passes bytes on until it ends, as the configuration wants its end to look; closes nothing that is left.
@@ -83,12 +83,8 @@ class Tunnel:
             watch.end()
         if watch.expired:
             self.why = watch.expired
+            self.is_cut = True
             await self._cut()
-
-    @property
-    def last(self) -> list[float]:
-        """When the last byte came from the server and from the client; empty before it begins."""
-        return [] if self._watch is None else self._watch.last
 
     def end(self, why: str) -> None:
         """Ends it without waiting."""
@@ -110,7 +106,6 @@ class Tunnel:
         try:
             while data := await source.receive():
                 watch.touch(side)
-                self.passed[side] += len(data)
                 await sink.send(data)
         except ConnectionLost as lost:
             self.end(lost.reason)

@@ -14,6 +14,7 @@ import trio
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost, TricastError
 from tricast_proxy.config import UpstreamSection
+from tricast_proxy.overview import Counters
 from tricast_proxy.servers import Server
 from tricast_proxy.timers import Timers
 
@@ -96,18 +97,14 @@ class Pool:
     Args:
         config: how many may wait, and how long.
         timers: closes those that waited for too long.
-
-    Attributes:
-        opened: how many connections were opened.
-        reused: how often one was used again.
+        counters: of what happens.
     """
 
-    def __init__(self, config: UpstreamSection, timers: Timers) -> None:
+    def __init__(self, config: UpstreamSection, timers: Timers, counters: Counters) -> None:
         self._config = config
         self._timers = timers
         self._idle: dict[Server, deque[_Idle]] = {}
-        self.opened = 0
-        self.reused = 0
+        self._counters = counters
 
     def take(self, server: Server) -> Upstream | None:
         """A connection that waits to be used again; None when there is none that still can."""
@@ -119,7 +116,7 @@ class Pool:
             # What the server has said meanwhile, be it its goodbye, is not the answer to anything.
             with suppress(ConnectionLost):
                 if entry.upstream.connection.receive_now() is None:
-                    self.reused += 1
+                    self._counters.reused += 1
                     return entry.upstream
             entry.upstream.connection.close()
         return None
@@ -149,7 +146,7 @@ class Pool:
             sock = socket.socket(fileno=stream.socket.detach())
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.opened += 1
+            self._counters.opened += 1
             connection = Connection(sock, server.label, write_timeout=self._config.send_timeout)
             return Upstream(connection, server, trio.current_time())
         raise ConnectFailed(f"{server.label} did not answer in {self._config.connect_timeout:g} s", has_timed_out=True)

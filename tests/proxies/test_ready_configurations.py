@@ -23,6 +23,7 @@ from clients import (
     head,
     open_websocket,
     publish,
+    read_answer,
     read_head,
     subscribe,
 )
@@ -85,6 +86,16 @@ async def test_clients_resume_where_they_were_over_every_transport() -> None:
             ids += [await publish(url, "news", n) for n in (2, 3)]
             with await subscribe(transport, url, "news", last_id=last_id, by_header=True) as subscriber:
                 assert [event.id for event in await subscriber.events(2)] == ids[1:]
+
+    await behind_each(check)
+
+
+async def test_who_asks_for_the_same_does_not_wait_for_another() -> None:
+    async def check(kind: str, server: tricast.Server, url: str) -> None:
+        with await subscribe("poll", url, "news") as first, await subscribe("poll", url, "news") as second:
+            await until(lambda: server.hub.statistics().subscribers == 2)
+            await publish(url, "news", 1)
+            assert (await first.event()).data == (await second.event()).data == 1
 
     await behind_each(check)
 
@@ -166,6 +177,32 @@ async def test_the_server_notices_that_a_client_has_left() -> None:
             await until(lambda: server.hub.statistics().subscribers == 0)
 
     await behind_each(check, sse={"keepalive": "100ms"}, websocket={"ping_interval": "100ms"}, poll={"timeout": "5m"})
+
+
+async def test_a_goodbye_reaches_the_clients() -> None:
+    """A server that goes down tells each when to come back, and the end of its stream is an end, not a cut."""
+
+    async def check(kind: str, server: tricast.Server, url: str) -> None:
+        with (
+            await subscribe("sse", url, "news") as stream,
+            await subscribe("ws", url, "news") as websocket,
+            await Wire.open(url) as poll,
+        ):
+            assert isinstance(stream, EventStream)
+            assert isinstance(websocket, WebSocket)
+            await poll.send(head("GET", "/events?topic=news"))
+            await until(lambda: server.hub.statistics().subscribers == 3)
+            server.drain()
+            with pytest.raises(Ended):
+                await stream.event()
+            assert stream.retry is not None
+            assert stream.retry >= 7000
+            assert (await websocket.closed()).code == 1012
+            answer = await read_answer(poll)
+            assert answer.status == 204
+            assert int(answer.headers["retry-after"]) >= 7
+
+    await behind_each(check, drain={"period": "0s", "grace": "10s", "retry_after": "7s"})
 
 
 async def test_another_server_takes_over(tmp_path: Path) -> None:

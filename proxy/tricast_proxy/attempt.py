@@ -1,0 +1,428 @@
+"""One try of having a request answered by a server, on one connection.
+
+Two tasks at the same time: one sends the request up, and then watches whether the client leaves; the other takes the
+answer down. The first thing that goes wrong in either ends both.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+import trio
+
+from tricast.errors import ConnectionLost
+from tricast.wire.http1 import LAST_CHUNK, chunk
+from tricast_proxy.answers import Failure, failure_of, refusal
+from tricast_proxy.bodies import BadBody, BodyReader, NoBody, OpenBody, reader_of
+from tricast_proxy.buffering import IncrementalRefused, relay_for
+from tricast_proxy.config import ProxyConfig
+from tricast_proxy.fields import Hop
+from tricast_proxy.heads import (
+    BadHead,
+    Fields,
+    HeadLimits,
+    HeadReader,
+    RequestHead,
+    ResponseHead,
+    ResponseParser,
+    encode_request,
+    encode_response,
+)
+from tricast_proxy.relay import Cut, relay_at_once
+from tricast_proxy.request_body import ClientSide, RequestBody
+from tricast_proxy.shared import Shared
+from tricast_proxy.streams import ClientBody, ServerBody
+from tricast_proxy.timers import CLIENT, UPSTREAM, Rule, Watch
+from tricast_proxy.upstream import Upstream
+
+#: Pipelined bytes that are read while an answer is waited for; behind them, a client that leaves is seen late.
+_MAX_READ_AHEAD = 64 * 2**10
+
+
+class Established(NamedTuple):
+    """The answer was 101: what follows is a tunnel.
+
+    Attributes:
+        upstream: its other end.
+        head: the answer as the client gets it.
+        protocol: what is spoken in it.
+    """
+
+    upstream: Upstream
+    head: bytes
+    protocol: bytes
+
+
+class Errand(NamedTuple):
+    """What is to be done, whoever does it.
+
+    Attributes:
+        shared: what all exchanges share.
+        client: who asks.
+        request: what for.
+        body: what goes with it.
+        hop: the client's side, for the fields that tell of it.
+        closing: says whether the client's connection ends after the answer, as of now.
+    """
+
+    shared: Shared
+    client: ClientSide
+    request: RequestHead
+    body: RequestBody
+    hop: Hop
+    closing: Callable[[], bool]
+
+    @property
+    def forwards_upgrade(self) -> bool:
+        """Whether the server hears of the upgrade: a request with a body asks for it in vain (RFC 9110 7.8)."""
+        allowed = self.shared.config.tunnel.upgrade
+        upgrades = self.request.upgrades
+        return not self.request.has_body and bool(
+            upgrades and (allowed == "any" or (allowed == "websocket" and upgrades == [b"websocket"]))
+        )
+
+    def answers_continue(self, *, is_held: bool) -> bool:
+        """Whether it is for the proxy to say that the body may come (RFC 9110 10.1.1)."""
+        config = self.shared.config
+        is_ours = is_held or config.request.expect == "answer" or config.upstream.http_version == "1.0"
+        return is_ours and self.request.is_http_11 and bool(self.request.members(b"expect"))
+
+
+def mistake_of(config: ProxyConfig, error: BadBody | TimeoutError) -> Failure:
+    """What a client is told of its request's body."""
+    if isinstance(error, TimeoutError):
+        return Failure("refused", 408, "the body did not come in time", "http_request_error")
+    if error.is_too_large:
+        return failure_of(config, "body", error.detail)
+    return refusal(400, error.detail)
+
+
+class _Unusable(Exception):
+    """What a server said, or that it said nothing, cannot become an answer.
+
+    Attributes:
+        kind: see ``Failure.kind``.
+        detail: why.
+    """
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+
+
+class Attempt:
+    """A request on a connection to a server.
+
+    Args:
+        errand: what is to be done.
+        upstream: the connection.
+        fields: what the answer carries beside what the server says.
+        refused_statuses: answers that are not given to the client, because another server may be asked.
+
+    Attributes:
+        sink: the client as the answer's body sees it, once there is an answer.
+        status: of the final answer; 0 while there is none.
+    """
+
+    def __init__(self, errand: Errand, upstream: Upstream, fields: Fields, refused_statuses: frozenset[int]) -> None:
+        self._errand = errand
+        self._upstream = upstream
+        self._fields = fields
+        self._refused_statuses = refused_statuses
+        self._config = errand.shared.config
+        self._watch = Watch(errand.shared.timers)
+        self._is_sent = False
+        self._sent_at = math.inf
+        self._failure: Failure | None = None
+        self.sink: ClientBody | None = None
+        self.status = 0
+
+    @property
+    def has_begun_to_answer(self) -> bool:
+        """Whether the client has got any of the final answer."""
+        return self.sink is not None and self.sink.has_begun
+
+    async def run(self) -> Established | Failure | None:
+        """Makes the attempt; returns the tunnel that follows, or why it failed, or None where all is well.
+
+        The connection is given back to the pool, or closed, but where it is a tunnel's.
+        """
+        watch, upstream, config = self._watch, self._upstream, self._config
+        watch.obey(*self._rules_before_the_head())
+        outcome: Established | bool = False
+        try:
+            with watch.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._send_up)
+                    outcome = await self._take_down()
+                    nursery.cancel_scope.cancel()
+            failure = self._ran_out(watch.expired) if watch.expired else self._failed()
+            if isinstance(outcome, Established) and failure is None:
+                return outcome
+        except BaseException:
+            upstream.end(with_reset=config.upstream.abort == "rst")
+            raise
+        finally:
+            watch.end()
+        upstream.served += 1
+        if outcome is True and failure is None:
+            self._errand.shared.pool.give_back(upstream)
+        else:
+            upstream.end(with_reset=failure is not None and config.upstream.abort == "rst")
+        return failure
+
+    def _failed(self) -> Failure | None:
+        return self._failure
+
+    def _fail(self, failure: Failure) -> None:
+        """Ends the attempt for the first reason that there is."""
+        if self._failure is None:
+            self._failure = failure
+            self._watch.scope.cancel()
+
+    # Time
+
+    def _rules_before_the_head(self) -> tuple[Rule, ...]:
+        config = self._config.upstream
+        return (
+            Rule("timeout", config.response_header_timeout, by_client=True),
+            Rule("response-timeout", config.response_timeout),
+            Rule("response-timeout", config.max_stream_duration),
+        )
+
+    def _rules_behind_the_head(self) -> tuple[Rule, ...]:
+        config = self._config.upstream
+        since = min(self._sent_at, trio.current_time())
+        return (
+            Rule("read-timeout", config.read_timeout, by_upstream=True),
+            Rule("stream-idle", config.stream_idle_timeout, by_upstream=True, by_client=True),
+            Rule("response-timeout", config.response_timeout, since=since),
+            Rule("stream-duration", config.max_stream_duration, since=since),
+        )
+
+    def _ran_out(self, name: str) -> Failure:
+        if not self.status and name in ("timeout", "response-timeout"):
+            return failure_of(self._config, name, f"{self._upstream.server.label} did not answer in time")
+        return failure_of(self._config, "cut", f"cut off: {name}")._replace(kind=name)
+
+    # Up
+
+    async def _send_up(self) -> None:
+        """Sends the request, and from then on watches whether the client leaves."""
+        # Where it takes no more, its answer may be there all the same: a server may refuse a request before it has come
+        # (RFC 9112 9.3).
+        with suppress(ConnectionLost):
+            self._is_sent = await self._send_request()
+        if self._is_sent:
+            self._sent_at = trio.current_time()
+        if self._failed() is None:
+            await self._watch_client()
+
+    async def _send_request(self) -> bool:
+        """Sends the request; returns whether all of it was sent.
+
+        Raises:
+            ConnectionLost: the server takes no more of it.
+        """
+        body, connection = self._errand.body, self._upstream.connection
+        frames = self._errand.request.is_chunked and body.buffered_length is None
+        head = self._encoded_request()
+        try:
+            payload = body.take_now()
+            await connection.send(head + (chunk(payload) if frames and payload else payload))
+            while payload := await self._next_payload():
+                await connection.send(chunk(payload) if frames else payload)
+                self._watch.touch(CLIENT)
+        except (BadBody, TimeoutError) as error:
+            self._fail(mistake_of(self._config, error))
+            return False
+        if self._failed() is not None:
+            return False
+        if frames:
+            await connection.send(LAST_CHUNK)
+        self._watch.touch(CLIENT)
+        return True
+
+    async def _next_payload(self) -> bytes:
+        try:
+            return await self._errand.body.receive(self._watch)
+        except ConnectionLost as lost:
+            self._fail(Failure("client", 0, str(lost)))
+            return b""
+
+    def _encoded_request(self) -> bytes:
+        errand, config = self._errand, self._config
+        request, shared = errand.request, errand.shared
+        fields = shared.policy.for_server(request, errand.hop, self._upstream.server.address)
+        fields = shared.balancer.without_cookie(fields)
+        buffered = errand.body.buffered_length
+        if errand.answers_continue(is_held=buffered is not None):
+            fields = [field for field in fields if field[0].lower() != b"expect"]
+        length = buffered if buffered is not None else request.length
+        if length is not None:
+            fields.append((b"Content-Length", b"%d" % length))
+        elif request.is_chunked:
+            fields.append((b"Transfer-Encoding", b"chunked"))
+        if errand.forwards_upgrade:
+            fields += [(b"Connection", b"upgrade"), (b"Upgrade", b", ".join(request.all(b"upgrade")))]
+        elif config.upstream.http_version == "1.0" or not config.upstream.keepalive:
+            fields.append((b"Connection", b"close"))
+        return encode_request(request.method, request.target, fields, config.upstream.http_version.encode())
+
+    async def _watch_client(self) -> None:
+        """Reads ahead what the client sends, and notices when it leaves."""
+        client, leaves = self._errand.client, self._config.client.leaves
+        try:
+            while not client.has_left and len(client.data) < _MAX_READ_AHEAD:
+                data = await client.connection.receive()
+                client.data += data
+                client.has_left = not data
+            if client.has_left and leaves == "abort":
+                self._fail(Failure("client", 0, "left"))
+        except ConnectionLost as lost:
+            client.has_left = True
+            if leaves != "never":
+                self._fail(Failure("client", 0, str(lost)))
+
+    # Down
+
+    async def _take_down(self) -> Established | bool:
+        """Takes the answer, and gives it to the client.
+
+        Returns:
+            The tunnel that the answer begins, if it does; else whether the connection to the server can be used again.
+        """
+        try:
+            if self._errand.forwards_upgrade and not self._config.tunnel.check_101:
+                return Established(self._upstream, b"", self._errand.request.upgrades[0])
+            answer = await self._next_answer()
+            return answer if isinstance(answer, Established) else await self._give(answer)
+        except _Unusable as unusable:
+            self._fail(failure_of(self._config, unusable.kind, unusable.detail))
+        except Cut as cut:
+            self._fail(failure_of(self._config, "cut", cut.detail))
+        except IncrementalRefused:
+            self._fail(Failure("refused", 501, "incremental answers are not forwarded here", "incremental_refused"))
+        except ConnectionLost as lost:
+            self._fail(Failure("client", 0, str(lost)))
+        return False
+
+    async def _next_answer(self) -> ResponseHead | Established:
+        """The final head, after those that come before it."""
+        config, request = self._config, self._errand.request
+        reader = HeadReader(HeadLimits.of_responses(config.limits), config.proxy.strict)
+        parser = ResponseParser(request, config.proxy.strict)
+        interim = 0
+        while True:
+            head = await self._next_head(reader, parser)
+            if head.status == 101:
+                return self._established(head)
+            if head.status >= 200 or config.response.informational == "as-final":
+                return head
+            interim += 1
+            if interim > config.limits.informational or config.response.informational == "refuse":
+                raise _Unusable("invalid", "an answer before the answer")
+            self._watch.obey(*self._rules_before_the_head())
+            await self._pass_on_interim(head)
+
+    async def _pass_on_interim(self, head: ResponseHead) -> None:
+        errand = self._errand
+        is_held = errand.body.buffered_length is not None
+        is_ours = head.status == 100 and errand.answers_continue(is_held=is_held)
+        # RFC 9110 15.2: never to a client that speaks HTTP/1.0.
+        if self._config.response.informational == "forward" and errand.request.is_http_11 and not is_ours:
+            fields = errand.shared.policy.for_client(head)
+            await errand.client.connection.send(encode_response(head.status, head.reason, fields))
+
+    async def _next_head(self, reader: HeadReader, parser: ResponseParser) -> ResponseHead:
+        upstream = self._upstream
+        try:
+            while (head := reader.take(upstream.data)) is None:
+                try:
+                    data = await upstream.connection.receive()
+                except ConnectionLost:
+                    data = b""
+                if not data:
+                    kind = "invalid" if upstream.data else "empty"
+                    raise _Unusable(kind, f"{upstream.server.label} closed the connection instead of an answer")
+                self._watch.touch(UPSTREAM)
+                upstream.data += data
+            return parser.parse(head)
+        except BadHead as bad:
+            raise _Unusable("invalid", f"{upstream.server.label} answered with something else: {bad.detail}") from None
+
+    def _established(self, head: ResponseHead) -> Established:
+        """The tunnel that a server has agreed to, if it was asked to (RFC 9110 7.8, 15.2.2)."""
+        errand, upstream = self._errand, self._upstream
+        chosen = head.members(b"upgrade")
+        asked = errand.request.upgrades if errand.forwards_upgrade else []
+        if not chosen or not set(chosen) <= set(asked):
+            raise _Unusable("upgrade", f"{upstream.server.label} switched to a protocol that nobody asked for")
+        fields = [*errand.shared.policy.for_client(head), *self._fields, *_upgrade_fields(head)]
+        self.status = 101
+        return Established(upstream, encode_response(101, head.reason, fields), chosen[0])
+
+    async def _give(self, head: ResponseHead) -> bool:
+        """Gives the answer to the client; returns whether the connection to the server can be used again."""
+        errand, upstream, config = self._errand, self._upstream, self._config
+        if head.status in self._refused_statuses:
+            raise _Unusable(str(head.status), f"{upstream.server.label} answered {head.status}")
+        self._watch.obey(*self._rules_behind_the_head())
+        reader = self._reader_of(head)
+        fields = errand.shared.policy.for_client(head) + self._fields
+        if head.status == 426:
+            fields += _upgrade_fields(head)
+        passed = ResponseHead(head.status, head.reason, fields, head.version)
+        has_length = not head.is_chunked and head.status >= 200 and head.status != 204
+        source = ServerBody(
+            upstream,
+            passed,
+            reader,
+            is_chunked=head.is_chunked,
+            length=head.length if has_length else None,
+            watch=self._watch,
+        )
+        has_body = not isinstance(reader, NoBody)
+        relaying = relay_for(errand.request, source, config.response) if has_body else None
+        self.sink = ClientBody(
+            errand.client.connection,
+            passed,
+            self._watch,
+            knows_chunks=errand.request.is_http_11,
+            has_body=has_body,
+            length=source.length if relaying is None else relaying.source.length,
+            closing=errand.closing,
+            ignores_loss=config.client.leaves == "never",
+        )
+        self.status = head.status
+        if relaying is None:
+            await relay_at_once(source, self.sink)
+        else:
+            await relaying.to(self.sink)
+        is_at_its_end = source.is_complete and not reader.ends_with_connection and not upstream.data
+        return self._is_sent and is_at_its_end and head.keeps_alive and config.upstream.http_version == "1.1"
+
+    def _reader_of(self, head: ResponseHead) -> BodyReader:
+        """What reads the body, if there can be one (RFC 9112 6.3)."""
+        if head.status < 200:
+            return OpenBody()  # an interim answer that is taken for the final one
+        if not head.has_body(self._errand.request.method):
+            return NoBody()
+        limits = self._config.limits
+        try:
+            return reader_of(
+                head,
+                is_request=False,
+                max_extensions=limits.chunk_extensions,
+                max_trailers=limits.response_header_total,
+            )
+        except BadHead as bad:
+            raise _Unusable("invalid", bad.detail) from None
+
+
+def _upgrade_fields(head: ResponseHead) -> Fields:
+    """``Upgrade`` is for this connection alone, so it is taken off and put on again (RFC 9110 7.8)."""
+    upgrades = head.all(b"upgrade")
+    return [(b"Connection", b"upgrade"), (b"Upgrade", b", ".join(upgrades))] if upgrades else []

@@ -1,0 +1,128 @@
+"""The body of a request: as it comes from the client, or from where it was kept so that it can be sent again."""
+
+import tempfile
+from typing import IO, Protocol
+
+import trio
+
+from tricast.connection import Connection
+from tricast.errors import ConnectionLost
+from tricast_proxy.bodies import BadBody, BodyReader
+from tricast_proxy.config import ProxyConfig
+from tricast_proxy.timers import CLIENT, Watch
+
+#: What of a request's body is kept in memory where it is buffered; the rest is on disk.
+_MAX_IN_MEMORY = 2**20
+_PIECE = 64 * 2**10
+
+
+class ClientSide(Protocol):
+    """The client of an exchange.
+
+    Attributes:
+        connection: its connection.
+        data: what it sent that nobody has taken yet.
+        has_left: whether it will send no more.
+    """
+
+    connection: Connection
+    data: bytearray
+    has_left: bool
+
+
+class RequestBody:
+    """The body of a request, as it comes from the client or from where it was buffered.
+
+    Args:
+        client: where it comes from.
+        reader: takes it off what comes in.
+        config: how long it may take, and be.
+    """
+
+    def __init__(self, client: ClientSide, reader: BodyReader, config: ProxyConfig) -> None:
+        self._client = client
+        self._reader = reader
+        self._config = config
+        self._file: IO[bytes] | None = None
+        self._count = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it has come."""
+        return self._reader.is_complete
+
+    @property
+    def can_be_sent_again(self) -> bool:
+        """Whether it is there as a whole, or nothing of it was taken."""
+        return self._file is not None or self._count == 0
+
+    @property
+    def buffered_length(self) -> int | None:
+        """How long it is, where it is buffered."""
+        return None if self._file is None else self._count
+
+    async def receive(self, watch: Watch) -> bytes:
+        """The next bytes; empty at its end.
+
+        Raises:
+            BadBody: its frame is broken, or it is too long.
+            ConnectionLost: the client left in the middle of it.
+            TimeoutError: nothing came for too long.
+        """
+        if self._file is not None:
+            await trio.lowlevel.checkpoint()
+            return self._file.read(_PIECE)
+        client = self._client
+        while not (payload := self.take_now()) and not self._reader.is_complete:
+            with trio.move_on_after(self._config.client.body_timeout) as scope:
+                data = await client.connection.receive()
+            if scope.cancelled_caught:
+                raise TimeoutError
+            if not data:
+                client.has_left = True
+                raise ConnectionLost("left in the middle of its request", reason="left")
+            watch.touch(CLIENT)
+            client.data += data
+        return payload
+
+    def take_now(self) -> bytes:
+        """What of it has come in already and was not buffered.
+
+        Raises:
+            BadBody: see ``receive``.
+        """
+        if self._file is not None or not self._client.data:
+            return b""
+        payload = self._reader.take(self._client.data)
+        self._count += len(payload)
+        if self._count > self._config.limits.body > 0:
+            raise BadBody(f"the body is longer than {self._config.limits.body} bytes", is_too_large=True)
+        return payload
+
+    async def buffer(self, watch: Watch) -> None:
+        """Takes all of it, so that it can be sent any number of times.
+
+        Raises:
+            BadBody: see ``receive``.
+            ConnectionLost: see ``receive``.
+            TimeoutError: see ``receive``.
+        """
+        file = tempfile.SpooledTemporaryFile(_MAX_IN_MEMORY)  # noqa: SIM115 - closed with the exchange
+        try:
+            while payload := await self.receive(watch):
+                file.write(payload)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+
+    def rewind(self) -> None:
+        """Has it sent from its beginning once more."""
+        if self._file is not None:
+            self._file.seek(0)
+
+    def close(self) -> None:
+        """Gives up what is buffered."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
