@@ -92,7 +92,8 @@ class Errand(NamedTuple):
 def mistake_of(config: ProxyConfig, error: BadBody | TimeoutError) -> Failure:
     """What a client is told of its request's body."""
     if isinstance(error, TimeoutError):
-        return Failure("refused", 408, "the body did not come in time", "http_request_error")
+        kind = "client" if config.client.header_timeout_reply == "close" else "refused"
+        return Failure(kind, 408, "the body did not come in time", "http_request_error")
     if error.is_too_large:
         return failure_of(config, "body", error.detail)
     return refusal(400, error.detail)
@@ -159,6 +160,8 @@ class Attempt:
                     outcome = await self._take_down()
                     nursery.cancel_scope.cancel()
             failure = self._ran_out(watch.expired) if watch.expired else self._failed()
+            if watch.expired and self.sink is not None and config.response.buffering != "full":
+                await self.sink.begin()  # there is an answer, if not all of it, and no other will be
             if isinstance(outcome, Established) and failure is None:
                 return outcome
         except BaseException:
@@ -283,7 +286,7 @@ class Attempt:
                 self._fail(Failure("client", 0, "left"))
         except ConnectionLost as lost:
             client.has_left = True
-            if leaves != "never":
+            if leaves == "abort":
                 self._fail(Failure("client", 0, str(lost)))
 
     # Down
@@ -383,14 +386,17 @@ class Attempt:
             is_chunked=head.is_chunked,
             length=head.length if has_length else None,
             watch=self._watch,
+            trailing=config.response.trailers,
         )
         has_body = not isinstance(reader, NoBody)
+        passes_end = config.response.open_ended == "close"
         relaying = relay_for(errand.request, source, config.response) if has_body else None
         self.sink = ClientBody(
             errand.client.connection,
             passed,
             self._watch,
-            knows_chunks=errand.request.is_http_11,
+            knows_chunks=errand.request.is_http_11 and not (reader.ends_with_connection and passes_end),
+            is_framed=head.status >= 200,
             has_body=has_body,
             length=source.length if relaying is None else relaying.source.length,
             closing=errand.closing,

@@ -1,6 +1,7 @@
 """The two ends of an exchange as the body of an answer sees them: the server it comes from, the client it goes to."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import trio
 
@@ -24,9 +25,10 @@ class ServerBody:
         is_chunked: whether it comes in chunks.
         length: by the server's word.
         watch: is told of what comes.
+        trailing: what becomes of the fields behind the body.
     """
 
-    __slots__ = ("_reader", "_upstream", "_watch", "head", "is_chunked", "length")
+    __slots__ = ("_reader", "_trailing", "_upstream", "_watch", "head", "is_chunked", "length")
 
     def __init__(
         self,
@@ -37,8 +39,10 @@ class ServerBody:
         is_chunked: bool,
         length: int | None,
         watch: Watch,
+        trailing: Literal["forward", "drop", "refuse"] = "forward",
     ) -> None:
         self._upstream = upstream
+        self._trailing = trailing
         self._reader = reader
         self._watch = watch
         self.head = head
@@ -48,7 +52,7 @@ class ServerBody:
     @property
     def trailers(self) -> Fields:
         """See ``Source.trailers``."""
-        return self._reader.trailers
+        return self._reader.trailers if self._trailing == "forward" else []
 
     @property
     def is_complete(self) -> bool:
@@ -82,9 +86,12 @@ class ServerBody:
         if not self._upstream.data:
             return b""
         try:
-            return self._reader.take(self._upstream.data)
+            payload = self._reader.take(self._upstream.data)
         except BadBody as bad:
             raise Cut(f"the server's answer is broken: {bad.detail}") from None
+        if self._trailing == "refuse" and self._reader.trailers:
+            raise Cut("the server's answer has fields behind its body")
+        return payload
 
     def _received(self, data: bytes) -> None:
         self._watch.touch(UPSTREAM)
@@ -103,7 +110,8 @@ class ClientBody:
         connection: the client's.
         head: of the answer; what framing it has is decided when it begins.
         watch: is told when the client takes something.
-        knows_chunks: whether the client speaks HTTP/1.1.
+        knows_chunks: whether the body may be sent in chunks.
+        is_framed: whether its end is to be seen at all; what is taken for a final answer and is none has no frame.
         has_body: whether the answer may have one at all.
         closes: says, when the head goes out, whether the connection ends after the answer.
         ignores_loss: whether the client may leave without anything being the worse for it.
@@ -121,6 +129,7 @@ class ClientBody:
         "_ignores_loss",
         "_is_chunked",
         "_is_deaf",
+        "_is_framed",
         "_knows_chunks",
         "_watch",
         "closes",
@@ -137,6 +146,7 @@ class ClientBody:
         watch: Watch,
         *,
         knows_chunks: bool,
+        is_framed: bool,
         has_body: bool,
         length: int | None,
         closing: Callable[[], bool],
@@ -145,6 +155,7 @@ class ClientBody:
         self._connection = connection
         self._watch = watch
         self._knows_chunks = knows_chunks
+        self._is_framed = is_framed
         self._has_body = has_body
         self._closing = closing
         self._ignores_loss = ignores_loss
@@ -156,16 +167,21 @@ class ClientBody:
         self.closes = False
         self.count = 0
 
+    @property
+    def can_be_finished(self) -> bool:
+        """Whether the body can be given an end that looks like its own, wherever it is."""
+        return self._is_chunked
+
     def _first(self) -> bytes:
         """The head, with its framing."""
         fields = self.head.fields
         self.closes = self._closing()
         if self.length is not None:
             fields = [*fields, (b"Content-Length", b"%d" % self.length)]
-        elif self._has_body and self._knows_chunks:
+        elif self._has_body and self._knows_chunks and self._is_framed:
             self._is_chunked = True
             fields = [*fields, (b"Transfer-Encoding", b"chunked")]
-        elif self._has_body:
+        elif self._has_body and self._is_framed:
             self.closes = True  # RFC 9112 6.3: nothing else could end it
         if self.closes:
             fields = [*fields, (b"Connection", b"close")]

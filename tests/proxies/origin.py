@@ -38,6 +38,7 @@ class Exchange:
     def mark(self, name: str) -> None:
         """Notes that something is done now."""
         self.times[name] = trio.current_time()
+        self.peer.change()
 
     @property
     def request_line(self) -> str:

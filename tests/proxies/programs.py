@@ -141,7 +141,8 @@ def _varnish(name: str, settings: dict[str, dict[str, str]], more: str = "") -> 
 _UPGRADE = (
     "proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade;"
 )
-_CADDY_TIMERS = f"transport http {{\n response_header_timeout {_T}\n read_timeout {_T}\n }}"
+# Without keepalive: it lets the timer of a read run while a connection waits for its next request.
+_CADDY_TIMERS = f"transport http {{\n keepalive off\n response_header_timeout {_T}\n read_timeout {_T}\n }}"
 
 PROGRAMS = {
     program.name: program

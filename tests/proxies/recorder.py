@@ -63,7 +63,7 @@ class Recorder:
                     self.data += data
                 else:
                     self._ended(FIN)
-            self._change()
+            self.change()
 
     def stop_reading(self) -> None:
         """Leaves what comes from now on, but for one more read, in the socket."""
@@ -83,7 +83,7 @@ class Recorder:
             raise Gone from None
         except OSError:
             self._ended(RST)
-            self._change()
+            self.change()
             raise Gone from None
 
     async def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
@@ -135,7 +135,8 @@ class Recorder:
         if self.end is None:
             self.end = End(how, trio.current_time())
 
-    def _change(self) -> None:
+    def change(self) -> None:
+        """Has everybody who waits look again."""
         self._changed.set()
         self._changed = trio.Event()
 

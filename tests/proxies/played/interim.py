@@ -21,7 +21,7 @@ async def answer_behind(exchange: Exchange, *statuses: str) -> None:
 async def interim(cell: Cell) -> Outcome:
     """A request, and the responses to it."""
     client = await cell.ask()
-    await settled(client, seconds=2 * SOON)
+    await settled(client, seconds=3 * SOON)
     responses, rest = read_responses(bytes(client.data), ended=client.end and client.end.how)
     final = cell.origin.of(cell.name)[0].times.get("final", float("inf"))
     story = []
@@ -69,7 +69,7 @@ async def upload(cell: Cell, first: bytes, rest: bytes, *fields: str) -> Outcome
     """A body in two parts, with a pause between them that the origin can see."""
     client = await cell.connect()
     await cell.send(client, cell.request(*fields, method="POST") + first)
-    exchange = await cell.exchange(SOON / 2)
+    exchange = await cell.exchange(SOON)
     seen = "not before all of it" if exchange is None else "from its first bytes"
     if exchange is not None and not await exchange.peer.wait(lambda: b"half" in exchange.behind, SOON / 2):
         seen = "head first, then all of it"
@@ -98,7 +98,7 @@ async def answer_expectation(exchange: Exchange) -> None:
 async def expectation(cell: Cell) -> Outcome:
     client = await cell.connect()
     await cell.send(client, cell.request("Content-Length: 4", "Expect: 100-continue", method="POST"))
-    exchange = await cell.exchange(SOON / 2)
+    exchange = await cell.exchange(SOON)
     await client.wait_data(b"100 Continue\r\n\r\n", SOON / 2)
     seen = [] if exchange is None else ["head before the body"]
     await client.send(b"body")

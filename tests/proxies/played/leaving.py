@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import trio
 from proxies.origin import CHUNKED, NO_BUFFERING, Exchange, chunk, response_head
 from proxies.recorder import Gone, Recorder
 from proxies.scenarios import HORIZON, SOON, TIMER, Cell, Outcome, add, event, scenario
@@ -117,7 +116,7 @@ async def stops_reading(cell: Cell) -> Outcome:
     exchange = await cell.exchange()
     if exchange is None:
         return Outcome((), ("nothing",))
-    await trio.sleep(3 * SOON)
+    await exchange.peer.wait(lambda: "sent" in exchange.times, HORIZON)
     seen = "all of it sent" if "sent" in exchange.times else "waits"
     client.reset()
     return Outcome((), (seen,))

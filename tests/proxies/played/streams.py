@@ -56,7 +56,7 @@ def delays(client: Recorder, exchange: Exchange) -> str:
     if None in times:
         return f"{sum(time is not None for time in times)} of {EVENTS} events"
     late = [time - exchange.times[f"event {number}"] for number, time in enumerate(times) if time is not None]
-    if late[0] > 0.8 * DURATION:
+    if late[0] > 0.8 * (EVENTS - 1) * GAP:
         return "events at the end"
     middle = sorted(late)[EVENTS // 2]
     return "events at once" if middle < 0.1 else "events 0.2 s late" if middle < 0.4 else "events later"
