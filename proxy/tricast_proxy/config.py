@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from tricast.config import PROXY_ENV_PREFIX, AdminSection, LoggingSection, TlsSection
 from tricast.schema import (
     Duration,
+    Layer,
     Overrides,
     Port,
     PositiveDuration,
@@ -24,6 +25,7 @@ from tricast.schema import (
     Size,
     Source,
     format_duration,
+    given,
     load,
     parse_duration,
 )
@@ -46,8 +48,11 @@ IS_TIMER = _IsTimer()
 def _parse_timer(value: object) -> float:
     if value in ("off", OFF):
         return OFF
-    seconds = parse_duration(value)
-    if seconds <= 0:
+    try:
+        seconds = parse_duration(value)
+    except PydanticCustomError:
+        seconds = math.nan
+    if not seconds > 0:
         raise PydanticCustomError("quantity", 'Input should be a duration above zero such as "30s", or "off"')
     return seconds
 
@@ -364,6 +369,15 @@ def load_proxy_config(path: Path | str | None = None, *, overrides: Overrides | 
         ConfigError: everything that is wrong with file and environment, not only the first problem.
     """
     return load(ProxyConfig, _SOURCE, path, overrides=overrides)
+
+
+def given_to_proxy(path: Path | str | None = None, *, overrides: Overrides | None = None) -> tuple[Layer, ...]:
+    """Where what ``load_proxy_config`` reads is given; what counts more comes later.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    return given(ProxyConfig, _SOURCE, path, overrides=overrides)
 
 
 def sped_up(config: ProxyConfig) -> ProxyConfig:

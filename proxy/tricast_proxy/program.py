@@ -12,7 +12,8 @@ from tricast.command_line import Failure, in_words, run
 from tricast.errors import ConfigError, leaves
 from tricast.logs import Logger, program_logger
 from tricast_proxy import proxy
-from tricast_proxy.config import ProxyConfig, load_proxy_config
+from tricast_proxy.config import ProxyConfig, given_to_proxy, load_proxy_config
+from tricast_proxy.printing import config_as_toml
 from tricast_proxy.profiles import load_profile, profile_names
 
 Overrides = dict[str, dict[str, object]]
@@ -46,8 +47,8 @@ def main(
     if check:
         click.echo(f"{file or 'configuration'}: ok")
     elif print_config:
-        for config in stages:
-            click.echo(config.model_dump_json(indent=2))
+        for config, own in zip(stages, overrides_of_stages(file, overrides), strict=True):
+            click.echo(config_as_toml(config, given_to_proxy(file, overrides=own)))
     else:
         run(_serve, stages)
 
@@ -105,16 +106,21 @@ def load_stages(file: str | None, overrides: Overrides) -> list[ProxyConfig]:
         Failure: the configuration is wrong.
     """
     try:
-        config = load_proxy_config(file, overrides=overrides)
-        names = config.proxy.chain
-        if not names:
-            return [config]
-        return [
-            load_proxy_config(file, overrides=_of_stage(overrides, name, is_first=number == 0))
-            for number, name in enumerate(names)
-        ]
+        return [load_proxy_config(file, overrides=own) for own in overrides_of_stages(file, overrides)]
     except ConfigError as error:
         raise Failure(*map(str, error.problems)) from None
+
+
+def overrides_of_stages(file: str | None, overrides: Overrides) -> list[Overrides]:
+    """What is given to each of the proxies on top of the file, see ``load_stages``.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    names = load_proxy_config(file, overrides=overrides).proxy.chain
+    if not names:
+        return [overrides]
+    return [_of_stage(overrides, name, is_first=number == 0) for number, name in enumerate(names)]
 
 
 def _of_stage(overrides: Overrides, name: str, *, is_first: bool) -> Overrides:

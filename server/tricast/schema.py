@@ -10,6 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin
 
@@ -27,6 +28,9 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 from tricast.errors import ConfigError, ConfigProblem
 
 ENV_DELIMITER = "__"
+#: Where something is given, beside a file.
+ENVIRONMENT = "environment"
+COMMAND_LINE = "command line"
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -56,8 +60,10 @@ def _parse_size(value: object) -> int:
 
 
 def _format_quantity(value: float, units: Mapping[str, float]) -> str:
-    unit, factor = next((u, f) for u, f in sorted(units.items(), key=lambda item: -item[1]) if value % f == 0 or f <= 1)
-    return f"{value / factor:g}{unit}"
+    largest_first = sorted(units.items(), key=lambda item: -item[1])
+    unit, factor = next((u, f) for u, f in largest_first if (value and value % f == 0) or f <= 1)
+    # Exactly, and without an exponent: what is written has to be read as the same number.
+    return f"{Decimal(repr(value / factor)).normalize():f}{unit}"
 
 
 def format_duration(value: float) -> str:
@@ -142,6 +148,31 @@ def load(
     return config
 
 
+class Layer(NamedTuple):
+    """What is given in one place.
+
+    Attributes:
+        name: of the place: the file, ``environment`` or ``command line``.
+        values: section to key to value.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+
+
+def given(
+    model: type[Section], source: Source, path: Path | str | None = None, *, overrides: Overrides | None = None
+) -> tuple[Layer, ...]:
+    """Where what ``load`` reads is given, for who wants to tell of it; what counts more comes later.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    from_file = (Layer(str(path), _read_toml(Path(path))),) if path is not None else ()
+    from_env, _ = _read_environment(model, source)
+    return *from_file, Layer(ENVIRONMENT, from_env), Layer(COMMAND_LINE, overrides or {})
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Both, where tables are merged and all else of ``over`` replaces what is beneath."""
     merged = dict(base)
@@ -177,7 +208,7 @@ def _read_environment(model: type[Section], source: Source) -> tuple[dict[str, A
     for variable in _variables(source):
         section, delimiter, _ = variable.removeprefix(source.env_prefix).lower().partition(ENV_DELIMITER)
         if delimiter and section not in model.model_fields:
-            problems.append(ConfigProblem("environment", variable, _unknown(section, model)))
+            problems.append(ConfigProblem(ENVIRONMENT, variable, _unknown(section, model)))
     # What is not JSON where it must be is left out, or reading would stop there and tell nothing of the others.
     texts = {
         name: value
@@ -186,7 +217,7 @@ def _read_environment(model: type[Section], source: Source) -> tuple[dict[str, A
     }
     reader.env_vars = {name: value for name, value in reader.env_vars.items() if name not in texts}
     problems += [
-        ConfigProblem("environment", name.upper(), f"expected JSON, found {texts[name]!r}") for name in sorted(texts)
+        ConfigProblem(ENVIRONMENT, name.upper(), f"expected JSON, found {texts[name]!r}") for name in sorted(texts)
     ]
     return reader(), problems
 
@@ -248,9 +279,9 @@ class _Describer:
         key = ".".join(str(part) for part in loc)
         source = self._file
         if loc and _holds(self._overrides, loc):
-            source = "command line"
+            source = COMMAND_LINE
         elif loc and _holds(self._from_env, loc):
-            source, key = "environment", self._env_prefix + ENV_DELIMITER.join(str(part) for part in loc).upper()
+            source, key = ENVIRONMENT, self._env_prefix + ENV_DELIMITER.join(str(part) for part in loc).upper()
         if details["type"] == "extra_forbidden":
             return ConfigProblem(source, key, _unknown(str(loc[-1]), _model_at(self._model, loc[:-1])))
         message = details["msg"]

@@ -95,6 +95,20 @@ def test_what_is_written_can_be_read_again() -> None:
     assert Config.model_validate(written) == config
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1234567.0, "1234567s"), (0.1, "0.1s"), (1e-7, "0.0000001s"), (25.123456789, "25.123456789s")]
+)
+def test_durations_are_written_exactly(seconds: float, text: str) -> None:
+    config = Config.model_validate({"poll": {"timeout": seconds}})
+    assert config.model_dump(mode="json")["poll"]["timeout"] == text
+    assert Config.model_validate({"poll": {"timeout": text}}) == config
+
+
+def test_nothing_is_written_in_the_smallest_unit() -> None:
+    written = Config.model_validate({"drain": {"period": 0.0}, "limits": {"send_buffer": 0}}).model_dump(mode="json")
+    assert (written["drain"]["period"], written["limits"]["send_buffer"]) == ("0s", "0B")
+
+
 def test_handlers_and_lists(load: Loader) -> None:
     config = load(
         '[server]\ncors_origins = ["https://a.example"]\n'

@@ -21,6 +21,7 @@ from clients import (
     subscribe,
 )
 from encryption import tls_section
+from forwarding import serving_behind
 from serving import serving_at, until
 
 import tricast
@@ -29,9 +30,15 @@ import tricast
 OpenServer = Callable[..., AbstractAsyncContextManager[tuple[tricast.Server, str]]]
 
 
-@pytest.fixture(params=["plain", "tls"])
+#: What is between clients and the server: nothing, or the proxy as one of these.
+PROFILES = ("plain", "nginx-websocket", "haproxy-tunnel")
+
+
+@pytest.fixture(params=["plain", "tls", *(f"behind {name}" for name in PROFILES)])
 def open_server(request: pytest.FixtureRequest) -> OpenServer:
-    return serving_at if request.param == "plain" else partial(serving_at, tls=tls_section())
+    if request.param == "tls":
+        return partial(serving_at, tls=tls_section())
+    return serving_at if request.param == "plain" else partial(serving_behind, request.param.removeprefix("behind "))
 
 
 @pytest.fixture(params=TRANSPORTS)

@@ -1,12 +1,6 @@
 """Profiles: what proxies that people really deploy do, as values for the configuration.
 
-A profile is a TOML file in this folder. Each key carries a mark that says how its value is known:
-
-- ``O``: observed, with the real program;
-- ``D``: documented by its vendor;
-- ``S``: read in its source;
-- ``I``: told by others: issues, forums, articles;
-- ``?``: a guess.
+A profile is a TOML file in this folder. Each key carries a mark that says how its value is known, see ``MARKS``.
 """
 
 import difflib
@@ -19,6 +13,14 @@ from typing import Any, NamedTuple
 from tricast.errors import ConfigError, ConfigProblem
 
 DEFAULT_PROFILE = "plain"
+#: What the marks mean.
+MARKS: Mapping[str, str] = {
+    "O": "observed with the real program",
+    "D": "documented by its vendor",
+    "S": "read in its source",
+    "I": "told by others: issues, forums, articles",
+    "?": "a guess",
+}
 _SUFFIX = ".toml"
 
 
@@ -27,7 +29,7 @@ class Known(NamedTuple):
 
     Attributes:
         value: as TOML has it.
-        mark: how it is known.
+        mark: how it is known, see ``MARKS``.
         profile: the profile that says it, which may be one that the profile builds on.
     """
 
