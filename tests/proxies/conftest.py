@@ -2,16 +2,21 @@
 
 import pytest
 import trio
-from proxies.matrix import Outcomes, play_programs, profile, real
+from proxies.matrix import Outcomes, play_again, play_programs, profile, real
+from proxies.observed import unexpected
+from proxies.parity import Played, play_both
 
 
 @pytest.fixture(scope="session")
 def real_outcomes() -> Outcomes:
     """Of all scenarios with all real programs."""
-    return trio.run(play_programs, real)
+    outcomes = trio.run(play_programs, real)
+    if doubtful := unexpected(outcomes):
+        play_again(outcomes, real, doubtful)
+    return outcomes
 
 
 @pytest.fixture(scope="session")
-def profile_outcomes() -> Outcomes:
-    """Of all scenarios with all profiles."""
-    return trio.run(play_programs, profile)
+def played(real_outcomes: Outcomes) -> Played:
+    """All scenarios with all real programs and with their profiles."""
+    return play_both(real_outcomes)

@@ -3,7 +3,7 @@
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from serving import serving_as
 
 #: What happens by program and scenario, each by name.
 Outcomes = dict[str, dict[str, Outcome]]
+#: Scenarios by program, each by name.
+Wanted = Mapping[str, Collection[str]]
 #: Seconds that one program's scenarios may take in all.
 LONGEST = 120
 #: Seconds between the programs' beginnings, so that their busiest moments are not the same.
@@ -63,19 +65,33 @@ def toml(sections: dict[str, dict[str, object]]) -> str:
 Beginning = Callable[[Program, Origin], AbstractAsyncContextManager[int]]
 
 
-async def play_programs(
-    begin: Beginning, programs: Collection[str] = tuple(PROGRAMS), names: Collection[str] = tuple(SCENARIOS)
-) -> Outcomes:
-    """The outcomes of scenarios with programs: with all of them at once, each in front of an origin of its own."""
+async def play_programs(begin: Beginning, wanted: Wanted | None = None) -> Outcomes:
+    """The outcomes of scenarios with programs: with all of them at once, each in front of an origin of its own.
+
+    Args:
+        begin: starts one.
+        wanted: what to play; all scenarios with all programs if it is None.
+    """
     outcomes: Outcomes = {}
 
-    async def play(program: Program) -> None:
+    async def play(program: Program, names: Collection[str]) -> None:
         origin = Origin({name: one.script for name, one in SCENARIOS.items()})
         async with origin.listening(), begin(program, origin) as port:
             outcomes[program.name] = await play_all(port, origin, names)
 
+    wanted = wanted if wanted is not None else dict.fromkeys(PROGRAMS, SCENARIOS)
     async with trio.open_nursery() as nursery:
-        for name in programs:
-            nursery.start_soon(play, PROGRAMS[name])
+        for name, names in wanted.items():
+            nursery.start_soon(play, PROGRAMS[name], names)
             await trio.sleep(STAGGER)
-    return {name: outcomes[name] for name in programs}
+    return {name: outcomes[name] for name in wanted}
+
+
+def play_again(outcomes: Outcomes, begin: Beginning, wanted: Wanted) -> None:
+    """Plays some scenarios once more, with little else going on, and puts what happens now in place of what did.
+
+    A machine that is busy can make anything late, and what is late is told in other words. What a program does comes
+    again.
+    """
+    for name, again in trio.run(play_programs, begin, wanted).items():
+        outcomes[name].update(again)

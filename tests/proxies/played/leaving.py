@@ -108,7 +108,7 @@ async def send_big(exchange: Exchange) -> None:
     exchange.mark("sent")
 
 
-@scenario("leave", "stops reading a large body", send_big)
+@scenario("leave", "stops reading a large body", send_big, is_alone=True)
 async def stops_reading(cell: Cell) -> Outcome:
     client = await cell.connect(receive_buffer=4096)
     client.stop_reading()
