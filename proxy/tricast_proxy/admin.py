@@ -42,17 +42,23 @@ async def serve(
     """Listens and answers until cancelled; starts with the URLs by which it can be reached.
 
     Raises:
-        OSError: the address cannot be had.
+        OSError: the address cannot be had; the filename is the host and the port.
     """
-    listeners = await trio.open_tcp_listeners(config.port, host=config.host or None)
+    listeners = await _listen(config.host, config.port)
     urls = tuple(map(_url_of, listeners))
-    for url in urls:
-        logger.info(f"admin listening on {url}")
     admin = Admin(overview, trio.current_time)
     handler = partial(_serve_connection, admin, logger, trio.CapacityLimiter(_MAX_CONNECTIONS))
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, handler, listeners)
         task_status.started(urls)
+
+
+async def _listen(host: str, port: int) -> list[trio.SocketListener]:
+    try:
+        return await trio.open_tcp_listeners(port, host=host or None)
+    except OSError as error:
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise OSError(error.errno, error.strerror, where) from error
 
 
 def _url_of(listener: trio.SocketListener) -> str:

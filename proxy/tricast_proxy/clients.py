@@ -5,6 +5,7 @@ from typing import NamedTuple
 import trio
 
 from tricast.connection import Connection
+from tricast.errors import ConnectionLost
 from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
 from tricast_proxy.attempt import Established
 from tricast_proxy.counted import CountedSocket
@@ -182,7 +183,7 @@ class Client:
         """Answers what could not be read as a request; where the next one begins is not sure then."""
         self._is_last = True
         self._shared.counters.refused["request"] += 1
-        self._shared.counters.answered(failure.status)
+        self._tell(None, failure.status, 0, Ending(trio.current_time(), "", failure.kind))
         await self.connection.send(answer_of(self._shared.config, failure, is_head=False, closes=True))
 
     # Exchanges
@@ -196,27 +197,32 @@ class Client:
         except BadHead as bad:
             await self._refuse(refusal(bad.status, bad.detail))
             return None
+        established = None
         try:
             established = await exchange.run()
+        except ConnectionLost:
+            exchange.why = "client"
+            raise
+        except BaseException:
+            exchange.why = "proxy"
+            raise
         finally:
             self._exchange = None
+            if established is None:
+                self._request = b""
+                self._tell(request, exchange.status, exchange.sent, Ending(began, exchange.server, exchange.why))
         self._is_last = self._is_last or exchange.closes
-        if established is None:
-            self._tell(request, exchange.status, exchange.sent, Ending(began, exchange.server, exchange.why))
         return established
 
-    def _tell(self, request: RequestHead, status: int, sent: int, ending: Ending) -> None:
-        """Counts a request that has come to its end, and logs it."""
+    def _tell(self, request: RequestHead | None, status: int, sent: int, ending: Ending) -> None:
+        """Counts a request that has come to its end, and logs it; None where there was no reading it."""
         if status:
             self._shared.counters.answered(status)
         if self._shared.config.logging.access:
             seconds = trio.current_time() - ending.began
-            log_access(
-                self._shared.logger,
-                Access(
-                    self._hop.peer, request.method, request.target, status, sent, seconds, ending.server, ending.why
-                ),
-            )
+            method, target = (b"", b"") if request is None else (request.method, request.target)
+            access = Access(self._hop.peer, method, target, status, sent, seconds, ending.server, ending.why)
+            log_access(self._shared.logger, access)
 
     def _may_go_on(self) -> bool:
         """Whether another request may follow the one that is answered."""
@@ -228,7 +234,7 @@ class Client:
 
     # Tunnels
 
-    async def _run_tunnel(self, established: Established, request: RequestHead) -> None:
+    async def _run_tunnel(self, established: Established, request: RequestHead | None) -> None:
         began = trio.current_time()
         shared, upstream = self._shared, established.upstream
         is_websocket = established.protocol == b"websocket"
@@ -239,7 +245,9 @@ class Client:
         try:
             await self._tunnel(tunnel, upstream, established.head)
         finally:
-            self._tell(request, 101, self._sock.sent, Ending(began, upstream.server.label, tunnel.why))
+            status = 0 if request is None else 101
+            why = tunnel.why or "proxy"
+            self._tell(request, status, self._sock.sent, Ending(began, upstream.server.label, why))
 
     async def _tunnel(self, tunnel: Tunnel, upstream: Upstream, head: bytes) -> None:
         shared = self._shared
@@ -262,15 +270,27 @@ class Client:
             upstream.end(with_reset=shared.config.upstream.abort == "rst" and tunnel.why != "upstream")
 
     async def _run_tcp(self) -> None:
-        choice = self._shared.balancer.choose(None, self.connection.peer)
-        if choice is None:
-            return
-        try:
-            upstream = await self._shared.pool.open(choice.server)
-        except ConnectFailed:
-            choice.server.failed(trio.current_time())
-            return
-        choice.server.succeeded(trio.current_time())
-        self._shared.counters.tunnels += 1
-        self.tunnel = Tunnel(self.connection, upstream.connection, self._shared.config.tunnel, is_websocket=False)
-        await self._tunnel(self.tunnel, upstream, b"")
+        upstream = await self._connect()
+        if upstream is not None:
+            await self._run_tunnel(Established(upstream, b"", b""), None)
+
+    async def _connect(self) -> Upstream | None:
+        """A connection to the first server that can be connected to, of as many as may be tried."""
+        shared, retry = self._shared, self._shared.config.retry
+        tried: list[Server] = []
+        for _ in range(retry.tries if "connect" in retry.on else 1):
+            choice = shared.balancer.choose(None, self.connection.peer, tried)
+            if choice is None:
+                break
+            shared.counters.retries += bool(tried)
+            tried.append(choice.server)
+            choice.server.counts["requests"] += 1
+            try:
+                upstream = await shared.pool.open(choice.server)
+            except ConnectFailed:
+                choice.server.failed(trio.current_time())
+            else:
+                choice.server.succeeded(trio.current_time())
+                return upstream
+        shared.counters.refused["connect" if tried else "no-server"] += 1
+        return None

@@ -75,9 +75,16 @@ def _check_address(value: str) -> str:
     """``host:port``, where an IPv6 address stands in brackets."""
     host, _, port = value.rpartition(":")
     is_bare_v6 = ":" in host and not (host.startswith("[") and host.endswith("]"))
-    if not host or is_bare_v6 or not port.isascii() or not port.isdecimal() or not 0 < int(port) <= 65535:
+    if not _is_name(host) or is_bare_v6 or not port.isascii() or not port.isdecimal() or not 0 < int(port) <= 65535:
         raise PydanticCustomError("address", 'Input should be an address such as "127.0.0.1:8080"')
     return value
+
+
+def _is_name(host: str) -> bool:
+    try:
+        return bool(host.strip("[]").encode("idna"))
+    except UnicodeError:  # a label that is empty, or too long (RFC 1035 2.3.4)
+        return False
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
@@ -324,6 +331,12 @@ class FaultsSection(Section):
     seed: int = 0
 
 
+class ProxyAdminSection(AdminSection):
+    """A listener of its own for whoever runs the proxy."""
+
+    port: Port = 9091
+
+
 class ProxyConfig(Section):
     """The whole configuration of a proxy. ``ProxyConfig()`` is all defaults; sections may be given as dicts."""
 
@@ -344,7 +357,7 @@ class ProxyConfig(Section):
     faults: FaultsSection = FaultsSection()
     fault: tuple[FaultEntry, ...] = ()
     tls: TlsSection = TlsSection()
-    admin: AdminSection = AdminSection(port=9091)
+    admin: ProxyAdminSection = ProxyAdminSection()
     logging: LoggingSection = LoggingSection()
 
     @model_validator(mode="after")

@@ -165,6 +165,7 @@ class Exchange:
                 self._shared.counters.retries += 1
                 self._body.rewind()
             server.active += 1
+            server.counts["requests"] += 1
             try:
                 outcome = await self._ask_server(server, choice.fields, is_last=len(tried) == self._config.retry.tries)
             finally:

@@ -32,7 +32,8 @@ class _ProxyCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         counters = self._overview.counters
-        states = Counter(view.state for view in self._overview.connections())
+        views = list(self._overview.connections())
+        states = Counter(view.state for view in views)
         yield _gauges(
             "tricast_proxy_connections",
             "Connections of clients that are open.",
@@ -56,8 +57,14 @@ class _ProxyCollector(Collector):
         yield _counters(
             "tricast_proxy_refused", "Requests that the proxy answered itself, by why.", "reason", counters.refused
         )
-        yield CounterMetricFamily("tricast_proxy_received_bytes", "Bytes received from clients.", counters.received)
-        yield CounterMetricFamily("tricast_proxy_sent_bytes", "Bytes sent to clients.", counters.sent)
+        yield CounterMetricFamily(
+            "tricast_proxy_received_bytes",
+            "Bytes received from clients.",
+            counters.received + sum(view.received for view in views),
+        )
+        yield CounterMetricFamily(
+            "tricast_proxy_sent_bytes", "Bytes sent to clients.", counters.sent + sum(view.sent for view in views)
+        )
         yield from self._of_servers()
 
     def _of_servers(self) -> Iterator[Metric]:

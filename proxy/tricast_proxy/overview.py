@@ -26,7 +26,7 @@ class ConnectionView(NamedTuple):
     """A client's connection as it is at the moment.
 
     Attributes:
-        peer: the client's address.
+        peer: the client's address and port.
         state: what it is busy with.
         request: method and target of the request that it is busy with; empty for none.
         server: the label of the server that has it; empty for none.
@@ -60,8 +60,8 @@ class Counters:
         reused: requests that went on a connection that was there already.
         cuts: exchanges and tunnels that did not come to their proper end, by the word that says why.
         refused: what the proxy has answered itself instead of asking a server, by the word that says why.
-        received: bytes from clients.
-        sent: bytes to clients.
+        received: bytes from clients that have left.
+        sent: bytes to clients that have left.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ from tricast_proxy.counted import CountedSocket
 from tricast_proxy.fields import FieldPolicy, Hop
 from tricast_proxy.health import check_forever, log_changes
 from tricast_proxy.overview import ConnectionView, Counters
-from tricast_proxy.servers import Health, Server
+from tricast_proxy.servers import Health, Server, servers_of
 from tricast_proxy.shared import Shared
 from tricast_proxy.timers import Timers
 from tricast_proxy.upstream import Pool
@@ -49,6 +49,7 @@ class Proxy:
     Args:
         shared: what all exchanges share.
         servers: behind it.
+        faults: as they were configured.
         url: where it listens.
 
     Attributes:
@@ -58,8 +59,9 @@ class Proxy:
         is_draining: whether it goes down.
     """
 
-    def __init__(self, shared: Shared, servers: Sequence[Server], url: str) -> None:
+    def __init__(self, shared: Shared, servers: Sequence[Server], faults: Sequence[FaultEntry], url: str) -> None:
         self._shared = shared
+        self._faults = faults
         self._clients: set[Client] = set()
         self._drain_asked = trio.Event()
         self._emptied = trio.Event()
@@ -82,10 +84,11 @@ class Proxy:
     @property
     def faults(self) -> Sequence[FaultEntry]:
         """See ``Overview.faults``."""
-        return self._shared.config.fault
+        return self._faults
 
     def set_faults(self, faults: Sequence[FaultEntry]) -> None:
         """See ``Overview.set_faults``."""
+        self._faults = tuple(faults)
 
     def connections(self) -> Iterator[ConnectionView]:
         """See ``Overview.connections``."""
@@ -116,6 +119,9 @@ class Proxy:
     def left(self, client: Client) -> None:
         """Says that a client has gone; called by ``serve``."""
         self._clients.discard(client)
+        view = client.view(trio.current_time())
+        self.counters.received += view.received
+        self.counters.sent += view.sent
         if not self._clients:
             self._emptied.set()
 
@@ -156,13 +162,14 @@ async def serve(
         OSError: an address cannot be had.
     """
     logger = logger if logger is not None else library_logger()
+    faults = config.fault
     config = sped_up(config)
     tls = load_context(config.tls)
     randomness = random.Random()  # noqa: S311 - jitter
     shared, servers = _shared_of(config, logger, randomness)
     with ExitStack() as at_the_end, ExitStack() as sockets:
         listeners = await _listen(config, sockets)
-        proxy = Proxy(shared, servers, _url_of(listeners[0], has_tls=tls is not None))
+        proxy = Proxy(shared, servers, faults, _url_of(listeners[0], has_tls=tls is not None))
         at_the_end.callback(proxy.stopped)
         at_the_end.callback(shared.pool.close)
         async with trio.open_nursery() as background:
@@ -176,6 +183,8 @@ async def serve(
                     for listener in listeners:
                         listening.start_soon(door.accept_forever, listener)
                         logger.info(f"listening on {_url_of(listener, has_tls=tls is not None)}")
+                    for url in proxy.admin_urls:
+                        logger.info(f"admin listening on {url}")
                     task_status.started(proxy)
                     await proxy.wait_drain_asked()
                     listening.cancel_scope.cancel()
@@ -184,9 +193,8 @@ async def serve(
             background.cancel_scope.cancel()
 
 
-def _shared_of(config: ProxyConfig, logger: Logger, randomness: random.Random) -> tuple[Shared, list[Server]]:
-    is_alone, changed = len(config.server) == 1, log_changes(logger)
-    servers = [Server(entry, config.health, is_alone=is_alone, changed=changed) for entry in config.server]
+def _shared_of(config: ProxyConfig, logger: Logger, randomness: random.Random) -> tuple[Shared, Sequence[Server]]:
+    servers = servers_of(config, log_changes(logger))
     timers, counters = Timers(), Counters()
     return Shared(
         config,

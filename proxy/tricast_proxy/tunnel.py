@@ -45,7 +45,7 @@ class Tunnel:
 
     Attributes:
         why: how it ended, in a word.
-        is_cut: whether it was cut by a timer.
+        is_cut: whether it was cut: by a timer, or because one side was lost.
     """
 
     __slots__ = ("_client", "_config", "_is_websocket", "_open", "_upstream", "_watch", "is_cut", "why")
@@ -108,12 +108,14 @@ class Tunnel:
                 watch.touch(side)
                 await sink.send(data)
         except ConnectionLost as lost:
+            self.is_cut = not self.why
             self.end(lost.reason)
             return
         self._open -= 1
+        self.why = self.why or ("client" if side == CLIENT else "upstream")
         half_close = self._config.half_close
         if not self._open or half_close == "close-both" or (half_close == "forward-client" and side == UPSTREAM):
-            self.end("client" if side == CLIENT else "upstream")
+            self.end(self.why)
         else:
             sink.shutdown_write()
 

@@ -15,7 +15,7 @@ from tricast.connection import Connection
 from tricast.errors import ConnectionLost, TricastError
 from tricast_proxy.config import UpstreamSection
 from tricast_proxy.overview import Counters
-from tricast_proxy.servers import Server
+from tricast_proxy.servers import Health, Server
 from tricast_proxy.timers import Timers
 
 
@@ -122,9 +122,10 @@ class Pool:
         return None
 
     def give_back(self, upstream: Upstream) -> None:
-        """Keeps a connection that both sides are done with, or closes it where there are enough."""
+        """Keeps a connection that both sides are done with, or closes it: there are enough, or its server leaves."""
         idle = self._idle.setdefault(upstream.server, deque())
-        if len(idle) >= self._config.keepalive or upstream.served >= self._config.keepalive_requests > 0:
+        is_worn_out = upstream.served >= self._config.keepalive_requests > 0
+        if len(idle) >= self._config.keepalive or is_worn_out or upstream.server.wanted is not Health.UP:
             upstream.connection.close()
             return
         entry = _Idle(upstream, idle)

@@ -93,7 +93,6 @@ async def listening() -> AsyncIterator[World]:
         async with trio.open_nursery() as nursery:
             config = AdminSection(enabled=True, port=0)
             (url,) = await nursery.start(partial(admin.serve, config, proxy, capturing_logger(records)))
-            assert [entry["event"] for entry in records.entries] == [f"admin listening on {url}"]
             yield World(proxy, url)
             nursery.cancel_scope.cancel()
     assert not failures(records)
@@ -214,8 +213,8 @@ async def test_metrics() -> None:
             ("upstream_connections_reused_total",): 4,
             ("cuts_total", "tunnel-idle"): 6,
             ("refused_total", "no-server"): 7,
-            ("received_bytes_total",): 1000,
-            ("sent_bytes_total",): 2000,
+            ("received_bytes_total",): 1000 + 12,
+            ("sent_bytes_total",): 2000 + 3456,
             ("server_up", "one"): 0,
             ("server_up", "127.0.0.1:8082"): 0,
             ("server_active", "one"): 5,

@@ -234,7 +234,20 @@ def test_one_problem(load: Loader, text: str, problem: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["", "127.0.0.1", ":80", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "::1:80", "[::1:80", "h:8 0", "h:٣"],
+    [
+        "a..b:1",
+        f"{'a' * 64}:1",
+        "",
+        "127.0.0.1",
+        ":80",
+        "127.0.0.1:",
+        "127.0.0.1:0",
+        "127.0.0.1:65536",
+        "::1:80",
+        "[::1:80",
+        "h:8 0",
+        "h:٣",
+    ],
 )
 def test_what_is_no_address(load: Loader, address: str) -> None:
     (found,) = load.problems(f'[[server]]\naddress = "{address}"')
