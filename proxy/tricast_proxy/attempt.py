@@ -7,6 +7,7 @@ answer down. The first thing that goes wrong in either ends both.
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import trio
@@ -152,17 +153,18 @@ class Attempt:
         """
         watch, upstream, config = self._watch, self._upstream, self._config
         watch.obey(*self._rules_before_the_head())
-        outcome: Established | bool = False
+        outcome: Established | bool | None = None
         try:
             with watch.scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._send_up)
                     outcome = await self._take_down()
                     nursery.cancel_scope.cancel()
-            failure = self._ran_out(watch.expired) if watch.expired else self._failed()
-            if watch.expired and self.sink is not None and config.response.buffering != "full":
-                await self.sink.begin()  # there is an answer, if not all of it, and no other will be
-            if isinstance(outcome, Established) and failure is None:
+            # What goes wrong or runs out when all has been said does not matter any more.
+            failure = None if outcome is not None else self._failed() or self._ran_out(watch.expired)
+            if watch.expired and failure is not None:
+                await self._begin_at_least()
+            if isinstance(outcome, Established):
                 return outcome
         except BaseException:
             upstream.end(with_reset=config.upstream.abort == "rst")
@@ -199,11 +201,16 @@ class Attempt:
         config = self._config.upstream
         since = min(self._sent_at, trio.current_time())
         return (
-            Rule("read-timeout", config.read_timeout, by_upstream=True),
+            Rule("read-timeout", config.read_timeout, by_upstream=True, when_awaited=True),
             Rule("stream-idle", config.stream_idle_timeout, by_upstream=True, by_client=True),
             Rule("response-timeout", config.response_timeout, since=since),
             Rule("stream-duration", config.max_stream_duration, since=since),
         )
+
+    async def _begin_at_least(self) -> None:
+        """Sends the head of an answer whose body was held when its time ran out, unless nothing of it may be seen."""
+        if self.sink is not None and self._config.response.buffering != "full":
+            await self.sink.begin()
 
     def _ran_out(self, name: str) -> Failure:
         if not self.status and name in ("timeout", "response-timeout"):
@@ -261,7 +268,8 @@ class Attempt:
         fields = shared.policy.for_server(request, errand.hop, self._upstream.server.address)
         fields = shared.balancer.without_cookie(fields)
         buffered = errand.body.buffered_length
-        if errand.answers_continue(is_held=buffered is not None):
+        # RFC 9110 10.1.1: in HTTP/1.0 it says nothing.
+        if errand.answers_continue(is_held=buffered is not None) or not request.is_http_11:
             fields = [field for field in fields if field[0].lower() != b"expect"]
         length = buffered if buffered is not None else request.length
         if length is not None:
@@ -291,11 +299,12 @@ class Attempt:
 
     # Down
 
-    async def _take_down(self) -> Established | bool:
+    async def _take_down(self) -> Established | bool | None:
         """Takes the answer, and gives it to the client.
 
         Returns:
-            The tunnel that the answer begins, if it does; else whether the connection to the server can be used again.
+            The tunnel that the answer begins, if it does; else whether the connection to the server can be used again;
+            None where there is no answer, or not all of it.
         """
         try:
             if self._errand.forwards_upgrade and not self._config.tunnel.check_101:
@@ -310,7 +319,7 @@ class Attempt:
             self._fail(Failure("refused", 501, "incremental answers are not forwarded here", "incremental_refused"))
         except ConnectionLost as lost:
             self._fail(Failure("client", 0, str(lost)))
-        return False
+        return None
 
     async def _next_answer(self) -> ResponseHead | Established:
         """The final head, after those that come before it."""
@@ -337,7 +346,11 @@ class Attempt:
         # RFC 9110 15.2: never to a client that speaks HTTP/1.0.
         if self._config.response.informational == "forward" and errand.request.is_http_11 and not is_ours:
             fields = errand.shared.policy.for_client(head)
-            await errand.client.connection.send(encode_response(head.status, head.reason, fields))
+            try:
+                await errand.client.connection.send(encode_response(head.status, head.reason, fields))
+            except ConnectionLost:
+                if self._config.client.leaves != "never":
+                    raise
 
     async def _next_head(self, reader: HeadReader, parser: ResponseParser) -> ResponseHead:
         upstream = self._upstream
@@ -386,7 +399,7 @@ class Attempt:
             is_chunked=head.is_chunked,
             length=head.length if has_length else None,
             watch=self._watch,
-            trailing=config.response.trailers,
+            passed=partial(self._trailers, head),
         )
         has_body = not isinstance(reader, NoBody)
         passes_end = config.response.open_ended == "close"
@@ -408,7 +421,21 @@ class Attempt:
         else:
             await relaying.to(self.sink)
         is_at_its_end = source.is_complete and not reader.ends_with_connection and not upstream.data
-        return self._is_sent and is_at_its_end and head.keeps_alive and config.upstream.http_version == "1.1"
+        # RFC 9110 8.6: it must not announce a body there, so that one may well be on its way.
+        announces = head.status == 204 and (head.is_chunked or head.length)
+        is_sound = self._is_sent and is_at_its_end and not announces
+        return is_sound and head.keeps_alive and config.upstream.http_version == "1.1"
+
+    def _trailers(self, head: ResponseHead, trailers: Fields) -> Fields:
+        """What goes on to the client of the fields behind the body.
+
+        Raises:
+            Cut: there are some, and the configuration has none of them.
+        """
+        mode = self._config.response.trailers
+        if mode == "refuse" and trailers:
+            raise Cut("fields stand behind the answer's body")
+        return self._errand.shared.policy.trailers_for_client(head, trailers) if mode == "forward" else []
 
     def _reader_of(self, head: ResponseHead) -> BodyReader:
         """What reads the body, if there can be one (RFC 9112 6.3)."""

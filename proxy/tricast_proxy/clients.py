@@ -1,5 +1,6 @@
 """One client's connection: request after request, and the tunnel that one of them may turn it into."""
 
+import math
 from typing import NamedTuple
 
 import trio
@@ -11,7 +12,7 @@ from tricast_proxy.attempt import Established
 from tricast_proxy.counted import CountedSocket
 from tricast_proxy.exchange import Exchange
 from tricast_proxy.fields import Hop
-from tricast_proxy.heads import BadHead, HeadLimits, HeadReader, RequestHead, parse_request, skip_empty_lines
+from tricast_proxy.heads import BadHead, HeadLimits, HeadReader, RequestHead, parse_request
 from tricast_proxy.overview import Access, ConnectionView, State, escaped, log_access
 from tricast_proxy.servers import Server
 from tricast_proxy.shared import Shared
@@ -47,6 +48,7 @@ class Client:
         data: what it sent that nobody has taken yet.
         has_left: whether it will send no more.
         tunnel: what it has become, if it has.
+        scope: around all that is done for it.
     """
 
     __slots__ = (
@@ -54,6 +56,7 @@ class Client:
         "_hop",
         "_is_last",
         "_request",
+        "_request_deadline",
         "_scope",
         "_served",
         "_server",
@@ -62,6 +65,7 @@ class Client:
         "connection",
         "data",
         "has_left",
+        "scope",
         "tunnel",
     )
 
@@ -71,6 +75,8 @@ class Client:
         self._hop = hop
         self._served = 0
         self._is_last = False
+        self._request_deadline = math.inf
+        self.scope = trio.CancelScope()
         #: Around the wait for a request, of which nothing has come yet.
         self._scope: trio.CancelScope | None = None
         self._exchange: Exchange | None = None
@@ -89,7 +95,12 @@ class Client:
         """
         if self._shared.config.proxy.mode == "tcp":
             await self._run_tcp()
-            return
+        else:
+            await self._run_http()
+        if not self.connection.is_closed:
+            await self.connection.linger()
+
+    async def _run_http(self) -> None:
         while (request := await self._next_request()) is not None:
             established = await self._serve(request)
             if established is not None:
@@ -97,15 +108,26 @@ class Client:
                 return
             # What was pipelined before it left is answered; a part of a head never becomes one.
             if self._is_last or self.connection.is_closed or (self.has_left and not self.data):
-                break
-        if not self.connection.is_closed:
-            await self.connection.linger()
+                return
 
     def drain(self) -> None:
         """Lets no other request follow; ends it at once where nothing of one has come."""
         self._is_last = True
         if self._scope is not None and not self.data:
             self._scope.cancel()
+
+    def cut(self, close_code: int) -> None:
+        """Ends it now. What the client of a tunnel was told last still reaches it.
+
+        Args:
+            close_code: what a close frame of WebSocket says; 0 for none.
+        """
+        if self.tunnel is None:
+            self.scope.cancel()
+            return
+        if close_code:
+            self.tunnel.say_goodbye(close_code)
+        self.tunnel.end("drain")
 
     def view(self, now: float) -> ConnectionView:
         """What is done for it at the moment."""
@@ -154,12 +176,13 @@ class Client:
 
     async def _next_head(self, reader: HeadReader) -> bytes | None:
         config = self._shared.config.client
-        skip_empty_lines(self.data)
+        self._request_deadline = trio.current_time() + config.request_timeout
         if self.data and (head := reader.take(self.data)) is not None:
             await trio.lowlevel.checkpoint()  # pipelined requests come by the thousand in one read
             return head
         has_begun = self._served == 0 or bool(self.data)
-        seconds = config.header_timeout if has_begun else config.keepalive_timeout
+        patience = min(config.header_timeout, config.request_timeout)
+        seconds = patience if has_begun else config.keepalive_timeout
         head = None
         with trio.move_on_after(seconds) as scope:
             self._scope = scope
@@ -168,9 +191,9 @@ class Client:
                 self.has_left = not data
                 if not has_begun:
                     has_begun = True
-                    scope.deadline = trio.current_time() + config.header_timeout
+                    scope.deadline = trio.current_time() + patience
+                    self._request_deadline = trio.current_time() + config.request_timeout
                 self.data += data
-                skip_empty_lines(self.data)
                 head = reader.take(self.data)
         self._scope = None
         is_late = scope.cancelled_caught and has_begun and not self._is_last
@@ -193,7 +216,9 @@ class Client:
         self._served += 1
         self._request = b"%b %b" % (request.method, request.target)
         try:
-            self._exchange = exchange = Exchange(self._shared, self, request, self._hop, self._may_go_on)
+            self._exchange = exchange = Exchange(
+                self._shared, self, request, self._hop, self._may_go_on, deadline=self._request_deadline
+            )
         except BadHead as bad:
             await self._refuse(refusal(bad.status, bad.detail))
             return None

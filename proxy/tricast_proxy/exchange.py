@@ -12,7 +12,7 @@ from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
 from tricast_proxy.attempt import Attempt, Errand, Established, mistake_of
 from tricast_proxy.bodies import BadBody, reader_of
 from tricast_proxy.buffering import IncrementalRefused, buffers_request
-from tricast_proxy.fields import Hop
+from tricast_proxy.fields import Hop, forwards_left
 from tricast_proxy.heads import BadHead, Fields, RequestHead, encode_response
 from tricast_proxy.request_body import ClientSide, RequestBody
 from tricast_proxy.servers import Server
@@ -33,6 +33,7 @@ class Exchange:
         request: the head.
         hop: the client's side, for the fields that tell of it.
         may_go_on: says whether the client's connection may be used for another request after this one.
+        deadline: when all of the request must have come, by ``trio.current_time()``.
 
     Attributes:
         request: the head.
@@ -46,7 +47,14 @@ class Exchange:
     """
 
     def __init__(
-        self, shared: Shared, client: ClientSide, request: RequestHead, hop: Hop, may_go_on: Callable[[], bool]
+        self,
+        shared: Shared,
+        client: ClientSide,
+        request: RequestHead,
+        hop: Hop,
+        may_go_on: Callable[[], bool],
+        *,
+        deadline: float,
     ) -> None:
         self._shared = shared
         self._config = shared.config
@@ -57,7 +65,7 @@ class Exchange:
         reader = reader_of(
             request, is_request=True, max_extensions=limits.chunk_extensions, max_trailers=limits.header_total
         )
-        self._body = RequestBody(client, reader, shared.config)
+        self._body = RequestBody(client, reader, shared.config, deadline)
         self._errand = Errand(shared, client, request, self._body, hop, self._closing)
         self._attempt: Attempt | None = None
         self._began = trio.current_time()
@@ -112,9 +120,9 @@ class Exchange:
             return refusal(bad.status, bad.detail)
         if request.upgrades and config.tunnel.upgrade == "deny":
             return Failure("refused", config.tunnel.deny_status, "upgrades are not allowed", "http_request_denied")
-        if request.method in (b"TRACE", b"OPTIONS") and (request.get(b"max-forwards") or b"").strip() == b"0":
+        if request.method in (b"TRACE", b"OPTIONS") and forwards_left(request.get(b"max-forwards") or b"") == 0:
             # RFC 9110 7.6.2: whoever gets it then is the one that it is for.
-            return refusal(405, "this proxy is the last that the request may reach, and has no answer to it")
+            return refusal(501, "this proxy is the last that the request may reach, and has no answer to it")
         expected = request.members(b"expect") if request.is_http_11 else []
         if expected and (config.request.expect == "reject" or not self._expects_continue):
             return refusal(417, "the only expectation that is met here, if any, is 100-continue")
@@ -246,7 +254,7 @@ class Exchange:
             await self._cut()
         else:
             # A client that hears no to its upgrade may have gone on as if it were yes, and what follows were frames.
-            self.closes = self._closing() or (failure.kind == "refused" and bool(self.request.upgrades))
+            self.closes = self._closing() or bool(self.request.upgrades)
             self.status = failure.status
             self._shared.counters.refused[failure.kind] += 1
             is_head = self.request.method == b"HEAD"

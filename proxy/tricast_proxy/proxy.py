@@ -38,6 +38,8 @@ from tricast_proxy.upstream import Pool
 _ACCEPTS_PER_TURN = 16
 #: RFC 6455 7.4.1 and its registry: the service is restarting.
 _CLOSE_RESTARTING = 1012
+#: So long after the grace, clients may still read the last that they are told.
+_LAST_WORDS_SECONDS = 1.0
 
 #: What starts a proxy in a nursery: ``serve``, with everything but its ``task_status``.
 Begin = Callable[..., Awaitable[object]]
@@ -268,8 +270,9 @@ class _Door:
 async def _serve_client(proxy: Proxy, client: Client, logger: Logger) -> None:
     """The guard around a connection: whatever fails in it is its own affair."""
     try:
-        await client.connection.open()
-        await client.run()
+        with client.scope:
+            await client.connection.open()
+            await client.run()
     except* ConnectionLost:
         pass
     except* Exception as group:
@@ -286,10 +289,10 @@ async def _end_connections(proxy: Proxy, connections: trio.Nursery, config: Prox
         client.drain()
     with trio.move_on_after(config.drain.grace):
         await proxy.wait_empty()
-    if config.drain.cut == "close-frame":
-        for client in proxy.clients:
-            if client.tunnel is not None:
-                client.tunnel.say_goodbye(_CLOSE_RESTARTING)
+    for client in proxy.clients:
+        client.cut(_CLOSE_RESTARTING if config.drain.cut == "close-frame" else 0)
+    with trio.move_on_after(_LAST_WORDS_SECONDS):
+        await proxy.wait_empty()
     connections.cancel_scope.cancel()
 
 

@@ -36,13 +36,15 @@ class RequestBody:
     Args:
         client: where it comes from.
         reader: takes it off what comes in.
-        config: how long it may take, and be.
+        config: how long it may pause, and be.
+        deadline: when all of it must have come.
     """
 
-    def __init__(self, client: ClientSide, reader: BodyReader, config: ProxyConfig) -> None:
+    def __init__(self, client: ClientSide, reader: BodyReader, config: ProxyConfig, deadline: float) -> None:
         self._client = client
         self._reader = reader
         self._config = config
+        self._deadline = deadline
         self._file: IO[bytes] | None = None
         self._count = 0
 
@@ -74,7 +76,7 @@ class RequestBody:
             return self._file.read(_PIECE)
         client = self._client
         while not (payload := self.take_now()) and not self._reader.is_complete:
-            with trio.move_on_after(self._config.client.body_timeout) as scope:
+            with trio.move_on_at(min(trio.current_time() + self._config.client.body_timeout, self._deadline)) as scope:
                 data = await client.connection.receive()
             if scope.cancelled_caught:
                 raise TimeoutError

@@ -1,7 +1,6 @@
 """The two ends of an exchange as the body of an answer sees them: the server it comes from, the client it goes to."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import trio
 
@@ -25,10 +24,10 @@ class ServerBody:
         is_chunked: whether it comes in chunks.
         length: by the server's word.
         watch: is told of what comes.
-        trailing: what becomes of the fields behind the body.
+        passed: which of the fields behind it go on; raises ``Cut`` where there must be none.
     """
 
-    __slots__ = ("_reader", "_trailing", "_upstream", "_watch", "head", "is_chunked", "length")
+    __slots__ = ("_passed", "_reader", "_upstream", "_watch", "head", "is_chunked", "length")
 
     def __init__(
         self,
@@ -39,10 +38,10 @@ class ServerBody:
         is_chunked: bool,
         length: int | None,
         watch: Watch,
-        trailing: Literal["forward", "drop", "refuse"] = "forward",
+        passed: Callable[[Fields], Fields],
     ) -> None:
         self._upstream = upstream
-        self._trailing = trailing
+        self._passed = passed
         self._reader = reader
         self._watch = watch
         self.head = head
@@ -52,7 +51,7 @@ class ServerBody:
     @property
     def trailers(self) -> Fields:
         """See ``Source.trailers``."""
-        return self._reader.trailers if self._trailing == "forward" else []
+        return self._passed(self._reader.trailers)
 
     @property
     def is_complete(self) -> bool:
@@ -62,10 +61,15 @@ class ServerBody:
     async def receive(self) -> bytes:
         """See ``Source.receive``."""
         while not (payload := self._taken()) and not self._reader.is_complete:
+            # Its time does not run while it was the client that was waited for.
+            self._watch.touch(UPSTREAM)
+            self._watch.is_awaited = True
             try:
                 self._received(await self._upstream.connection.receive())
             except ConnectionLost as lost:
                 raise Cut(f"the server broke off: {lost}") from None
+            finally:
+                self._watch.is_awaited = False
         return payload
 
     def receive_now(self) -> bytes | None:
@@ -86,12 +90,9 @@ class ServerBody:
         if not self._upstream.data:
             return b""
         try:
-            payload = self._reader.take(self._upstream.data)
+            return self._reader.take(self._upstream.data)
         except BadBody as bad:
             raise Cut(f"the server's answer is broken: {bad.detail}") from None
-        if self._trailing == "refuse" and self._reader.trailers:
-            raise Cut("the server's answer has fields behind its body")
-        return payload
 
     def _received(self, data: bytes) -> None:
         self._watch.touch(UPSTREAM)

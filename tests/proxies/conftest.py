@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from proxies.matrix import Outcomes, play_again, play_programs, profile, real
+from proxies.matrix import Outcomes, play_again, play_programs, real
 from proxies.observed import unexpected
 from proxies.parity import Played, play_both
 

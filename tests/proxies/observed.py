@@ -10,19 +10,19 @@ from proxies.programs import PROGRAMS
 
 NGINX, HAPROXY, CADDY, APACHE, VARNISH = "nginx-*", "haproxy-*", "caddy-*", "apache-*", "varnish-*"
 HAPROXY_TIMED = ("haproxy-debian", "haproxy-tunnel")
-STRIPPING = ("nginx-sse", "apache-default", "varnish-default")
+STRIPPING = ("apache-default", "varnish-default")
 TUNNELLING = ("nginx-websocket", HAPROXY, CADDY, "apache-websocket", "varnish-pipe")
 BUFFERING = ("nginx-default", "nginx-websocket")
 
 #: By the scenario's name: what happens, and with which programs.
 OBSERVED: dict[str, dict[str, tuple[str, ...]]] = {
     "c-tunnel-handshake-a-frame-each-way": {
-        "426 'no', stays open / HTTP/1.0, no Upgrade": ("nginx-default",),
+        "426 'no', stays open / HTTP/1.0, no Upgrade": ("nginx-default", "nginx-sse"),
         "426 'no', stays open / HTTP/1.1, no Upgrade": STRIPPING,
         "101, echo, stays open / HTTP/1.1, Upgrade: websocket": TUNNELLING,
     },
     "c-tunnel-handshake-in-http-1-0": {
-        "426 'no', FIN / HTTP/1.0, no Upgrade": ("nginx-default",),
+        "426 'no', FIN / HTTP/1.0, no Upgrade": ("nginx-default", "nginx-sse"),
         "426 'no', FIN / HTTP/1.1, no Upgrade": STRIPPING,
         "101, echo, stays open / HTTP/1.1, Upgrade: websocket": ("nginx-websocket", CADDY),
         "101, echo, stays open / HTTP/1.0, Upgrade: websocket": (HAPROXY, "varnish-pipe"),
