@@ -12,7 +12,7 @@ from proxies.origin import Origin
 from proxies.played import endings, framing, headers, interim, leaving, slowness, streams, tunnels
 from proxies.programs import PROGRAMS, Program
 from proxies.real import real_proxy
-from proxies.scenarios import SCENARIOS, Outcome, play_all
+from proxies.scenarios import SCENARIOS, Outcome, Pace, play_all
 from serving import serving_as
 
 #: What happens by program and scenario, each by name.
@@ -63,6 +63,8 @@ def toml(sections: dict[str, dict[str, object]]) -> str:
 
 
 Beginning = Callable[[Program, Origin], AbstractAsyncContextManager[int]]
+#: Seconds between the beginnings of two scenarios: what the program does in Python takes longer.
+PACES: dict[Beginning, float] = {real: 0.004, profile: 0.01}
 
 
 async def play_programs(begin: Beginning, wanted: Wanted | None = None) -> Outcomes:
@@ -77,21 +79,12 @@ async def play_programs(begin: Beginning, wanted: Wanted | None = None) -> Outco
     async def play(program: Program, names: Collection[str]) -> None:
         origin = Origin({name: one.script for name, one in SCENARIOS.items()})
         async with origin.listening(), begin(program, origin) as port:
-            outcomes[program.name] = await play_all(port, origin, names)
+            outcomes[program.name] = await play_all(port, origin, names, pace)
 
+    pace = Pace(PACES[begin])
     wanted = wanted if wanted is not None else dict.fromkeys(PROGRAMS, SCENARIOS)
     async with trio.open_nursery() as nursery:
         for name, names in wanted.items():
             nursery.start_soon(play, PROGRAMS[name], names)
             await trio.sleep(STAGGER)
     return {name: outcomes[name] for name in wanted}
-
-
-def play_again(outcomes: Outcomes, begin: Beginning, wanted: Wanted) -> None:
-    """Plays some scenarios once more, with little else going on, and puts what happens now in place of what did.
-
-    A machine that is busy can make anything late, and what is late is told in other words. What a program does comes
-    again.
-    """
-    for name, again in trio.run(play_programs, begin, wanted).items():
-        outcomes[name].update(again)

@@ -25,6 +25,9 @@ APART = 0.5
 HORIZON = 2.7 * TIMER
 
 
+#: Seconds by which a machine is late that has too much to do.
+_LATE = 0.03
+_MOST_WAITS = 50
 #: What the story of a scenario that could not be played begins with.
 BROKEN = "broken"
 
@@ -216,10 +219,31 @@ def scenario(matrix: str, title: str, script: Script = answer, **options: Any) -
     return decorate
 
 
-async def play_all(port: int, origin: Origin, names: Collection[str]) -> dict[str, Outcome]:
+class Pace:
+    """Has scenarios begin one after the other, and waits while the machine has so much to do that all would be late.
+
+    Args:
+        seconds: between two of them, at least.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._turn = trio.Lock()
+
+    async def wait_turn(self) -> None:
+        """Returns when the next one may begin."""
+        async with self._turn:
+            for _ in range(_MOST_WAITS):
+                begun = trio.current_time()
+                await trio.sleep(self._seconds)
+                if trio.current_time() - begun - self._seconds < _LATE:
+                    return
+
+
+async def play_all(port: int, origin: Origin, names: Collection[str], pace: Pace) -> dict[str, Outcome]:
     """The outcomes of the scenarios of these names, each on connections of its own.
 
-    Those that can share the program do so, all at once; then come the others, one by one.
+    Those that can share the program do so, at the same time; then come the others, one by one.
     """
     outcomes: dict[str, Outcome] = {}
 
@@ -237,8 +261,8 @@ async def play_all(port: int, origin: Origin, names: Collection[str]) -> dict[st
     async with trio.open_nursery() as nursery:
         for one in chosen:
             if not one.is_alone:
+                await pace.wait_turn()
                 nursery.start_soon(play, one)
-                await trio.sleep(0.005)  # programs are asked to do many things at once, not all in one moment
     for one in chosen:
         if one.is_alone:
             await play(one)

@@ -15,6 +15,7 @@ from proxies.scenarios import (
     TIMER,
     Cell,
     Outcome,
+    Pace,
     add,
     arrived,
     play_all,
@@ -260,9 +261,9 @@ async def test_a_scenario_that_breaks_is_told_and_hides_no_other(monkeypatch: py
     add("tunnel", "works alone", works, is_alone=True)
     origin = Origin({})
     async with origin.listening():
-        outcomes = await play_all(origin.port, origin, ["c-tunnel-breaks", "c-tunnel-works-alone"])
+        outcomes = await play_all(origin.port, origin, ["c-tunnel-breaks", "c-tunnel-works-alone"], Pace(0))
     assert str(outcomes["c-tunnel-breaks"]) == f"{BROKEN}: KeyError('c-tunnel-breaks') / nothing"
-    assert str(outcomes["c-tunnel-works-alone"]) == "200 'origin', stays open / nothing"
+    assert str(outcomes["c-tunnel-works-alone"], Pace(0)) == "200 'origin', stays open / nothing"
     assert all(peer.end is not None or peer.sock.fileno() == -1 for peer in origin.connections)
 
 
