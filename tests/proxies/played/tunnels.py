@@ -103,7 +103,7 @@ async def switch_to_any(exchange: Exchange) -> None:
 
 add("tunnel", "handshake, a frame each way", frame_and_back, switch_and_echo)
 _STRIPPED = r"426 'no', (stays open|FIN) / HTTP/1\.[01], no Upgrade"
-_NOT_ASKED_FOR = r"50[23], stays open / nothing"
+_NOT_ASKED_FOR = r"50[23], (stays open|FIN) / nothing"
 add(
     "tunnel",
     "handshake in HTTP/1.0",
