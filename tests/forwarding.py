@@ -58,5 +58,8 @@ async def serving_behind(profile: str, **sections: Any) -> AsyncIterator[tuple[t
     limits = {ours: sections["limits"][its] for its, ours in _SAME_LIMITS.items() if its in sections.get("limits", {})}
     async with serving(**sections) as server:
         address = f"127.0.0.1:{server.port}"
-        async with forwarding(address, proxy={"profile": profile}, limits=limits) as proxy:
+        own = {"profile": profile}
+        # HAProxy's delay of each event is shortened: hundreds of them are waited for, one after the other.
+        cork = load_proxy_config(overrides={"proxy": own}).response.cork / 20
+        async with forwarding(address, proxy=own, limits=limits, response={"cork": cork}) as proxy:
             yield server, proxy.url

@@ -325,9 +325,8 @@ class HealthSection(Section):
 class DrainSection(Section):
     """How the proxy goes down."""
 
-    grace: Duration = 30.0
+    grace: Delay = 30.0
     cut: Literal["fin", "close-frame"] = "close-frame"
-    retry_after: PositiveDuration = 5.0
 
 
 class ErrorsSection(Section):
@@ -344,6 +343,7 @@ class ErrorsSection(Section):
     bad_response: Status = 502
     empty_response: Status = 502
     no_server: Status = 503
+    retry_after: PositiveDuration = 5.0
     text: Literal["problem", "html", "empty"] = "problem"
 
 

@@ -87,11 +87,11 @@ class Watch:
             return  # an earlier one has taken its place
         self.pending = math.inf
         deadline, name = self._deadline(now)
-        if deadline <= now and not self.expired:
+        if deadline > now:
+            self._look()
+        elif not self.expired:
             self.expired = name
             self.scope.cancel()
-        else:
-            self._look()
 
     def _deadline(self, now: float) -> tuple[float, str]:
         upstream, client = self.last

@@ -162,7 +162,7 @@ def test_what_is_a_timer() -> None:
         *("client.max_age", "upstream.stream_idle_timeout", "upstream.max_stream_duration"),
         *("upstream.keepalive_timeout", "retry.timeout"),
         *("response.flush_interval", "response.cork", "response.cache_ttl"),
-        *("tunnel.idle_timeout", "tunnel.max_lifetime"),
+        *("tunnel.idle_timeout", "tunnel.max_lifetime", "drain.grace"),
         *("fault.delay_up", "fault.delay_down", "fault.jitter"),
         *("fault.reset_after", "fault.close_after", "fault.blackhole_after"),
     }
