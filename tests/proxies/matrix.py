@@ -43,7 +43,7 @@ async def profile(program: Program, origin: Origin, **sections: dict[str, object
         origin: to forward to.
         sections: more of the configuration.
     """
-    base = {"proxy": {"profile": program.profile, "port": 0}}
+    base = {"proxy": {"profile": program.profile, "port": 0}, "drain": {"grace": "0s"}}
     text = toml({key: base.get(key, {}) | value for key, value in (base | program.settings | sections).items()})
     text += f'[[server]]\naddress = "127.0.0.1:{origin.port}"\n'
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +64,7 @@ def toml(sections: dict[str, dict[str, object]]) -> str:
 
 Beginning = Callable[[Program, Origin], AbstractAsyncContextManager[int]]
 #: Seconds between the beginnings of two scenarios: what the program does in Python takes longer.
-PACES: dict[Beginning, float] = {real: 0.004, profile: 0.01}
+PACES: dict[Beginning, float] = {real: 0.003, profile: 0.006}
 
 
 async def play_programs(begin: Beginning, wanted: Wanted | None = None) -> Outcomes:

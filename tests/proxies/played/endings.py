@@ -11,7 +11,7 @@ from proxies.scenarios import APART, SOON, Cell, Outcome, add, counted, has_fina
 class Ending(NamedTuple):
     """A response and how the origin goes on.
 
-    Its head is sent some time before the body, where it has one, and the body before the end.
+    Its head is sent some time before the body, where it has one that ends where it should, and the body before the end.
 
     Attributes:
         title: of the scenario.
@@ -104,7 +104,7 @@ async def end_as_told(exchange: Exchange, ending: Ending) -> None:
     if exchange.request_line.partition(" HTTP/")[0].endswith("?next"):
         await exchange.answer(b"next")
         return
-    if ending.method == "HEAD" or ending.data[9:12] in (b"204", b"304"):
+    if ending.leaves_bytes or ending.method == "HEAD" or ending.data[9:12] in (b"204", b"304"):
         await exchange.send(ending.data)
     else:
         await send_apart(exchange.peer, ending.data)
