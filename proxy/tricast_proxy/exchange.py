@@ -104,6 +104,7 @@ class Exchange:
             self._body.close()
         if self._attempt is not None:
             self.status = self._attempt.status
+            self.closes = self.closes or (self._attempt.sink is not None and self._attempt.sink.closes)
         if isinstance(outcome, Failure):
             await self._end_badly(outcome)
             return None

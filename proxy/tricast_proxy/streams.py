@@ -170,7 +170,7 @@ class ClientBody:
         self.closes = self._closing()
         if self.length is not None:
             fields = [*fields, (b"Content-Length", b"%d" % self.length)]
-        elif self._has_body and self._knows_chunks:
+        elif self._has_body and self._knows_chunks and self.head.status >= 200:  # RFC 9112 6.1
             self._is_chunked = True
             fields = [*fields, (b"Transfer-Encoding", b"chunked")]
         elif self._has_body:
