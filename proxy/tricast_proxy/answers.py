@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import NamedTuple
 
-from tricast.wire.http1 import PROBLEM_TYPE
+from tricast.wire.http1 import PROBLEM_TYPE, retry_after
 from tricast_proxy.config import ProxyConfig
 from tricast_proxy.heads import encode_response
 
@@ -85,6 +85,8 @@ def answer_of(
     if body:
         written.append((b"Content-Type", media_type))
     written += [(b"Cache-Control", b"no-store"), (b"Content-Length", b"%d" % len(body))]
+    if failure.status == 503:
+        written.append(retry_after(config.errors.retry_after))
     if config.headers.server:
         written.append((b"Server", config.headers.server.encode()))
     if config.headers.proxy_status:

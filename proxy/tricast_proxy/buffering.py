@@ -70,14 +70,17 @@ async def _fill(source: Source, spool: Spool) -> None:
 
 async def _empty(spool: Spool, sink: Sink) -> None:
     is_begun = False
+    cut: Cut | None = None
     try:
         while payload := await spool.take():
             is_begun = True
             await sink.send(payload)
-    except Cut:
+    except Cut as error:
+        cut = error
+    if cut is not None:
         if not is_begun:
             await sink.begin()
-        raise
+        raise cut
 
 
 async def relay_whole(source: Source, sink: Sink, *, config: ResponseSection) -> None:
@@ -113,12 +116,15 @@ async def relay_held(source: Source, sink: Sink, *, limit: int, seconds: float) 
         ConnectionLost: the client is gone.
     """
     held = _Held(sink, limit, seconds)
+    cut: Cut | None = None
     try:
         while (payload := await held.receive(source)) != b"":
             await held.add(payload or b"")
-    except Cut:
+    except Cut as error:
+        cut = error
+    if cut is not None:
         await held.flush()
-        raise
+        raise cut
     await held.flush_body()
     await sink.finish(source.trailers)
 

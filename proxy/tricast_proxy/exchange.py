@@ -169,7 +169,8 @@ class Exchange:
             server.active += 1
             server.counts["requests"] += 1
             try:
-                outcome = await self._ask_server(server, choice.fields, is_last=len(tried) == self._config.retry.tries)
+                is_last = len(tried) >= min(self._config.retry.tries, len(self._config.server))
+                outcome = await self._ask_server(server, choice.fields, is_last=is_last)
             finally:
                 server.active -= 1
             failure = self._judged(server, outcome)

@@ -59,8 +59,8 @@ async def ask(server: Server, config: HealthSection) -> tuple[bool, str]:
     with trio.move_on_after(config.timeout):
         try:
             status = await _status_of(server, config.path)
-        except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
-            return False, getattr(error, "strerror", None) or str(error)
+        except OSError as error:
+            return False, error.strerror or str(error)
         except trio.BrokenResourceError:
             return False, "it broke off"
         except h11.RemoteProtocolError as error:

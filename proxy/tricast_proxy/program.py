@@ -6,12 +6,11 @@ from functools import partial
 from typing import Any
 
 import click
-import trio
 
 from tricast.command_line import Failure, in_words, run
 from tricast.errors import ConfigError, leaves
-from tricast.logs import Logger, program_logger
-from tricast_proxy import proxy
+from tricast.logs import program_logger
+from tricast_proxy import chain, proxy
 from tricast_proxy.config import ProxyConfig, given_to_proxy, load_proxy_config
 from tricast_proxy.printing import config_as_toml
 from tricast_proxy.profiles import load_profile, profile_names
@@ -133,44 +132,11 @@ def _of_stage(overrides: Overrides, name: str, *, is_first: bool) -> Overrides:
     return changed
 
 
-async def serve_chain(
-    stages: Sequence[ProxyConfig],
-    *,
-    logger: Logger | None = None,
-    task_status: trio.TaskStatus[proxy.Proxy] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Runs proxies one behind the other, until the one in front has drained.
-
-    Args:
-        stages: their configurations, the one in front first.
-        logger: see ``proxy.serve``.
-        task_status: started with the proxy in front.
-
-    Raises:
-        ConfigError: see ``proxy.serve``.
-        OSError: see ``proxy.serve``.
-    """
-    async with trio.open_nursery() as nursery:
-        servers = stages[-1].server
-        for number, config in reversed([*enumerate(stages, 1)][1:]):
-            # Each has a pseudonym of its own in Via, or the second would take itself for the first (RFC 9110 7.6.3).
-            via = config.headers.via and f"{config.headers.via}-{number}"
-            headers = config.headers.model_copy(update={"via": via})
-            behind = config.model_copy(update={"server": servers, "headers": headers})
-            started: proxy.Proxy = await nursery.start(partial(proxy.serve, behind, logger=logger))
-            servers = (servers[0].model_copy(update={"address": f"127.0.0.1:{started.port}", "name": ""}),)
-        first = stages[0].model_copy(update={"server": servers})
-        in_front: proxy.Proxy = await nursery.start(partial(proxy.serve, first, logger=logger))
-        task_status.started(in_front)
-        await in_front.wait_stopped()
-        nursery.cancel_scope.cancel()
-
-
 async def _serve(stages: Sequence[ProxyConfig]) -> None:
     logger = program_logger(stages[0].logging)
     refused: list[str] = []
     try:
-        await proxy.run_program(partial(serve_chain, stages, logger=logger), logger)
+        await proxy.run_program(partial(chain.serve, stages, logger=logger), logger)
     except* OSError as group:
         refused = [f"cannot listen on {error.filename}: {in_words(error)}" for error in leaves(group)]
     if refused:

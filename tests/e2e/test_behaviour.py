@@ -51,6 +51,13 @@ async def subscribed(server: tricast.Server, count: int = 1) -> None:
     await until(lambda: server.hub.statistics().subscribers >= count)
 
 
+async def until_left(server: tricast.Server) -> None:
+    """Returns when nobody is subscribed any more; a proxy may notice only with the next event that one has left."""
+    while server.hub.statistics().subscribers:
+        await server.hub.publish("news", "anybody there?")
+        await trio.sleep(0.01)
+
+
 async def numbers(subscriber: Subscription, count: int) -> list[object]:
     return [event.data["n"] for event in await subscriber.events(count)]
 
@@ -361,13 +368,22 @@ async def test_an_unknown_envelope_is_told(open_server: OpenServer) -> None:
 # Leaving
 
 
-async def test_who_leaves_leaves_nothing(open_server: OpenServer, transport: str) -> None:
+@pytest.fixture
+def ways_to_leave(request: pytest.FixtureRequest) -> list[str]:
+    """A client that has only closed its sending side is served by HAProxy until it has closed the other as well."""
+    serves_half_closed = "haproxy" in request.node.callspec.params["open_server"]
+    return ["close", "reset"] if serves_half_closed else ["close", "reset", "finish_sending"]
+
+
+async def test_who_leaves_leaves_nothing(open_server: OpenServer, transport: str, ways_to_leave: list[str]) -> None:
     async with open_server() as (server, url):
-        for leave in ("close", "reset", "finish_sending"):
+        for leave in ways_to_leave:
             with await subscribe(transport, url, "news", "a.*") as subscriber:
                 await subscribed(server)
                 getattr(subscriber.wire, leave)()
-                await until(lambda: server.connections == 0)
+                if url == server.url:
+                    await until(lambda: server.connections == 0)
+                await until_left(server)
             statistics = server.hub.statistics()
             assert (statistics.subscribers, statistics.feeds, statistics.behind) == (0, 0, 0)
 

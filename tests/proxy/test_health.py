@@ -108,12 +108,6 @@ async def test_nobody_is_there() -> None:
     assert told
 
 
-async def test_a_name_that_cannot_be_one() -> None:
-    is_well, told = await ask(server_at(f"{'a' * 64}:1"), HealthSection(path="/", timeout=10.0))
-    assert not is_well
-    assert told
-
-
 async def test_it_breaks_off() -> None:
     async def reset(stream: trio.SocketStream) -> None:
         await stream.receive_some()
