@@ -1,6 +1,7 @@
 """What the proxy must hold to, whatever comes: nothing refused goes up, nobody gets what is another's."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from proxy.origins import Visit, origin, read_any
 from proxy.test_bodies import BROKEN
 from proxy.test_heads import CHOSEN, HEADS, REFUSED, STRICTNESSES
+
+from tricast.wire.http1 import LAST_CHUNK, chunk
 
 #: What a request that is refused has in front of it, and behind it: neither changes anything.
 BEHIND = b"GET /smuggled HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -76,10 +79,7 @@ async def test_no_byte_of_a_refused_request_reaches_a_server(level: int) -> None
     ):
         vectors = refused_at(level).values()
         assert len(vectors) > 70
-        tasks: list[Any] = []
-        for data in vectors:
-            for sent, size in ((data + BEHIND, 10**6), (data + BEHIND, 5)):
-                tasks.append(lambda sent=sent, size=size: knock(proxy.url, sent, size))
+        tasks = [partial(knock, proxy.url, data + BEHIND, size) for data in vectors for size in (10**6, 5)]
         await in_parallel(tasks)
         assert (door.received, server.visits) == (b"", [])
         assert proxy.counters.requests.total() == len(tasks)
@@ -94,7 +94,7 @@ async def test_nor_do_limits_let_anything_through() -> None:
         (431, head("GET", "/", *("X: " + "y" * 90 for _ in range(5)))),
         (431, head("GET", "/", *(f"X{n}:" for n in range(5)))),
         (413, head("POST", "/", "Content-Length: 11") + b"x" * 11),
-        (413, head("POST", "/", "Transfer-Encoding: chunked") + b"b\r\n" + b"x" * 11 + b"\r\n0\r\n\r\n"),
+        (413, head("POST", "/", "Transfer-Encoding: chunked") + b"b\r\n" + b"x" * 11 + b"\r\n"),
     ]
     async with origin(door.handle) as server, forwarding(server.url, limits=limits) as proxy:
         for status, data in too_much:
@@ -119,12 +119,8 @@ async def test_a_broken_body_in_one_piece_with_its_head_reaches_no_server(buffer
 
     async with origin(door.handle) as server, forwarding(server.url, request={"buffering": buffering}) as proxy:
         start = head("POST", "/", "Transfer-Encoding: chunked")
-        await in_parallel(
-            [
-                lambda begun=begun, wrong=wrong: knock(proxy.url, start + begun + wrong + BEHIND)
-                for begun, wrong in BROKEN
-            ]  # type: ignore[misc]
-        )
+        vectors = [start + begun + wrong + BEHIND for begun, wrong in BROKEN]
+        await in_parallel([partial(knock, proxy.url, vector) for vector in vectors])
         assert door.received == b""
 
 
@@ -161,14 +157,14 @@ async def test_a_body_that_breaks_on_its_way_up_is_never_finished() -> None:
 def answer_to(mark: bytes, form: int) -> bytes:
     """A proper answer that says for whom it is, in one of several forms."""
     body = b"for %b." % mark
+    marked = b"X-Mark: %b\r\n" % mark
+    length = b"Content-Length: %d\r\n\r\n" % len(body)
     return (
-        b"HTTP/1.1 200 OK\r\nX-Mark: %b\r\nContent-Length: %d\r\n\r\n%b" % (mark, len(body), body),
-        b"HTTP/1.1 200 OK\r\nX-Mark: %b\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
-        % (mark, len(body), body),
-        b"HTTP/1.1 103 Early\r\nX-Mark: %b\r\n\r\nHTTP/1.1 204 No\r\nX-Mark: %b\r\n\r\n" % (mark, mark),
-        b"HTTP/1.1 304 Not Modified\r\nX-Mark: %b\r\nContent-Length: 3\r\n\r\n" % mark,
-        b"HTTP/1.0 200 OK\r\nX-Mark: %b\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n%b"
-        % (mark, len(body), body),
+        b"HTTP/1.1 200 OK\r\n" + marked + length + body,
+        b"HTTP/1.1 200 OK\r\n" + marked + b"Transfer-Encoding: chunked\r\n\r\n" + chunk(body) + LAST_CHUNK,
+        b"HTTP/1.1 103 Early\r\n" + marked + b"\r\nHTTP/1.1 204 No\r\n" + marked + b"\r\n",
+        b"HTTP/1.1 304 Not Modified\r\n" + marked + length,
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n" + marked + length + body,
     )[form]
 
 
