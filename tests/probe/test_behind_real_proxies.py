@@ -37,6 +37,19 @@ http {
     }
 }
 """
+#: Where both timers end at the same time, chance has it which one does, and whether the server sees a FIN or a RST.
+HAPROXY = """\
+defaults
+    mode http
+    timeout connect 3s
+    timeout client 10s
+    timeout server 3s
+frontend front
+    bind 127.0.0.1:@port@
+    default_backend origin
+backend origin
+    server origin 127.0.0.1:@origin_port@
+"""
 APACHE = """\
 @timers@
 ProxyPass / http://127.0.0.1:@origin_port@/ upgrade=websocket
@@ -82,7 +95,7 @@ class Real(NamedTuple):
 PROXIES = {
     "nginx by default": Real("nginx", DEFAULTS["nginx"], 504, has_websocket=False),
     "nginx for WebSockets": Real("nginx", NGINX, 504),
-    "HAProxy": Real("haproxy", DEFAULTS["haproxy"], 504, at_server="RST", tells_at_once=False),
+    "HAProxy": Real("haproxy", HAPROXY, 504, at_server="RST", tells_at_once=False),
     "Caddy 2.6": Real("caddy", DEFAULTS["caddy"], 504, counts="server", sse_end="complete"),
     "Apache": Real("apache", APACHE, 502, tells_at_once=False),
     "Varnish": Real("varnish", VARNISH, 503, tells_at_once=False),

@@ -7,15 +7,19 @@ import msgspec
 import pytest
 import trio
 from clients import Wire, ask, frame, head, open_websocket, read_head
+from encryption import client_context, tls_section
 from probe.probing import TOKEN, probed, target_of
+from probe.relays import Fault, relay
 from serving import serving, serving_process, until
 from structlog.testing import LogCapture
 
 from tricast import Config, ConfigError, load_config
 from tricast.client.failures import Lost
+from tricast.client.settings import ClientSettings
 from tricast.companion.records import MAX_NONCES, Records
 from tricast.probe.asking import Refused, asking, echo, find_companion, merge, reports
 from tricast.probe.asking import ask as ask_companion
+from tricast.probe.checks.holding import keep_alive
 from tricast.probe.http_link import open_http
 from tricast.probe.link import Cut, End
 from tricast.probe.target import Target, new_nonce
@@ -420,6 +424,23 @@ def test_what_several_servers_saw_is_put_together() -> None:
         merged = merge({name: {"n": record(age, int(age))} for name, age in servers.items()})
         assert (merged["n"].server, merged["n"].calls) == ("b", 3)
     assert merge({"a": {}, "b": {}}) == {}
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+async def test_what_is_seen_behind_tls_is_the_same(how: str) -> None:
+    """The cut is one of TCP, without a word of TLS's own: as a balancer that knows nothing of TLS makes it."""
+    async with probed(tls=tls_section()) as (server, _), relay(server.port, Fault(idle=0.5, how=how)) as url:
+        settings = ClientSettings(ssl_context=client_context())
+        target = replace(target_of(url.replace("http://", "https://")), settings=settings)
+        await find_companion(target)
+        async with asking(target, "sse", [("first", 0), ("hold", 60), ("nonce", "tls")]) as stream:
+            await stream.head()
+            assert await stream.piece() is not None
+            keep_alive(stream.link, 1.0)
+            with pytest.raises(Cut) as cut:
+                await stream.piece()
+            assert cut.value.ending.how == how
+        assert (await ended(target, "tls")).end == how
 
 
 async def test_what_nobody_has_seen_is_not_known() -> None:

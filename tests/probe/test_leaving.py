@@ -18,6 +18,7 @@ from tricast.probe.verdicts.leaving import Left, leaving
         (Left("sse", 1.9, 10, 1.0), Verdict.OK, "when it has said something"),
         (Left("sse", 9.0, 10, 1.0), Verdict.ADVICE, "only after 9.0 s"),
         (Left("sse", None, 10, 1.0), Verdict.ADVICE, "goes on for nobody"),
+        (Left("silent sse", 2.5, 10), Verdict.INFO, "only after 2.5 s, unless it says something"),
         (Left("silent sse", None, 10), Verdict.INFO, "unless it says something"),
         (Left("ws", None, 10, why="no WebSocket"), Verdict.UNKNOWN, "no WebSocket"),
     ],

@@ -54,13 +54,13 @@ def _finding(left: Left, at_server: Mapping[str, Left]) -> Finding:
 def _judged(left: Left) -> tuple[Verdict, str]:
     if left.why:
         return Verdict.UNKNOWN, left.why
-    if left.seconds is None:
-        summary = f"the server does not learn of it within {left.waited:.0f} s"
-        if left.kind == "silent sse":
-            return Verdict.INFO, f"{summary}, unless it says something"
-        return Verdict.ADVICE, f"{summary}, and goes on for nobody"
-    if left.seconds <= _AT_ONCE:
+    if left.seconds is not None and left.seconds <= _AT_ONCE:
         return Verdict.OK, f"the server knows after {left.seconds * 1000:.0f} ms"
-    if left.says_every and left.seconds <= 3 * left.says_every + _AT_ONCE:
+    if left.seconds is not None and left.says_every and left.seconds <= 3 * left.says_every + _AT_ONCE:
         return Verdict.OK, f"the server knows after {left.seconds:.1f} s, when it has said something"
-    return Verdict.ADVICE, f"the server knows only after {left.seconds:.1f} s"
+    summary = f"the server does not learn of it within {left.waited:.0f} s"
+    if left.seconds is not None:
+        summary = f"the server knows only after {left.seconds:.1f} s"
+    if left.kind == "silent sse":
+        return Verdict.INFO, f"{summary}, unless it says something"
+    return Verdict.ADVICE, f"{summary}, and goes on for nobody until then"
