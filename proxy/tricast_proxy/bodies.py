@@ -11,12 +11,15 @@ from tricast_proxy.heads import BadHead, Fields, Head
 
 #: RFC 9112 7.1: nothing but digits, and no more of them than a number can have; and its extensions, 7.1.1.
 _CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+#: What can still become one.
+_BEGUN_CHUNK_HEAD = re.compile(rb"[0-9A-Fa-f]{0,15}|[0-9A-Fa-f]{1,15}(\r|[ \t]+|[ \t]*;[\t\x20-\x7e\x80-\xff]*\r?)")
 _MOST_DIGITS = 15
-_TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*")
+_TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)")
 #: RFC 9110 6.5.1: what decides about framing, routing, or who somebody is must not come behind the body.
 _NO_TRAILERS = re.compile(
-    rb"transfer-encoding|content-(length|type|encoding|range)|host|trailer|te|connection|upgrade|expect|authorization|"
-    rb"proxy-.*|cookie|set-cookie|cache-control|location|x-forwarded-.*|forwarded|via|age|date|expires|vary|warning",
+    rb"transfer-encoding|content-(?!digest).*|host|trailer|te|connection|keep-alive|upgrade|expect|max-forwards|range|"
+    rb"(proxy-|www-)?auth.*|proxy-.*|cookie|set-cookie|cache-control|pragma|if-.*|location|retry-after|x-forwarded-.*|"
+    rb"forwarded|via|age|date|expires|vary|warning|sec-websocket-.*|x-accel-.*",
     re.IGNORECASE,
 )
 
@@ -179,14 +182,11 @@ class ChunkedBody:
         return match.end()
 
     def _check_begun_head(self, data: bytearray, at: int) -> None:
-        begun = bytes(data[at : at + _MOST_DIGITS + self._extensions + 4])
-        if b"\n" in begun or len(begun) > _MOST_DIGITS + self._extensions + 3:
+        begun = data[at : at + _MOST_DIGITS + self._extensions + 2]
+        if _BEGUN_CHUNK_HEAD.fullmatch(begun) is None:
             raise BadBody("not the beginning of a chunk")
-        digits = re.match(rb"[0-9A-Fa-f]*", begun)
-        assert digits is not None
-        rest = begun[digits.end() :]
-        if digits.end() > _MOST_DIGITS or (rest and (not digits.end() or rest[0] not in b"\r; \t")):
-            raise BadBody("not the size of a chunk")
+        if len(begun) > _MOST_DIGITS + self._extensions + 1:
+            raise BadBody("too many chunk extensions")
 
     def _take_trailer(self, data: bytearray, at: int) -> int:
         end = data.find(b"\n", at)
@@ -203,7 +203,7 @@ class ChunkedBody:
         if match is None:
             raise BadBody("not a field behind the last chunk")
         if _NO_TRAILERS.fullmatch(match[1]) is None:
-            self.trailers.append((match[1], match[2]))
+            self.trailers.append((match[1], match[2].strip(b" \t")))
         return end + 1
 
 

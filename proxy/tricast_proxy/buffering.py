@@ -12,7 +12,7 @@ import trio
 
 from tricast_proxy.config import OFF, ProxyConfig, ResponseSection
 from tricast_proxy.derived import accepts_gzip, gzipped, in_steps, is_compressible, vary_by_encoding
-from tricast_proxy.heads import Head, RequestHead, ResponseHead, encode_response
+from tricast_proxy.heads import Fields, Head, RequestHead, ResponseHead, encode_response
 from tricast_proxy.relay import Cut, Sink, Source, relay_at_once
 from tricast_proxy.spool import Spool
 
@@ -70,14 +70,17 @@ async def _fill(source: Source, spool: Spool) -> None:
 
 async def _empty(spool: Spool, sink: Sink) -> None:
     is_begun = False
+    cut: Cut | None = None
     try:
         while payload := await spool.take():
             is_begun = True
             await sink.send(payload)
-    except Cut:
+    except Cut as error:
+        cut = error
+    if cut is not None:
         if not is_begun:
             await sink.begin()
-        raise
+        raise cut
 
 
 async def relay_whole(source: Source, sink: Sink, *, config: ResponseSection) -> None:
@@ -113,12 +116,15 @@ async def relay_held(source: Source, sink: Sink, *, limit: int, seconds: float) 
         ConnectionLost: the client is gone.
     """
     held = _Held(sink, limit, seconds)
+    cut: Cut | None = None
     try:
         while (payload := await held.receive(source)) != b"":
             await held.add(payload or b"")
-    except Cut:
+    except Cut as error:
+        cut = error
+    if cut is not None:
         await held.flush()
-        raise
+        raise cut
     await held.flush_body()
     await sink.finish(source.trailers)
 
@@ -233,10 +239,17 @@ def _by_x_accel_buffering(head: ResponseHead, config: ResponseSection) -> Buffer
     if config.x_accel_buffering == "ignore":
         return None
     value = (head.get(_X_ACCEL_BUFFERING) or b"").lower()
-    head.fields = [field for field in head.fields if field[0].lower() != _X_ACCEL_BUFFERING]
+    head.fields = without_signals(head, config)
     if value == b"yes":
         return "nginx" if config.buffering == "off" else config.buffering
     return "released" if value == b"no" else None
+
+
+def without_signals(head: ResponseHead, config: ResponseSection) -> Fields:
+    """The fields of an answer without those that are for this proxy."""
+    if config.x_accel_buffering == "ignore":
+        return head.fields
+    return [field for field in head.fields if field[0].lower() != _X_ACCEL_BUFFERING]
 
 
 def _by_incremental(head: Head, config: ResponseSection) -> Buffering | None:

@@ -29,8 +29,11 @@ async def serve(
     """
     async with trio.open_nursery() as nursery:
         servers = stages[-1].server
-        for config in reversed(stages[1:]):
-            behind = config.model_copy(update={"server": servers})
+        for number, config in reversed([*enumerate(stages, 1)][1:]):
+            # Each has a pseudonym of its own in Via, or the second would take itself for the first (RFC 9110 7.6.3).
+            via = config.headers.via and f"{config.headers.via}-{number}"
+            headers = config.headers.model_copy(update={"via": via})
+            behind = config.model_copy(update={"server": servers, "headers": headers})
             started: proxy.Proxy = await nursery.start(partial(proxy.serve, behind, logger=logger))
             servers = (servers[0].model_copy(update={"address": f"127.0.0.1:{started.port}", "name": ""}),)
         first = stages[0].model_copy(update={"server": servers})

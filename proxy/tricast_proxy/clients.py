@@ -11,8 +11,9 @@ from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
 from tricast_proxy.attempt import Established
 from tricast_proxy.counted import CountedSocket
 from tricast_proxy.exchange import Exchange
+from tricast_proxy.faults import Disturbed, Duplex, Injected
 from tricast_proxy.fields import Hop
-from tricast_proxy.heads import BadHead, HeadLimits, HeadReader, RequestHead, parse_request, skip_empty_lines
+from tricast_proxy.heads import BadHead, HeadLimits, HeadReader, RequestHead, parse_request
 from tricast_proxy.overview import Access, ConnectionView, State, escaped, log_access
 from tricast_proxy.servers import Server
 from tricast_proxy.shared import Shared
@@ -47,8 +48,8 @@ class Client:
         connection: the client's.
         data: what it sent that nobody has taken yet.
         has_left: whether it will send no more.
-        deadline: when the request that is on its way has to have come as a whole.
         tunnel: what it has become, if it has.
+        scope: around all that is done for it.
     """
 
     __slots__ = (
@@ -56,6 +57,7 @@ class Client:
         "_hop",
         "_is_last",
         "_request",
+        "_request_deadline",
         "_scope",
         "_served",
         "_server",
@@ -63,8 +65,8 @@ class Client:
         "_sock",
         "connection",
         "data",
-        "deadline",
         "has_left",
+        "scope",
         "tunnel",
     )
 
@@ -74,15 +76,16 @@ class Client:
         self._hop = hop
         self._served = 0
         self._is_last = False
+        self._request_deadline = math.inf
+        self.scope = trio.CancelScope()
         #: Around the wait for a request, of which nothing has come yet.
         self._scope: trio.CancelScope | None = None
         self._exchange: Exchange | None = None
         self._request = b""
         self._server: Server | None = None
-        self.connection = connection
+        self.connection: Duplex = connection
         self.data = bytearray()
         self.has_left = False
-        self.deadline = math.inf
         self.tunnel: Tunnel | None = None
 
     async def run(self) -> None:
@@ -91,9 +94,14 @@ class Client:
         Raises:
             ConnectionLost: it is gone.
         """
-        if self._shared.config.proxy.mode == "tcp":
-            await self._run_tcp()
-            return
+        try:
+            await (self._run_tcp() if self._shared.config.proxy.mode == "tcp" else self._run_http())
+        finally:
+            self._calm_down()
+        if not self.connection.is_closed:
+            await self.connection.linger()
+
+    async def _run_http(self) -> None:
         while (request := await self._next_request()) is not None:
             established = await self._serve(request)
             if established is not None:
@@ -101,15 +109,26 @@ class Client:
                 return
             # What was pipelined before it left is answered; a part of a head never becomes one.
             if self._is_last or self.connection.is_closed or (self.has_left and not self.data):
-                break
-        if not self.connection.is_closed:
-            await self.connection.linger()
+                return
 
     def drain(self) -> None:
         """Lets no other request follow; ends it at once where nothing of one has come."""
         self._is_last = True
         if self._scope is not None and not self.data:
             self._scope.cancel()
+
+    def cut(self, close_code: int) -> None:
+        """Ends it now. What the client of a tunnel was told last still reaches it.
+
+        Args:
+            close_code: what a close frame of WebSocket says; 0 for none.
+        """
+        if self.tunnel is None:
+            self.scope.cancel()
+            return
+        if close_code:
+            self.tunnel.say_goodbye(close_code)
+        self.tunnel.end("drain")
 
     def view(self, now: float) -> ConnectionView:
         """What is done for it at the moment."""
@@ -158,35 +177,30 @@ class Client:
 
     async def _next_head(self, reader: HeadReader) -> bytes | None:
         config = self._shared.config.client
-        skip_empty_lines(self.data)
+        self._request_deadline = trio.current_time() + config.request_timeout
         if self.data and (head := reader.take(self.data)) is not None:
-            self._begin_request()
             await trio.lowlevel.checkpoint()  # pipelined requests come by the thousand in one read
             return head
         has_begun = self._served == 0 or bool(self.data)
-        seconds = config.header_timeout if has_begun else config.keepalive_timeout
+        patience = min(config.header_timeout, config.request_timeout)
+        seconds = patience if has_begun else config.keepalive_timeout
         head = None
-        self._begin_request()
-        with trio.move_on_after(min(seconds, config.request_timeout) if has_begun else seconds) as scope:
+        with trio.move_on_after(seconds) as scope:
             self._scope = scope
             while head is None and not self.has_left:
                 data = await self.connection.receive()
                 self.has_left = not data
                 if not has_begun:
                     has_begun = True
-                    self._begin_request()
-                    scope.deadline = min(trio.current_time() + config.header_timeout, self.deadline)
+                    scope.deadline = trio.current_time() + patience
+                    self._request_deadline = trio.current_time() + config.request_timeout
                 self.data += data
-                skip_empty_lines(self.data)
                 head = reader.take(self.data)
         self._scope = None
         is_late = scope.cancelled_caught and has_begun and not self._is_last
         if is_late and config.header_timeout_reply == "408":
             await self._refuse(Failure("refused", 408, "the request did not come in time", "http_request_error"))
         return head
-
-    def _begin_request(self) -> None:
-        self.deadline = trio.current_time() + self._shared.config.client.request_timeout
 
     async def _refuse(self, failure: Failure) -> None:
         """Answers what could not be read as a request; where the next one begins is not sure then."""
@@ -202,7 +216,15 @@ class Client:
         self._served += 1
         self._request = b"%b %b" % (request.method, request.target)
         try:
-            self._exchange = exchange = Exchange(self._shared, self, request, self._hop, self._may_go_on)
+            self._exchange = exchange = Exchange(
+                self._shared,
+                self,
+                request,
+                self._hop,
+                self._may_go_on,
+                deadline=self._request_deadline,
+                injected=self._injected(request),
+            )
         except BadHead as bad:
             await self._refuse(refusal(bad.status, bad.detail))
             return None
@@ -221,7 +243,19 @@ class Client:
                 self._request = b""
                 self._tell(request, exchange.status, exchange.sent, Ending(began, exchange.server, exchange.why))
         self._is_last = self._is_last or exchange.closes
+        if established is None:
+            self._calm_down()
         return established
+
+    def _injected(self, request: RequestHead | None) -> Injected:
+        """What goes wrong on purpose from now on."""
+        injected = self._shared.faults.choose(next(self._shared.numbers), request)
+        self.connection = injected.disturb(self.connection, self._shared.background) or self.connection
+        return injected
+
+    def _calm_down(self) -> None:
+        if isinstance(self.connection, Disturbed):
+            self.connection = self.connection.stop()
 
     def _tell(self, request: RequestHead | None, status: int, sent: int, ending: Ending) -> None:
         """Counts a request that has come to its end, and logs it; None where there was no reading it."""
@@ -279,6 +313,7 @@ class Client:
             upstream.end(with_reset=shared.config.upstream.abort == "rst" and tunnel.why != "upstream")
 
     async def _run_tcp(self) -> None:
+        self._injected(None)
         upstream = await self._connect()
         if upstream is not None:
             await self._run_tunnel(Established(upstream, b"", b""), None)

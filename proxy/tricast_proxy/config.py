@@ -7,6 +7,8 @@ defaults here. The defaults are those of a proxy that stands in nobody's way.
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -25,9 +27,11 @@ from tricast.schema import (
     Size,
     Source,
     format_duration,
+    format_size,
     given,
     load,
     parse_duration,
+    parse_size,
 )
 from tricast_proxy.profiles import profile_values
 
@@ -65,6 +69,48 @@ def _format_timer(value: float) -> str:
 Timer = Annotated[float, BeforeValidator(_parse_timer), PlainSerializer(_format_timer, when_used="json"), IS_TIMER]
 #: Seconds, where zero is of use; divided by ``proxy.speed``.
 Delay = Annotated[Duration, IS_TIMER]
+
+
+@dataclass(frozen=True)
+class After:
+    """When something happens to a connection: after so much, or so long; infinity for never.
+
+    Attributes:
+        size: bytes of the answer.
+        seconds: since the request came.
+    """
+
+    size: float = math.inf
+    seconds: float = math.inf
+
+    def __truediv__(self, speed: float) -> Self:
+        # Bytes take their time by themselves.
+        return replace(self, seconds=self.seconds / speed)
+
+
+NEVER = After()
+
+
+def _parse_after(value: object) -> After:
+    if isinstance(value, After):
+        return value
+    if value == "off":
+        return NEVER
+    with suppress(PydanticCustomError):
+        return After(seconds=parse_duration(value))
+    with suppress(PydanticCustomError):
+        return After(size=parse_size(value))
+    raise PydanticCustomError("quantity", 'Input should be a size such as "64KiB", a duration such as "3s", or "off"')
+
+
+def _format_after(value: After) -> str:
+    if value.size < math.inf:
+        return format_size(int(value.size))
+    return _format_timer(value.seconds)
+
+
+#: ``"64KiB"``, ``"3s"`` or ``"off"``; a duration is divided by ``proxy.speed``.
+Moment = Annotated[After, BeforeValidator(_parse_after), PlainSerializer(_format_after, when_used="json"), IS_TIMER]
 Status = Annotated[int, Field(ge=400, le=599)]
 Count = Annotated[int, Field(ge=0)]
 #: Bytes, or 0 for no limit.
@@ -299,11 +345,20 @@ class ErrorsSection(Section):
     text: Literal["problem", "html", "empty"] = "problem"
 
 
+def _check_fault_status(value: int) -> int:
+    if value != 0 and not 200 <= value <= 599:
+        raise PydanticCustomError("status", "Input should be a status from 200 to 599, or 0")
+    return value
+
+
+FaultStatus = Annotated[int, AfterValidator(_check_fault_status)]
+
+
 class FaultEntry(Section):
     """Something that goes wrong on purpose, for the share of exchanges that match."""
 
     probability: Annotated[float, Field(ge=0, le=1)] = 1.0
-    path: str = ""
+    path: Annotated[str, Field(pattern=r"^(/[!-~]*)?$")] = ""
     transport: Literal["any", "http", "sse", "websocket"] = "any"
     delay_up: Delay = 0.0
     delay_down: Delay = 0.0
@@ -311,10 +366,10 @@ class FaultEntry(Section):
     rate_up: Size = 0
     rate_down: Size = 0
     segment: Size = 0
-    reset_after: str = ""
-    close_after: str = ""
-    blackhole_after: str = ""
-    status: Annotated[int, Field(ge=0, le=599)] = 0
+    reset_after: Moment = NEVER
+    close_after: Moment = NEVER
+    blackhole_after: Moment = NEVER
+    status: FaultStatus = 0
     close_before_response: bool = False
     inject_1xx: tuple[Annotated[int, Field(ge=100, le=199)], ...] = ()
     drop_request_header: tuple[str, ...] = ()
@@ -393,17 +448,18 @@ def given_to_proxy(path: Path | str | None = None, *, overrides: Overrides | Non
 
 def sped_up(config: ProxyConfig) -> ProxyConfig:
     """The same with every timer divided by ``proxy.speed``, as the modules that keep the time want it."""
-    return _divided(config, config.proxy.speed)
+    return divided(config, config.proxy.speed)
 
 
-def _divided(section: SectionType, speed: float) -> SectionType:
+def divided(section: SectionType, speed: float) -> SectionType:
+    """A section with every timer in it divided."""
     changed: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if IS_TIMER in field.metadata:
             changed[name] = value / speed
         elif isinstance(value, Section):
-            changed[name] = _divided(value, speed)
+            changed[name] = divided(value, speed)
         elif isinstance(value, tuple):
-            changed[name] = tuple(_divided(item, speed) if isinstance(item, Section) else item for item in value)
+            changed[name] = tuple(divided(item, speed) if isinstance(item, Section) else item for item in value)
     return section.model_copy(update=changed)

@@ -67,7 +67,7 @@ class FieldPolicy:
         Raises:
             BadHead: it has come here before, or has names that the configuration refuses.
         """
-        if self._via and any(member.split(b" ")[1:2] == [self._via.lower()] for member in request.members(b"via")):
+        if self._via and any(member.split()[1:2] == [self._via.lower()] for member in request.members(b"via")):
             raise BadHead("this proxy has forwarded this request before", status=508)
         if self._config.underscores == "reject" and any(b"_" in name for name, _ in request.fields):
             raise BadHead("a field's name has an underscore")
@@ -87,7 +87,8 @@ class FieldPolicy:
             for name, value in request.fields
             if name.lower() not in dropped and not (config.underscores == "drop" and b"_" in name)
         ]
-        host = authority.encode() if config.host == "upstream" else request.host
+        # In HTTP/1.0 nobody need say which host is meant: then it is the only one that is known.
+        host = (b"" if config.host == "upstream" else request.host) or authority.encode()
         fields = [(name, value) for name, value in fields if name.lower() != b"host"]
         fields.insert(0, (b"Host", host))
         _put(fields, b"X-Forwarded-For", self._forwarded_for(request, hop))
@@ -129,6 +130,16 @@ class FieldPolicy:
             _put(fields, b"Via", b", ".join((*response.all(b"via"), received)))
         fields += self._response_add
         return self._written(fields)
+
+    def trailers_for_client(self, response: ResponseHead, trailers: Fields) -> Fields:
+        """The fields behind an answer's body as the client gets them: RFC 9110 7.6.1 goes for them as well.
+
+        Args:
+            response: the answer as it came.
+            trailers: those of them that may stand there.
+        """
+        dropped = self._dropped(response, self._response_remove)
+        return self._written([(name, value) for name, value in trailers if name.lower() not in dropped])
 
     def _dropped(self, head: RequestHead | ResponseHead, removed: frozenset[bytes]) -> frozenset[bytes]:
         dropped = _HOP_BY_HOP | _PROXY_AUTH | removed
@@ -184,8 +195,16 @@ def _put(fields: Fields, name: bytes, value: bytes | None) -> None:
 def _count_forward(fields: Fields) -> None:
     """Takes this forwarding off ``Max-Forwards`` (RFC 9110 7.6.2)."""
     for index, (name, value) in enumerate(fields):
-        if name.lower() == b"max-forwards" and value.isdigit() and int(value):
-            fields[index] = (name, b"%d" % (int(value) - 1))
+        if name.lower() == b"max-forwards" and (left := forwards_left(value)):
+            fields[index] = (name, b"%d" % (left - 1))
+
+
+def forwards_left(value: bytes) -> int | None:
+    """What ``Max-Forwards`` says, or None where it says nothing; more than anybody needs is as good as a million."""
+    if not value.isdigit():
+        return None
+    digits = value.lstrip(b"0")
+    return 10**6 if len(digits) > 6 else int(digits or b"0")
 
 
 def _forwarded(request: RequestHead, hop: Hop) -> bytes:

@@ -18,7 +18,7 @@ Strictness = Literal["strict", "rfc", "lenient"]
 Fields = list[tuple[bytes, bytes]]
 
 #: RFC 9112 2.2: at least one empty line before a request is to be ignored; more than a few are something else.
-_MAX_EMPTY_LINES = 2
+_EMPTY_LINES = 2
 #: No length of a message is as long as this (RFC 9110 8.6 has the recipient anticipate large numbers).
 MAX_LENGTH = 2**63 - 1
 
@@ -26,10 +26,14 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 _BARE_CR = re.compile(rb"\r(?!\n)")
 _OBS_FOLD = re.compile(rb"\r?\n[ \t]+")
 _LENIENT_END = re.compile(rb"\r?\n\r?\n")
+#: A length as it was written, of which h11 shows one even where there are several that agree.
+_LENGTHS = re.compile(rb"\ncontent-length:([^\r\n]*)", re.IGNORECASE)
 #: RFC 9110 5.5: control characters in a field's value are invalid, but for the tab.
 _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 #: RFC 3986 3.2.2 and 3.2.3, without userinfo, which RFC 9110 4.2.4 has a recipient treat as an error.
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[!-~]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
+_HOST = re.compile(
+    rb"(\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?"
+)
 _ABSOLUTE_FORM = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
 _DIGITS = re.compile(rb"[0-9]+")
@@ -59,17 +63,19 @@ class HeadLimits(NamedTuple):
         line: bytes of a field.
         total: bytes of all.
         fields: how many.
+        empty_lines: how many may stand before it.
     """
 
     first_line: int
     line: int
     total: int
     fields: int
+    empty_lines: int = 0
 
     @classmethod
     def of_requests(cls, limits: LimitsSection) -> "HeadLimits":
         """What is configured for requests."""
-        return cls(limits.request_line, limits.header_line, limits.header_total, limits.header_count)
+        return cls(limits.request_line, limits.header_line, limits.header_total, limits.header_count, _EMPTY_LINES)
 
     @classmethod
     def of_responses(cls, limits: LimitsSection) -> "HeadLimits":
@@ -119,7 +125,7 @@ class Head:
     def length(self) -> int | None:
         """The length of the body by its own word, or None."""
         value = self.get(b"content-length")
-        return None if value is None else int(value.partition(b",")[0])
+        return None if value is None else int(value)
 
     @property
     def keeps_alive(self) -> bool:
@@ -201,12 +207,13 @@ class HeadReader:
         strictness: see the module.
     """
 
-    __slots__ = ("_limits", "_searched", "_strictness")
+    __slots__ = ("_empty_lines", "_limits", "_searched", "_strictness")
 
     def __init__(self, limits: HeadLimits, strictness: Strictness) -> None:
         self._limits = limits
         self._strictness = strictness
         self._searched = 0
+        self._empty_lines = limits.empty_lines
 
     def take(self, data: bytearray) -> bytes | None:
         """Takes a whole head off the beginning of what came in; None while there is none.
@@ -215,6 +222,7 @@ class HeadReader:
             BadHead: what is there cannot become a head.
         """
         strict = self._strictness == "strict"
+        self._skip_empty_lines(data)
         if strict and _BARE_LF.search(data, max(0, self._searched - 1), self._end_of_bare_search(data)):
             raise BadHead("a line ends in a bare LF")
         start = max(0, self._searched - 3)
@@ -234,6 +242,15 @@ class HeadReader:
         del data[:end]
         return head
 
+    def _skip_empty_lines(self, data: bytearray) -> None:
+        ends = (b"\r\n",) if self._strictness == "strict" else (b"\r\n", b"\n")
+        while data.startswith(ends):
+            self._empty_lines -= 1
+            if self._empty_lines < 0:
+                raise BadHead("empty lines instead of a head")
+            self._searched = 0
+            del data[: data.index(b"\n") + 1]
+
     def _end_of_bare_search(self, data: bytearray) -> int:
         # Behind the head may be a body, in which anything is allowed.
         found = data.find(b"\r\n\r\n", max(0, self._searched - 3))
@@ -242,7 +259,8 @@ class HeadReader:
     def _check_size(self, head: bytes | bytearray) -> None:
         limits = self._limits
         first_end = head.find(b"\n")
-        if (first_end if first_end >= 0 else len(head)) > limits.first_line:
+        # The line has a CR behind it, or may have one.
+        if (first_end if first_end >= 0 else len(head)) > limits.first_line + 1:
             raise BadHead(f"the first line is longer than {limits.first_line} bytes", status=414, limit="request_line")
         if len(head) > limits.total:
             raise BadHead(f"the head is larger than {limits.total} bytes", status=431, limit="header")
@@ -251,14 +269,6 @@ class HeadReader:
             raise BadHead(f"more than {limits.fields} fields", status=431, limit="header_count")
         if len(head) > limits.line and any(len(line) > limits.line + 1 for line in lines):
             raise BadHead(f"a field is longer than {limits.line} bytes", status=431, limit="header")
-
-
-def skip_empty_lines(data: bytearray) -> None:
-    """Takes the empty lines away that stand before a request (RFC 9112 2.2), but not any number of them."""
-    for _ in range(_MAX_EMPTY_LINES):
-        if not data.startswith(b"\r\n"):
-            return
-        del data[:2]
 
 
 def parse_request(head: bytes, strictness: Strictness) -> RequestHead:
@@ -282,7 +292,9 @@ def parse_request(head: bytes, strictness: Strictness) -> RequestHead:
     version = b"1.0" if event.http_version == b"1.0" else b"1.1"
     authority, target = _split_target(event.method, event.target)
     request = RequestHead(event.method, target, fields, version, authority)
-    _check_framing(request, strictness)
+    _check_framing(request)
+    if not request.host and request.is_http_11 and strictness != "lenient":
+        raise BadHead("the request names no host")  # RFC 9110 4.2.1: there is no such URI
     for host in (request.get(b"host"), authority):
         if host and _HOST.fullmatch(host) is None:
             raise BadHead("the host is not valid")
@@ -323,7 +335,7 @@ class ResponseParser:
             raise BadHead("not an answer")
         version = b"1.0" if event.http_version == b"1.0" else b"1.1"
         response = ResponseHead(event.status_code, event.reason, list(event.headers.raw_items()), version)
-        _check_framing(response, self._strictness)
+        _check_framing(response)
         return response
 
 
@@ -350,9 +362,12 @@ def _checked_lines(head: bytes, strictness: Strictness, *, is_request: bool) -> 
         # RFC 9112 5.2: refused, or replaced by a space; a space in place of the first field is refused (RFC 9112 2.2).
         if is_request and strictness == "strict":
             raise BadHead("a field goes on in a second line, which is obsolete")
-        if folded.start() == head.find(b"\n") - 1:
+        if head.rfind(b"\n", 0, folded.end()) == head.find(b"\n"):
             raise BadHead("a space stands before the first field")
         head = _OBS_FOLD.sub(b" ", head)
+    lengths = _LENGTHS.findall(head)
+    if strictness == "strict" and (len(lengths) > 1 or b"," in b"".join(lengths)):
+        raise BadHead("more than one Content-Length")  # RFC 9110 8.6: may be refused, even where they agree
     if _BARE_CR.search(head):
         raise BadHead("a CR stands alone")  # RFC 9112 2.2
     controls = _CONTROLS if strictness != "lenient" else re.compile(rb"\x00")
@@ -368,7 +383,7 @@ def _split_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
         BadHead: neither form, or one that a gateway does not serve.
     """
     if method == b"CONNECT":
-        raise BadHead("this is a gateway: it connects nobody", status=405)  # RFC 9110 9.3.6
+        raise BadHead("this is a gateway: it connects nobody", status=501)  # RFC 9110 9.3.6
     if b"#" in target:
         raise BadHead("the target has a fragment")  # RFC 9112 3.2: no form has one
     match = _ABSOLUTE_FORM.fullmatch(target)
@@ -384,7 +399,7 @@ def _split_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
     return b"", target
 
 
-def _check_framing(head: Head, strictness: Strictness) -> None:
+def _check_framing(head: Head) -> None:
     """What tells where a body ends must be beyond doubt: where two readers differ, requests are smuggled.
 
     Raises:
@@ -394,13 +409,9 @@ def _check_framing(head: Head, strictness: Strictness) -> None:
     lengths = head.all(b"content-length")
     if codings and (lengths or not head.is_http_11):
         raise BadHead("Transfer-Encoding with Content-Length, or in HTTP/1.0")  # RFC 9112 6.1
-    if strictness == "strict" and (len(lengths) > 1 or b"," in b"".join(lengths)):
-        raise BadHead("more than one Content-Length")
     for length in lengths:
-        for member in length.split(b","):
-            number = member.strip()
-            if _DIGITS.fullmatch(number) is None or len(number) > 19 or int(number) > MAX_LENGTH:
-                raise BadHead("the Content-Length is not a number that can be")
+        if _DIGITS.fullmatch(length) is None or len(length) > 19 or int(length) > MAX_LENGTH:
+            raise BadHead("the Content-Length is not a number that can be")
 
 
 def nominated(head: Head) -> set[bytes]:

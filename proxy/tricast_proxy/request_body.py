@@ -5,10 +5,10 @@ from typing import IO, Protocol
 
 import trio
 
-from tricast.connection import Connection
 from tricast.errors import ConnectionLost
 from tricast_proxy.bodies import BadBody, BodyReader
 from tricast_proxy.config import ProxyConfig
+from tricast_proxy.faults import Duplex
 from tricast_proxy.timers import CLIENT, Watch
 
 #: What of a request's body is kept in memory where it is buffered; the rest is on disk.
@@ -23,13 +23,11 @@ class ClientSide(Protocol):
         connection: its connection.
         data: what it sent that nobody has taken yet.
         has_left: whether it will send no more.
-        deadline: when the request that is on its way has to have come as a whole.
     """
 
-    connection: Connection
+    connection: Duplex
     data: bytearray
     has_left: bool
-    deadline: float
 
 
 class RequestBody:
@@ -38,13 +36,15 @@ class RequestBody:
     Args:
         client: where it comes from.
         reader: takes it off what comes in.
-        config: how long it may take, and be.
+        config: how long it may pause, and be.
+        deadline: when all of it must have come.
     """
 
-    def __init__(self, client: ClientSide, reader: BodyReader, config: ProxyConfig) -> None:
+    def __init__(self, client: ClientSide, reader: BodyReader, config: ProxyConfig, deadline: float) -> None:
         self._client = client
         self._reader = reader
         self._config = config
+        self._deadline = deadline
         self._file: IO[bytes] | None = None
         self._count = 0
 
@@ -76,8 +76,7 @@ class RequestBody:
             return self._file.read(_PIECE)
         client = self._client
         while not (payload := self.take_now()) and not self._reader.is_complete:
-            deadline = min(trio.current_time() + self._config.client.body_timeout, client.deadline)
-            with trio.move_on_at(deadline) as scope:
+            with trio.move_on_at(min(trio.current_time() + self._config.client.body_timeout, self._deadline)) as scope:
                 data = await client.connection.receive()
             if scope.cancelled_caught:
                 raise TimeoutError

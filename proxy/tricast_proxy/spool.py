@@ -14,8 +14,8 @@ import trio
 
 from tricast_proxy.relay import Cut
 
-#: One read of the file.
-_READ_BYTES = 64 * 2**10
+#: One read of the file. Each is work for a thread, which costs as much as reading so many bytes does.
+_READ_BYTES = 256 * 2**10
 
 
 class Spool:
@@ -34,6 +34,7 @@ class Spool:
         "_in_file",
         "_in_memory",
         "_is_ended",
+        "_is_taking",
         "_memory_bytes",
         "_pieces",
         "_read_at",
@@ -48,6 +49,7 @@ class Spool:
         self._file: IO[bytes] | None = None
         self._read_at = 0
         self._in_file = 0
+        self._is_taking = False
         self._is_ended = False
         self._end: Exception | None = None
         self._changed = trio.Event()
@@ -76,6 +78,11 @@ class Spool:
         Raises:
             Cut: the file cannot be written.
         """
+        if not self._has_room_in_memory:
+            # The file is for those who cannot take: who is about to, or is just taking, is waited for.
+            await trio.lowlevel.checkpoint()
+            while self._is_taking and (self._in_memory or self._in_file) and not self._has_room_in_memory:
+                await self._changed.wait()
         while data:
             room = self._file_bytes - self._in_file
             if self._has_room_in_memory:
@@ -120,20 +127,27 @@ class Spool:
             Cut: the file cannot be read.
             Exception: what ``end`` was told.
         """
-        while not (self._in_memory or self._in_file or self._is_ended):
-            await self._changed.wait()
+        self._is_taking = True
+        try:
+            while not (self._in_memory or self._in_file or self._is_ended):
+                await self._changed.wait()
+            data = await self._taken()
+        finally:
+            self._is_taking = False
+        self._tell()
+        return data
+
+    async def _taken(self) -> bytes:
         if self._in_memory:
             data = b"".join(self._pieces)
             self._pieces.clear()
             self._in_memory = 0
-        elif self._in_file:
-            data = await self._read()
-        elif self._end is not None:
+            return data
+        if self._in_file:
+            return await self._read()
+        if self._end is not None:
             raise self._end
-        else:
-            return b""
-        self._tell()
-        return data
+        return b""
 
     async def _read(self) -> bytes:
         assert self._file is not None

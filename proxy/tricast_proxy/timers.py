@@ -26,6 +26,7 @@ class Rule(NamedTuple):
         by_upstream: whether bytes of the server put it off.
         by_client: whether bytes of the client do.
         since: when it began; None for when the rules that it is among began to hold.
+        when_awaited: whether it stands still while nobody waits for the server.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Rule(NamedTuple):
     by_upstream: bool = False
     by_client: bool = False
     since: float | None = None
+    when_awaited: bool = False
 
 
 class Watch:
@@ -46,10 +48,11 @@ class Watch:
         expired: the name of the one that ran out; empty while none has.
         last: when the last byte came from the server, and from the client.
         began: when the rules that hold now began to.
+        is_awaited: whether somebody waits for the server.
         pending: the earliest deadline that is waited for; infinity for none.
     """
 
-    __slots__ = ("_rules", "_timers", "began", "expired", "last", "pending", "scope")
+    __slots__ = ("_rules", "_timers", "began", "expired", "is_awaited", "last", "pending", "scope")
 
     def __init__(self, timers: "Timers") -> None:
         self._timers = timers
@@ -59,6 +62,7 @@ class Watch:
         self.began = trio.current_time()
         self.last = [self.began, self.began]
         self.pending = math.inf
+        self.is_awaited = False
 
     def obey(self, *rules: Rule) -> None:
         """Holds to these rules from now on, and to no others."""
@@ -72,22 +76,24 @@ class Watch:
         self.last[side] = trio.current_time()
 
     def _look(self) -> None:
-        deadline, _ = self._deadline()
+        deadline, _ = self._deadline(trio.current_time())
         if deadline < self.pending:
             self.pending = deadline
             self._timers.add(deadline, self)
 
     def due(self, now: float) -> None:
         """Called when a deadline has come that was waited for, which may have been put off meanwhile."""
+        if now < self.pending:
+            return  # an earlier one has taken its place
         self.pending = math.inf
-        deadline, name = self._deadline()
-        if deadline <= now and not self.expired:
+        deadline, name = self._deadline(now)
+        if deadline > now:
+            self._look()
+        elif not self.expired:
             self.expired = name
             self.scope.cancel()
-        else:
-            self._look()
 
-    def _deadline(self) -> tuple[float, str]:
+    def _deadline(self, now: float) -> tuple[float, str]:
         upstream, client = self.last
         deadline, name = math.inf, ""
         for rule in self._rules:
@@ -96,6 +102,8 @@ class Watch:
                 since = upstream
             if rule.by_client and client > since:
                 since = client
+            if rule.when_awaited and not self.is_awaited:
+                since = now
             if since + rule.seconds < deadline:
                 deadline, name = since + rule.seconds, rule.name
         return deadline, name

@@ -53,7 +53,12 @@ def parse_duration(value: object) -> float:
     return value if isinstance(value, float) else _parse_quantity(value, _DURATION_UNITS, 'a duration such as "30s"')
 
 
-def _parse_size(value: object) -> int:
+def parse_size(value: object) -> int:
+    """Bytes, of ``"64KiB"`` and the like.
+
+    Raises:
+        PydanticCustomError: it is something else.
+    """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     return int(_parse_quantity(value, _SIZE_UNITS, 'a size such as "1MiB"'))
@@ -71,6 +76,11 @@ def format_duration(value: float) -> str:
     return _format_quantity(value, _DURATION_UNITS)
 
 
+def format_size(value: int) -> str:
+    """Bytes as a string with a unit, as TOML has them."""
+    return _format_quantity(value, _SIZE_UNITS)
+
+
 #: Seconds as a float; a string with a unit in TOML, a float when set from Python.
 Duration = Annotated[
     float,
@@ -81,8 +91,8 @@ Duration = Annotated[
 #: Bytes as an int; a string with a unit in TOML, an int or a string when set from Python.
 Size = Annotated[
     int,
-    BeforeValidator(_parse_size),
-    PlainSerializer(lambda value: _format_quantity(value, _SIZE_UNITS), when_used="json"),
+    BeforeValidator(parse_size),
+    PlainSerializer(format_size, when_used="json"),
 ]
 PositiveDuration = Annotated[Duration, Field(gt=0)]
 PositiveSize = Annotated[Size, Field(gt=0)]

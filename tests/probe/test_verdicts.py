@@ -191,6 +191,8 @@ def test_a_token_is_not_told():
         (Refusal(Limit(2000, 2100), 400, is_servers=True), None, INFO, "by the server"),
         (Refusal(Limit(2000, 2100), 400), Refusal(Limit(2000, 2100), 400), INFO, "by the server"),
         (Refusal(Limit(2000, 2100), 400), Refusal(Limit(16000, 16100), 431), ADVICE, "on the way"),
+        (Refusal(Limit(8000, 8100), 400), Refusal(Limit(8000, 8100), 431), INFO, "on the way with 400"),
+        (Refusal(Limit(8000, 8100), 502), Refusal(Limit(8000, 8100), 431), INFO, "by the server with 502"),
         (Refusal(Limit(2000, 2100), None), None, INFO, "refused by closing the connection"),
     ],
 )

@@ -49,8 +49,8 @@ class FakeProxy:
         server.ask(wanted, trio.current_time())
 
     def set_faults(self, faults: Sequence[FaultEntry]) -> None:
-        if any(fault.reset_after == "nonsense" for fault in faults):
-            raise ConfigError([ConfigProblem("", "reset_after", "not a number of bytes, nor seconds")])
+        if any(fault.path == "/refused" for fault in faults):
+            raise ConfigError([ConfigProblem("", "path", "refused on purpose")])
         self.faults = faults
 
 
@@ -298,7 +298,8 @@ async def test_faults() -> None:
         (b'[{"delay": "1s"}]', "0.delay: Extra inputs are not permitted"),
         (b'[{}, {"delay_up": 1, "probability": 2}]', "1.delay_up: Input should be a duration"),
         (b'[{}, {"delay_up": 1, "probability": 2}]', "1.probability: Input should be less than or equal to 1"),
-        (b'[{"reset_after": "nonsense"}]', "reset_after: not a number of bytes"),
+        (b'[{"reset_after": "nonsense"}]', "0.reset_after: Input should be a size such as"),
+        (b'[{"path": "/refused"}]', "path: refused on purpose"),
     ],
 )
 async def test_what_are_no_faults(body: bytes, told: str) -> None:

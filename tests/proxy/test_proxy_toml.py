@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tricast_proxy.config import FaultEntry, ProxyConfig, load_proxy_config
+from tricast_proxy.config import NEVER, After, FaultEntry, ProxyConfig, load_proxy_config
 
 FILE = Path(__file__).parents[2] / "config" / "proxy.toml"
 SECTIONS = [name for name in ProxyConfig.model_fields if name not in ("server", "fault")]
@@ -68,6 +68,6 @@ def test_what_is_shown_in_comments_works(tmp_path: Path) -> None:
     config = load_proxy_config(file)
     assert [server.label for server in config.server] == ["127.0.0.1:8080", "second"]
     assert [(fault.probability, fault.transport, fault.reset_after) for fault in config.fault] == [
-        (1.0, "any", ""),
-        (0.1, "sse", "10s"),
+        (1.0, "any", NEVER),
+        (0.1, "sse", After(seconds=10)),
     ]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "scripts" / "bench"
 FILES = sorted(
     [
-        *(path for path in (ROOT / "scripts").iterdir() if path.is_file()),
+        *(path for path in (ROOT / "scripts").iterdir() if path.is_file() and path.suffix != ".py"),
         *(path for path in BENCH.iterdir() if path.is_file() and not path.suffix),
         ROOT / ".ci" / "run",
     ]
@@ -56,7 +56,7 @@ def read_requirements(*extras: str) -> set[str]:
 
 def test_all_programs_are_here() -> None:
     names = {path.name for path in PROGRAMS if path.parent.name == "scripts"}
-    assert names >= {"lint", "lock", "raise-nofile", "run", "test"}
+    assert names >= {"demo-proxy", "lint", "lock", "raise-nofile", "run", "test"}
     assert {path.name for path in PROGRAMS if path.parent == BENCH} == {"check", "hundred-thousand", "run"}
 
 

@@ -4,6 +4,9 @@
 // from the last id. A transport is an async function that returns or throws when its connection has ended, and hands
 // what it reads to its Reader. The Readers write into one Ledger, and the Ledger is the check: an id that one pane has
 // received and another has passed by is a missed event.
+//
+// What a proxy in front does to a connection is not told to a page; it has to be found out. `finding` puts into words
+// what follows from the times at which each pane heard something, and from what the other panes got meanwhile.
 
 const ROWS = 200; // list entries kept in each pane
 const COLUMNS = 120; // events shown in the delivery record; as many as fit on a wide screen
@@ -11,8 +14,15 @@ const LEDGER = 5000; // ids the three panes are compared over; beyond it memory 
 const SAMPLES = 64; // latencies the median is taken of
 const DATA_SHOWN = 400; // characters of an event's data in the list
 const CUT_MS = 4000; // long enough to publish meanwhile, short enough to wait for
+const RESTARTING = 1012; // the close code, as IANA has it registered
 const BACKOFF_MS = { first: 500, most: 15000 };
 const START_TIMEOUT_MS = 3000;
+const TICK_MS = 500; // how often the page looks at the clock again where nothing happens
+const HELD_MS = 3000; // later than in all other panes: an event that is held back, not one that is on its way
+const QUIET_MS = 3000; // from when on the time without an event is shown
+const SILENCE_MS = 1500; // a connection that breaks after less was not cut for its silence
+const GOODBYE_MS = 15000; // for so long after a goodbye over one connection, the others may end for the same reason
+const OUTLIVED = 1.3; // a silence so much longer than the one that ended in a cut shows that it need not
 
 const topic = new URLSearchParams(location.search).get("topic")?.trim() || "demo";
 const byId = (id) => document.getElementById(id);
@@ -44,6 +54,7 @@ function hueOf(id) {
 class Ledger {
   constructor() {
     this.readers = [];
+    this.goodbyeAt = -Infinity; // when the server last said, over any connection, that it goes down
     this.columns = []; // in id order
     this.byId = new Map();
   }
@@ -66,7 +77,8 @@ class Ledger {
     if (known) return known;
     const index = this.indexAfter(id);
     if (index === 0 && this.columns.length >= LEDGER) return null;
-    const column = { id, cells: this.readers.map((reader) => reader.cellFor(id)), arrivals: [], sentAt: null };
+    const cells = this.readers.map((reader) => reader.cellFor(id));
+    const column = { id, cells, arrivals: [], knownAt: performance.now(), sentAt: null };
     this.columns.splice(index, 0, column);
     this.byId.set(id, column);
     if (this.columns.length > LEDGER) this.byId.delete(this.columns.shift().id);
@@ -82,6 +94,12 @@ class Ledger {
       if (compareIds(this.columns[index].id, to) > 0) return;
       yield this.columns[index];
     }
+  }
+
+  /** What is known and has not come to the reader: how much, and since when the first of it is known. */
+  pending({ position }) {
+    const index = this.indexAfter(position);
+    return { count: this.columns.length - index, since: this.columns[index]?.knownAt };
   }
 
   /** The reader has gone on: what lies between and has not come, it has missed. */
@@ -114,8 +132,9 @@ class Ledger {
 
 /** One pane's side of the topic: its position, what it has received, and what it shows. */
 class Reader {
-  constructor(ledger, view) {
+  constructor(ledger, view, keepalive) {
     this.ledger = ledger;
+    this.keepalive = keepalive; // the server's setting that breaks its silence
     this.row = ledger.readers.push(this) - 1;
     this.view = view;
     this.position = null;
@@ -129,10 +148,18 @@ class Reader {
     this.isAnswered = false;
     this.isInterrupted = false;
     this.skipPause = null;
+    this.mayHurry = false;
+    this.heardAt = 0; // when something was last heard of the connection: asked, answered, an event
+    this.quietSince = 0; // from when on neither an event came nor the connection was lost
+    this.refusal = null; // why there is no connection at all, in words
+    this.lostAfterMs = null; // the silence after which the connection was lost, until it is clear whether for that
+    this.cut = null; // how often it was lost for its silence, and how long that was the last time
+    this.outlivedMs = 0; // the silence that was not the end, after one that was
   }
 
   startAt(id) {
     this.position = id;
+    this.quietSince = performance.now();
     this.excused.push(["0-0", id]);
   }
 
@@ -144,6 +171,7 @@ class Reader {
 
   event({ id, type, data }) {
     const arrivedAt = performance.now();
+    this.heardAt = this.quietSince = arrivedAt;
     this.counts.received += 1;
     const isRepeated = compareIds(id, this.position) <= 0;
     const column = this.ledger.column(id);
@@ -191,13 +219,19 @@ class Reader {
   /** A request goes out, for which this page counts one, whatever becomes of it. */
   asks(state) {
     this.counts.requests += 1;
+    this.heardAt = performance.now();
     this.show(...state);
   }
 
   /** The server has answered; after an interruption the list says from where it goes on. */
   answered(name, text) {
+    this.heardAt = performance.now();
     this.isAnswered = true;
+    this.refusal = null;
+    this.judgeLoss();
     if (this.isInterrupted) {
+      this.quietSince = this.heardAt;
+      hurry(this.ledger.readers);
       this.isInterrupted = false;
       this.view.add({ kind: "resumed", position: this.position });
       announce(`${this.view.name}: connected again`);
@@ -208,6 +242,43 @@ class Reader {
   show(name, text) {
     this.state = { name, text };
     render();
+  }
+
+  /** The connection was lost, and nobody said goodbye. */
+  lost(how, { isForSilence = false } = {}) {
+    const now = performance.now();
+    const quietMs = now - this.heardAt;
+    this.quietSince = now;
+    if (quietMs < SILENCE_MS) return new Ended(how);
+    this.isAnswered = true; // or at least it was there for a while
+    const text = `cut after ${inSeconds(quietMs)} without an event`;
+    this.view.add({ kind: "lost", text: `${text}: ${how}` });
+    this.lostAfterMs = quietMs;
+    if (isForSilence) this.judgeLoss();
+    return new Ended(text);
+  }
+
+  /** Not even an attempt to come back succeeds: whoever was there before is gone. */
+  failed() {
+    this.lostAfterMs = null;
+    return new Ended("connection lost");
+  }
+
+  /** It came back at once: the server was there all the time, and not about to go. So it was lost for its silence. */
+  judgeLoss() {
+    if (this.lostAfterMs === null) return;
+    if (performance.now() - this.ledger.goodbyeAt > GOODBYE_MS) {
+      this.cut = { count: (this.cut?.count ?? 0) + 1, quietMs: this.lostAfterMs };
+      this.outlivedMs = 0;
+    }
+    this.lostAfterMs = null;
+  }
+
+  /** Looks whether a silence like the one that ended in a cut is survived by now. */
+  look(now) {
+    const quietMs = now - this.quietSince;
+    const isSurvived = this.cut && this.state.name === "open" && quietMs > this.cut.quietMs * OUTLIVED;
+    if (isSurvived) this.outlivedMs = Math.max(this.outlivedMs, quietMs);
   }
 
   /** What the pane's button does: cuts a living connection, or ends the wait for the next one. */
@@ -222,13 +293,20 @@ class Reader {
   }
 
   /** Resolves after the time, or earlier when the button is pressed; without a time only then. */
-  async pause(milliseconds) {
+  async pause(milliseconds, { mayHurry = false } = {}) {
+    this.mayHurry = mayHurry;
     await new Promise((resolve) => {
       this.skipPause = resolve;
       if (milliseconds !== null) setTimeout(resolve, milliseconds);
     });
     this.skipPause = null;
+    this.mayHurry = false;
   }
+}
+
+/** One connection is there again, so whoever waits for nothing but that need not wait any longer. */
+function hurry(readers) {
+  for (const reader of readers) if (reader.mayHurry) reader.skipPause();
 }
 
 /** Age of an event by the server's clock in its id and by ours: the two may differ. */
@@ -240,15 +318,17 @@ function sinceId(id, arrivedAt) {
 
 /** The connection ended in a way that says when to come back, or that coming back is of no use. */
 class Ended extends Error {
-  constructor(message, { retryAfterMs = null, isFinal = false } = {}) {
+  constructor(message, { retryAfterMs = null, isFinal = false, isGoodbye = false, why = null } = {}) {
     super(message);
     this.retryAfterMs = retryAfterMs;
     this.isFinal = isFinal;
+    this.isGoodbye = isGoodbye; // the server goes down, and says so
+    this.why = why; // what there is to be said of a refusal
   }
 }
 
-function eventsUrl(parameters) {
-  return `/events?${new URLSearchParams({ topic, ...parameters })}`;
+function eventsUrl(parameters, path = "/events") {
+  return `${path}?${new URLSearchParams({ topic, ...parameters })}`;
 }
 
 /** Long polling: each request waits for the first event, and its answer says where the next one has to begin. */
@@ -257,6 +337,8 @@ async function longPoll(reader, signal) {
     reader.asks(["open", "request waiting"]);
     const url = eventsUrl({ last_id: reader.position });
     const response = await fetch(url, { signal, cache: "no-store", headers: { Accept: "application/json" } });
+    // RFC 9110 15.6.5: this is not the server speaking, but somebody in front who did not wait for it any longer.
+    if (response.status === 504) throw reader.lost("HTTP 504", { isForSilence: true });
     if (!response.ok) throw await refusal(response);
     const body = await response.text();
     reader.answered("open", "request waiting");
@@ -271,7 +353,7 @@ async function longPoll(reader, signal) {
     const next = response.headers.get("Last-Event-ID");
     if (next) reader.moveTo(next);
     const retryAfterMs = retryAfter(response);
-    if (retryAfterMs !== null) throw new Ended("the server restarts", { retryAfterMs });
+    if (retryAfterMs !== null) throw new Ended("the server restarts", { retryAfterMs, isGoodbye: true });
   }
 }
 
@@ -292,8 +374,13 @@ function eventStream(reader, signal) {
     });
     source.onerror = () => {
       reader.isInterrupted = true;
-      if (source.readyState === EventSource.CLOSED) reject(new Ended("the stream was refused"));
-      else reader.asks(["connecting", "lost, the browser reconnects"]);
+      if (source.readyState === EventSource.CLOSED) {
+        reject(new Ended("the stream was refused"));
+      } else {
+        const { message } = reader.isAnswered ? reader.lost("the stream ended") : reader.failed();
+        reader.isAnswered = false;
+        reader.asks(["connecting", `${message}, the browser reconnects`]);
+      }
     };
     signal.addEventListener("abort", () => {
       source.close();
@@ -302,13 +389,20 @@ function eventStream(reader, signal) {
   });
 }
 
-/** WebSocket: one text frame per event; the first one answers the subscription in the URL. */
+/**
+ * WebSocket: one text frame per event; the first one answers the subscription in the URL.
+ *
+ * At /events, a request whose Upgrade got lost on the way is a long poll, and a browser would wait for its end; /ws
+ * refuses it at once.
+ */
 function webSocket(reader, signal) {
   return new Promise((resolve, reject) => {
     reader.asks(["connecting", "connecting"]);
-    const url = new URL(eventsUrl({ last_id: reader.position }), location.href);
+    const url = new URL(eventsUrl({ last_id: reader.position }, "/ws"), location.href);
+    let isOpen = false;
     url.protocol = url.protocol.replace("http", "ws");
     const socket = new WebSocket(url, "tricast.v1");
+    socket.onopen = () => (isOpen = true);
     socket.onmessage = ({ data }) => {
       const message = JSON.parse(data);
       reader.counts.bytes += utf8Size(data);
@@ -319,7 +413,9 @@ function webSocket(reader, signal) {
     };
     socket.onclose = ({ code, reason }) => {
       if (signal.aborted) resolve();
-      else reject(new Ended(reason || (code === 1006 ? "connection lost" : `closed with ${code}`)));
+      else if (!isOpen) whyNoWebSocket(signal).then(reject, reject);
+      else if (code === 1006) reject(reader.lost("no goodbye"));
+      else reject(new Ended(reason || `closed with ${code}`, { isGoodbye: code === RESTARTING }));
     };
     signal.addEventListener("abort", () => {
       // What is on its way while the close is shaken hands over belongs to the connection that was cut.
@@ -330,15 +426,39 @@ function webSocket(reader, signal) {
   });
 }
 
+/**
+ * Why a WebSocket did not open. Browsers keep that to themselves (WHATWG WebSockets, "Feedback from the protocol"), so
+ * the server is asked in plain HTTP: is it there, and does it take this page for its own? A POST tells the origin, and
+ * without a topic publishes nothing.
+ */
+async function whyNoWebSocket(signal) {
+  try {
+    const plain = await fetch("/ws", { signal, cache: "no-store" });
+    if (plain.status !== 426) {
+      return new Ended("refused", { retryAfterMs: retryAfter(plain), why: `Refused: ${await saying(plain)}.` });
+    }
+    const posted = await fetch("/publish", { method: "POST", signal });
+    const isForeign = posted.status === 403 && isOurs(posted);
+    return new Ended("refused", { why: isForeign ? FOREIGN_ORIGIN : NO_UPGRADE });
+  } catch (error) {
+    if (error instanceof TypeError || error.name === "AbortError") return new Ended("connection lost");
+    throw error;
+  }
+}
+
 /** The error of an HTTP answer, in the server's own words where it gave some (RFC 9457). */
 async function refusal(response) {
-  const isOurs = response.headers.get("Content-Type")?.startsWith("application/problem+json");
-  const detail = isOurs ? (await response.json()).detail : null;
   const isFinal = response.status >= 400 && response.status < 500 && ![408, 425, 429].includes(response.status);
-  return new Ended(detail || `the server answered ${response.status}`, {
-    retryAfterMs: retryAfter(response),
-    isFinal,
-  });
+  return new Ended(await saying(response), { retryAfterMs: retryAfter(response), isFinal });
+}
+
+/** What an answer says went wrong. */
+async function saying(response) {
+  return (isOurs(response) && (await response.json()).detail) || `the server answered ${response.status}`;
+}
+
+function isOurs(response) {
+  return response.headers.get("Content-Type")?.startsWith("application/problem+json");
 }
 
 function retryAfter(response) {
@@ -355,6 +475,7 @@ async function follow(reader, connect) {
     reader.connection = new AbortController();
     const ended = await endOf(connect, reader);
     reader.isInterrupted = true;
+    if (!reader.isAnswered) reader.failed();
     if (reader.isCut) {
       failures = 0;
       reader.show("cut", `cut, back in ${CUT_MS / 1000} s`);
@@ -364,9 +485,11 @@ async function follow(reader, connect) {
       await reader.pause(null);
     } else {
       failures = reader.isAnswered ? 1 : failures + 1;
+      reader.refusal = ended.why;
+      if (ended.isGoodbye) reader.ledger.goodbyeAt = performance.now();
       const delay = ended.retryAfterMs ?? backoff(failures);
-      reader.show("waiting", `${ended.message}, again in ${inSeconds(delay)}`);
-      await reader.pause(delay);
+      reader.show(ended.why ? "refused" : "waiting", `${ended.message}, again in ${inSeconds(delay)}`);
+      await reader.pause(delay, { mayHurry: ended.retryAfterMs === null });
     }
   }
 }
@@ -379,7 +502,8 @@ async function endOf(connect, reader) {
   } catch (error) {
     reader.connection.abort();
     if (error instanceof Ended) return error;
-    if (error instanceof TypeError || error.name === "AbortError") return new Ended("connection lost");
+    if (error.name === "AbortError") return new Ended("connection lost");
+    if (error instanceof TypeError) return reader.lost("connection lost");
     throw error;
   }
 }
@@ -390,41 +514,54 @@ function backoff(failures) {
   return ceiling * (0.5 + Math.random() / 2);
 }
 
-/** Where the topic stands now, so that all three panes begin at the same place.
- *
- * A stream opens with its starting position in an `id:` line, which EventSource keeps to itself; so one is opened with
- * fetch, and left at once. Where a proxy holds the stream back, the panes begin with all that is kept: more to show,
- * but nothing missed.
- */
+/** Where the topic stands now, so that all panes begin at the same place; or that they begin with all that is kept. */
 async function learnStart() {
-  const controller = new AbortController();
-  const timer = setTimeout(() => controller.abort(), START_TIMEOUT_MS);
+  const signal = AbortSignal.timeout(START_TIMEOUT_MS);
   try {
-    const response = await fetch(eventsUrl({}), {
-      signal: controller.signal,
-      cache: "no-store",
-      headers: { Accept: "text/event-stream" },
-    });
-    if (!response.ok) throw await refusal(response);
-    return await firstId(response.body.pipeThrough(new TextDecoderStream()).getReader());
+    const response = await fetch(eventsUrl({}), { method: "HEAD", signal, cache: "no-store" });
+    // What is wrong is told in a body, which the answer to a HEAD does not have.
+    if (!response.ok) throw await refusal(await fetch(eventsUrl({}), { signal, cache: "no-store" }));
+    return response.headers.get("Last-Event-ID") ?? "0-0";
   } catch (error) {
     if (error instanceof Ended && error.isFinal) throw error;
     return "0-0";
-  } finally {
-    clearTimeout(timer);
-    controller.abort();
   }
 }
 
-async function firstId(reader) {
-  let text = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return "0-0";
-    text += value;
-    const match = /^id: ?(\d+-\d+)\r?\n/m.exec(text);
-    if (match) return match[1];
+// ------------------------------------------------------------------------------------------------------------ finding
+
+const NO_UPGRADE =
+  "Refused: no HTTP 101. The server can be reached, but it answers 426, Upgrade Required: a proxy in front does not " +
+  "forward Upgrade.";
+const FOREIGN_ORIGIN =
+  `Refused: the server does not take this page for its own. A proxy in front does not forward Host, or ` +
+  `server.cors_origins has to name ${location.origin}.`;
+
+/** What there is to say about a connection; null while all is as it should be. */
+function finding(reader, now) {
+  if (reader.refusal) return { kind: "refused", text: reader.refusal };
+  return held(reader, now) ?? cutOrNot(reader);
+}
+
+/** Others got what was published, and this connection, which was there all the time, did not. */
+function held(reader, now) {
+  const { count, since } = reader.ledger.pending(reader);
+  const isAsking = reader.state.name === "open" || reader.state.name === "connecting";
+  if (!isAsking || count === 0 || now - Math.max(reader.heardAt, since) < HELD_MS) return null;
+  const seconds = Math.floor((now - reader.heardAt) / 1000);
+  const what = reader.isAnswered ? "Connected, but no event has come" : "No answer";
+  const others = `although ${plural(count, "event")} came over the other connections`;
+  return { kind: "held", text: `${what} for ${seconds} s, ${others}: a proxy in front holds them back.` };
+}
+
+function cutOrNot({ cut, outlivedMs, keepalive }) {
+  if (!cut) return null;
+  if (outlivedMs > 0) {
+    return { kind: "outlived", text: `No longer cut: it has lived through ${inSeconds(outlivedMs)} without an event.` };
   }
+  const often = cut.count === 1 ? "Cut" : `Cut ${cut.count} times, the last time`;
+  const why = `Probably a proxy in front has no more patience than that: ${keepalive} has to be shorter.`;
+  return { kind: "cut", text: `${often} after ${inSeconds(cut.quietMs)} without an event. ${why}` };
 }
 
 // --------------------------------------------------------------------------------------------------------------- view
@@ -512,7 +649,7 @@ class PaneView {
     if (id && this.latencies.get(id) === row.querySelector(".latency")) this.latencies.delete(id);
   }
 
-  render(reader, newest) {
+  render(reader, newest, now) {
     if (this.waiting.length > 0) this.list.prepend(...this.waiting.reverse());
     this.waiting = [];
     while (this.list.childElementCount > ROWS) {
@@ -529,16 +666,28 @@ class PaneView {
     this.write("bytes", formatBytes(counts.bytes));
     this.write("latency", reader.latency ? formatLatency(reader.latency) : "–");
     this.write("median", reader.samples.size > 0 ? formatDuration(median(reader.samples.values()), true) : "–");
-    this.write("state", state.text);
-    this.renderState(reader, newest);
+    const quietMs = now - reader.quietSince;
+    const isQuiet = state.name === "open" && quietMs >= QUIET_MS;
+    this.write("state", state.text + (isQuiet ? `, no event for ${Math.floor(quietMs / 1000)} s` : ""));
+    const found = finding(reader, now);
+    this.renderState(reader, newest, found);
+    this.renderFinding(found);
   }
 
-  renderState({ state, position }, newest) {
+  renderFinding(found) {
+    const kind = found?.kind ?? "";
+    this.write("finding", found?.text ?? "");
+    if (this.root.dataset.finding === kind) return;
+    this.root.dataset.finding = kind;
+    if (found) announce(`${this.name}: ${found.text.replace(/\.$/, "")}`);
+  }
+
+  renderState({ state, position }, newest, found) {
     this.root.dataset.state = state.name;
     this.channel.dataset.state = state.name;
     const isBehind = newest !== undefined && compareIds(newest, position) > 0;
-    const lag = state.name === "open" ? "" : state.name;
-    this.channel.querySelector(".lag").textContent = lag || (isBehind ? "behind" : "");
+    const lag = found?.kind === "held" ? "held back" : state.name;
+    this.channel.querySelector(".lag").textContent = lag !== "open" ? lag : isBehind ? "behind" : "";
     const isConnected = state.name === "open" || state.name === "connecting";
     const label = isConnected ? "Cut" : "Reconnect now";
     if (this.button.textContent !== label) this.button.textContent = label;
@@ -564,6 +713,9 @@ const ROW_PARTS = {
   gap(row, { reason, after, resumedAt }) {
     row.append(element("b", "", `Gap: ${GAP_REASONS[reason] ?? reason}`));
     row.append(element("span", "", `asked after ${after}, resumed at ${resumedAt}`));
+  },
+  lost(row, { text }) {
+    row.append(text);
   },
   resumed(row, { position }) {
     row.append("connected again, after ", element("span", "id", position));
@@ -608,12 +760,20 @@ class TapeView {
 }
 
 /** What the page has found so far, in one sentence. */
-function verdict(readers) {
+function verdict(readers, now) {
   const total = (name) => readers.reduce((sum, { counts }) => sum + counts[name], 0);
   const [missed, twice, gaps] = ["missed", "twice", "gaps"].map(total);
   if (missed || twice) return { kind: "bad", text: `${missed} missed, ${twice} twice: this should never happen` };
-  const away = readers.filter(({ state }) => state.name !== "open").map(({ view }) => view.name);
-  if (away.length > 0) return { kind: "away", text: `Not connected: ${away.join(", ")}` };
+  const isHeld = (reader) => held(reader, now) !== null;
+  const troubles = [
+    ["not connected", readers.filter((reader) => reader.state.name !== "open" && !isHeld(reader))],
+    ["held back", readers.filter(isHeld)],
+  ].filter(([, those]) => those.length > 0);
+  if (troubles.length > 0) {
+    const parts = troubles.map(([name, those]) => `${name}: ${those.map(({ view }) => view.name).join(", ")}`);
+    const text = parts.join("; ");
+    return { kind: "away", text: text[0].toUpperCase() + text.slice(1) };
+  }
   const announced = gaps > 0 ? `; ${plural(gaps, "gap")} announced` : "";
   const received = Math.max(...readers.map(({ counts }) => counts.received));
   if (received === 0) return { kind: "good", text: `All three connected, waiting for events${announced}` };
@@ -718,6 +878,7 @@ const TRANSPORTS = [
     name: "Long polling",
     how: "fetch, again and again",
     idle: "No events yet. A request waits at the server; the next event answers it, and another request follows.",
+    keepalive: "poll.timeout",
     connect: longPoll,
   },
   {
@@ -725,6 +886,7 @@ const TRANSPORTS = [
     name: "Server-Sent Events",
     how: "EventSource, one endless response",
     idle: "No events yet. One response stays open, and each event is written to its end.",
+    keepalive: "sse.keepalive",
     connect: eventStream,
   },
   {
@@ -732,6 +894,7 @@ const TRANSPORTS = [
     name: "WebSocket",
     how: "WebSocket, one frame per event",
     idle: "No events yet. One socket stays open in both directions, and each event comes as a frame.",
+    keepalive: "websocket.ping_interval",
     connect: webSocket,
   },
 ];
@@ -739,7 +902,7 @@ const TRANSPORTS = [
 async function start() {
   const ledger = new Ledger();
   const tape = new TapeView(byId("tape"));
-  const readers = TRANSPORTS.map((transport) => new Reader(ledger, new PaneView(transport)));
+  const readers = TRANSPORTS.map((transport) => new Reader(ledger, new PaneView(transport), transport.keepalive));
   byId("panes").append(...readers.map(({ view }) => view.root));
   byId("channels").append(...readers.map(({ view }) => view.channel));
   wireForms(ledger);
@@ -755,10 +918,14 @@ async function start() {
     return;
   }
   draw = () => {
+    const now = performance.now();
     const newest = ledger.columns.at(-1)?.id;
-    readers.forEach((reader) => reader.view.render(reader, newest));
+    readers.forEach((reader) => {
+      reader.look(now);
+      reader.view.render(reader, newest, now);
+    });
     tape.render(ledger.columns);
-    const { kind, text } = verdict(readers);
+    const { kind, text } = verdict(readers, now);
     byId("verdict").dataset.kind = kind;
     byId("verdict").textContent = text;
   };
@@ -767,6 +934,7 @@ async function start() {
     reader.view.button.addEventListener("click", () => reader.press());
     follow(reader, TRANSPORTS[index].connect);
   });
+  setInterval(render, TICK_MS);
 }
 
 start();

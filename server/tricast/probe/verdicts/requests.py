@@ -152,9 +152,8 @@ def limit(name: str, path: Refusal, direct: Refusal | None = None, *, is_servers
     if fails is None:
         words = f"at least {unit(passes)}"
     else:
-        is_known = direct is not None or (is_servers_known and path.status is not None)
-        is_ways = is_known and not path.is_servers and attributed(path.limit, direct and direct.limit)
-        whose = "on the way" if is_ways else "by the server" if is_known else ""
+        whose = _whose(path, direct, is_servers_known=is_servers_known)
+        is_ways = whose == "on the way"
         how = "by closing the connection" if path.status is None else f"with {path.status}"
         words = " ".join(f"{unit(passes)} come through; more is refused {whose} {how}".split())
         tight = _TIGHT_FIELDS if name.startswith("number") else _TIGHT_BYTES
@@ -174,6 +173,19 @@ def limit(name: str, path: Refusal, direct: Refusal | None = None, *, is_servers
         },
         advice=problem,
     )
+
+
+def _whose(path: Refusal, direct: Refusal | None, *, is_servers_known: bool) -> str:
+    if path.is_servers:
+        return "by the server"
+    is_answered = is_servers_known and path.status is not None
+    if direct is None:
+        return "on the way" if is_answered else ""
+    if attributed(path.limit, direct.limit):
+        return "on the way"
+    # Both have about the same limit. A 5xx on the way may come of what the server has refused.
+    is_another = is_answered and path.status != direct.status and (path.status or 0) < 500
+    return "on the way" if is_another else "by the server"
 
 
 # P10
