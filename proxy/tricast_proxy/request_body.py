@@ -117,6 +117,7 @@ class RequestBody:
             file.close()
             raise
         self._file = file
+        self.rewind()
 
     def rewind(self) -> None:
         """Has it sent from its beginning once more."""
