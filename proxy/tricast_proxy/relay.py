@@ -4,6 +4,7 @@ A policy is a coroutine that takes from a source and gives to a sink. This modul
 corks, compresses or shares has modules of its own, made of the same two things.
 """
 
+from contextlib import suppress
 from typing import Protocol
 
 from tricast_proxy.heads import Fields, ResponseHead
@@ -52,7 +53,7 @@ class Source(Protocol):
         """As ``receive``, without waiting; None when nothing is there yet.
 
         Raises:
-            Cut: it breaks off here.
+            Cut: it breaks off here; so it does whenever it is asked again.
         """
         ...
 
@@ -92,12 +93,10 @@ async def relay_at_once(source: Source, sink: Sink) -> None:
         Cut: the server broke off.
         ConnectionLost: the client is gone.
     """
-    try:
+    payload = None
+    with suppress(Cut):  # it is cut again below, when the head is on its way
         # What came together goes on together: a call less, and the client is not woken for a head alone.
         payload = source.receive_now()
-    except Cut:
-        await sink.begin()
-        raise
     if payload is None:
         await sink.begin()
         payload = await source.receive()
