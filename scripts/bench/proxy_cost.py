@@ -173,7 +173,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=3, help="how often everything is measured")
     parser.add_argument("--streams", type=int, default=500, help="event streams at the same time")
     parser.add_argument("--seconds", type=float, default=5, help="how long events are published, each time")
-    parser.add_argument("--rate", type=int, default=1000, help="events per second where there is one stream")
+    parser.add_argument("--rate", type=int, default=200, help="events per second where there is one stream")
     parser.add_argument("--requests", type=int, default=2000, help="requests and WebSocket messages one after another")
     parser.add_argument("--tunnels", type=int, default=_TUNNELS, help="idle tunnels at the same time")
     parser.add_argument("--mebibytes", type=int, default=_MEBIBYTES, help="how large a large body is")

@@ -686,4 +686,4 @@ def test_each_limit_of_the_proxy_is_judged(worse: dict[str, float], short: str) 
     verdicts = judge_cost(results, parse_cost([]))
     assert [one.what for one in verdicts if not one.is_reached] == ([short] if short else [])
     table = render_cost(results, parse_cost([]))
-    assert "| CPU µs per event, 1 stream, 1000 events/s | — | 10.0 | 25.0 | 2.50 x |" in table
+    assert "| CPU µs per event, 1 stream, 200 events/s | — | 10.0 | 25.0 | 2.50 x |" in table
