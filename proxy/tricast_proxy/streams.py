@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import trio
 
-from tricast.connection import Connection
 from tricast.errors import ConnectionLost
 from tricast.wire.http1 import chunk
 from tricast_proxy.bodies import BadBody, BodyReader, encode_trailers
+from tricast_proxy.faults import Duplex
 from tricast_proxy.heads import Fields, ResponseHead, encode_response
 from tricast_proxy.relay import Cut
 from tricast_proxy.timers import CLIENT, UPSTREAM, Watch
@@ -25,9 +25,12 @@ class ServerBody:
         length: by the server's word.
         watch: is told of what comes.
         passed: which of the fields behind it go on; raises ``Cut`` where there must be none.
+
+    Attributes:
+        watch: is told of what comes.
     """
 
-    __slots__ = ("_passed", "_reader", "_upstream", "_watch", "head", "is_chunked", "length")
+    __slots__ = ("_passed", "_reader", "_upstream", "head", "is_chunked", "length", "watch")
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class ServerBody:
         self._upstream = upstream
         self._passed = passed
         self._reader = reader
-        self._watch = watch
+        self.watch = watch
         self.head = head
         self.is_chunked = is_chunked
         self.length = length
@@ -62,14 +65,14 @@ class ServerBody:
         """See ``Source.receive``."""
         while not (payload := self._taken()) and not self._reader.is_complete:
             # Its time does not run while it was the client that was waited for.
-            self._watch.touch(UPSTREAM)
-            self._watch.is_awaited = True
+            self.watch.touch(UPSTREAM)
+            self.watch.is_awaited = True
             try:
                 self._received(await self._upstream.connection.receive())
             except ConnectionLost as lost:
                 raise Cut(f"the server broke off: {lost}") from None
             finally:
-                self._watch.is_awaited = False
+                self.watch.is_awaited = False
         return payload
 
     def receive_now(self) -> bytes | None:
@@ -95,7 +98,7 @@ class ServerBody:
             raise Cut(f"the server's answer is broken: {bad.detail}") from None
 
     def _received(self, data: bytes) -> None:
-        self._watch.touch(UPSTREAM)
+        self.watch.touch(UPSTREAM)
         if data:
             self._upstream.data += data
         elif self._reader.ends_with_connection:
@@ -111,7 +114,8 @@ class ClientBody:
         connection: the client's.
         head: of the answer; what framing it has is decided when it begins.
         watch: is told when the client takes something.
-        knows_chunks: whether the client speaks HTTP/1.1.
+        knows_chunks: whether the body may be sent in chunks.
+        is_framed: whether its end is to be seen at all; what is taken for a final answer and is none has no frame.
         has_body: whether the answer may have one at all.
         closes: says, when the head goes out, whether the connection ends after the answer.
         ignores_loss: whether the client may leave without anything being the worse for it.
@@ -129,6 +133,7 @@ class ClientBody:
         "_ignores_loss",
         "_is_chunked",
         "_is_deaf",
+        "_is_framed",
         "_knows_chunks",
         "_watch",
         "closes",
@@ -140,11 +145,12 @@ class ClientBody:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Duplex,
         head: ResponseHead,
         watch: Watch,
         *,
         knows_chunks: bool,
+        is_framed: bool,
         has_body: bool,
         length: int | None,
         closing: Callable[[], bool],
@@ -153,6 +159,7 @@ class ClientBody:
         self._connection = connection
         self._watch = watch
         self._knows_chunks = knows_chunks
+        self._is_framed = is_framed
         self._has_body = has_body
         self._closing = closing
         self._ignores_loss = ignores_loss
@@ -164,16 +171,21 @@ class ClientBody:
         self.closes = False
         self.count = 0
 
+    @property
+    def can_be_finished(self) -> bool:
+        """Whether the body can be given an end that looks like its own, wherever it is."""
+        return self._is_chunked
+
     def _first(self) -> bytes:
         """The head, with its framing."""
         fields = self.head.fields
         self.closes = self._closing()
         if self.length is not None:
             fields = [*fields, (b"Content-Length", b"%d" % self.length)]
-        elif self._has_body and self._knows_chunks and self.head.status >= 200:  # RFC 9112 6.1
+        elif self._has_body and self._knows_chunks and self._is_framed:
             self._is_chunked = True
             fields = [*fields, (b"Transfer-Encoding", b"chunked")]
-        elif self._has_body:
+        elif self._has_body and self._is_framed:
             self.closes = True  # RFC 9112 6.3: nothing else could end it
         if self.closes:
             fields = [*fields, (b"Connection", b"close")]
