@@ -6,6 +6,7 @@ answer down. The first thing that goes wrong in either ends both.
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
