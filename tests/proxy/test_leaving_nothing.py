@@ -271,9 +271,9 @@ async def test_nothing_is_left_of_a_handshake_that_does_not_go_on() -> None:
 
 ENDS = 10_000
 _TIMERS = {
-    "client": {"header_timeout": "300ms", "body_timeout": "300ms", "keepalive_timeout": "300ms"},
-    "upstream": {"response_header_timeout": "300ms", "read_timeout": "300ms", "keepalive_timeout": "300ms"},
-    "tunnel": {"idle_timeout": "300ms"},
+    "client": {"header_timeout": "400ms", "body_timeout": "400ms", "keepalive_timeout": "400ms"},
+    "upstream": {"response_header_timeout": "400ms", "read_timeout": "400ms", "keepalive_timeout": "400ms"},
+    "tunnel": {"idle_timeout": "400ms"},
 }
 
 Leave = Callable[[Wire], None]
@@ -337,7 +337,7 @@ def _kinds() -> list[Kind]:
 
 
 async def test_nothing_is_left_of_ten_thousand_ends() -> None:
-    kinds, limit = _kinds(), trio.CapacityLimiter(100)
+    kinds, limit = _kinds(), trio.CapacityLimiter(40)
     done = 0
 
     async def one(url: str, kind: Kind) -> None:
@@ -347,7 +347,7 @@ async def test_nothing_is_left_of_ten_thousand_ends() -> None:
                 await kind(wire)
         done += 1
 
-    async with origin(obey) as server, forwarding(server.url, within=120, **_TIMERS) as proxy:
+    async with origin(obey) as server, forwarding(server.url, within=240, **_TIMERS) as proxy:
         world = World(proxy, server)
         assert (await ask(proxy.url, "GET", "/ok/go")).status == 200
         await server.wait_left()
