@@ -414,8 +414,8 @@ class Attempt:
             raise _Unusable("fault", "closed before the answer, on purpose")
         reader = self._reader_of(head)
         body, is_shared = self._shared_or_own(head, reader)
-        if not is_shared:
-            self._watch.obey(*self._rules_behind_the_head())
+        # What is shared has a timer of its own, and no client is cut for being the one that asked first.
+        self._watch.obey(*(() if is_shared else self._rules_behind_the_head()))
         delivery = Delivery(
             errand.request,
             body,

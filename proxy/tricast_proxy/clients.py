@@ -304,8 +304,6 @@ class Client:
             if self.data:
                 await upstream.connection.send(bytes(self.data))
             self.data, upstream.data = bytearray(), bytearray()
-            if self.has_left:
-                upstream.connection.shutdown_write()
             await tunnel.run(shared.timers, rules_of(shared.config.tunnel, shared.random))
         finally:
             upstream.server.active -= 1
