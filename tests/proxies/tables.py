@@ -45,7 +45,7 @@ def _differences() -> Iterator[str]:
     yield "| --- | --- |"
     for one in ACCEPTED:
         titles = [scenario.title for scenario in SCENARIOS.values() if fnmatch(scenario.name, one.scenarios)]
-        yield _escaped(f"| {one.reason} ({'; '.join(titles)}) | {one.programs} |")
+        yield f"| {_escaped(one.reason)} ({'; '.join(titles)}) | {_escaped(one.programs)} |"
 
 
 def _details(played: Played) -> Iterator[str]:
@@ -69,7 +69,7 @@ def _stories(played: Played, scenario: Scenario) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n").replace("*", "\\*")
+    return text.replace("\r", "\\r").replace("\n", "\\n").replace("*", "\\*").replace("|", "\\|")
 
 
 def of_matrix(matrix: str) -> list[Scenario]:
