@@ -47,8 +47,14 @@ _KINDS = {
 _OTHER_PHRASES = {520: "Unknown Error", 522: "Connection Timed Out", 524: "A Timeout Occurred"}
 
 
+#: What asks to be forwarded as it comes, where that is not done (RFC 10036 has this status and error).
+INCREMENTAL_REFUSED = Failure("refused", 501, "incremental messages are not forwarded here", "incremental_refused")
+
+
 def failure_of(config: ProxyConfig, kind: str, detail: str) -> Failure:
     """A failure with the status that is configured for its kind."""
+    if kind == "fault":
+        return Failure(kind, 0, detail)
     if kind.isdecimal():
         return Failure(kind, int(kind), detail, "http_response_incomplete")
     key, error = _KINDS[kind]

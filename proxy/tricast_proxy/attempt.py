@@ -14,10 +14,13 @@ import trio
 
 from tricast.errors import ConnectionLost
 from tricast.wire.http1 import LAST_CHUNK, chunk
-from tricast_proxy.answers import Failure, failure_of, refusal
+from tricast_proxy.answers import INCREMENTAL_REFUSED, Failure, failure_of, phrase_of, refusal
 from tricast_proxy.bodies import BadBody, BodyReader, NoBody, OpenBody, reader_of
-from tricast_proxy.buffering import IncrementalRefused, relay_for
+from tricast_proxy.buffering import IncrementalRefused
+from tricast_proxy.coalesce import Fetch, SharedSource
 from tricast_proxy.config import ProxyConfig
+from tricast_proxy.delivery import Delivery
+from tricast_proxy.faults import Injected
 from tricast_proxy.fields import Hop
 from tricast_proxy.heads import (
     BadHead,
@@ -30,15 +33,17 @@ from tricast_proxy.heads import (
     encode_request,
     encode_response,
 )
-from tricast_proxy.relay import Cut, relay_at_once
+from tricast_proxy.relay import Cut, Source
 from tricast_proxy.request_body import ClientSide, RequestBody
 from tricast_proxy.shared import Shared
 from tricast_proxy.streams import ClientBody, ServerBody
 from tricast_proxy.timers import CLIENT, UPSTREAM, Rule, Watch
-from tricast_proxy.upstream import Upstream
+from tricast_proxy.upstream import ConnectFailed, Upstream
 
 #: Pipelined bytes that are read while an answer is waited for; behind them, a client that leaves is seen late.
 _MAX_READ_AHEAD = 64 * 2**10
+#: For the answer to a request that is sent once more on purpose, to nobody.
+_LISTENS_SECONDS = 5.0
 
 
 class Established(NamedTuple):
@@ -65,6 +70,7 @@ class Errand(NamedTuple):
         body: what goes with it.
         hop: the client's side, for the fields that tell of it.
         closing: says whether the client's connection ends after the answer, as of now.
+        injected: what goes wrong on purpose.
     """
 
     shared: Shared
@@ -73,6 +79,7 @@ class Errand(NamedTuple):
     body: RequestBody
     hop: Hop
     closing: Callable[[], bool]
+    injected: Injected
 
     @property
     def forwards_upgrade(self) -> bool:
@@ -136,6 +143,7 @@ class Attempt:
         self._config = errand.shared.config
         self._watch = Watch(errand.shared.timers)
         self._is_sent = False
+        self._is_handed_over = False
         self._sent_at = math.inf
         self._failure: Failure | None = None
         self.sink: ClientBody | None = None
@@ -167,15 +175,13 @@ class Attempt:
             if isinstance(outcome, Established):
                 return outcome
         except BaseException:
-            upstream.end(with_reset=config.upstream.abort == "rst")
+            if not self._is_handed_over:
+                upstream.end(with_reset=config.upstream.abort == "rst")
             raise
         finally:
             watch.end()
-        upstream.served += 1
-        if outcome is True and failure is None:
-            self._errand.shared.pool.give_back(upstream)
-        else:
-            upstream.end(with_reset=failure is not None and config.upstream.abort == "rst")
+        if not self._is_handed_over:
+            self._let_go(is_reusable=outcome is True and failure is None, is_cut=failure is not None)
         return failure
 
     def _failed(self) -> Failure | None:
@@ -239,6 +245,8 @@ class Attempt:
         body, connection = self._errand.body, self._upstream.connection
         frames = self._errand.request.is_chunked and body.buffered_length is None
         head = self._encoded_request()
+        if self._errand.injected.duplicate_request and not self._errand.request.has_body:
+            self._errand.shared.background.start_soon(self._send_once_more, head)
         try:
             payload = body.take_now()
             await connection.send(head + (chunk(payload) if frames and payload else payload))
@@ -255,6 +263,17 @@ class Attempt:
         self._watch.touch(CLIENT)
         return True
 
+    async def _send_once_more(self, head: bytes) -> None:
+        """Sends the request on another connection, and hears no more than the beginning of the answer."""
+        with suppress(ConnectionLost, ConnectFailed):
+            upstream = await self._errand.shared.pool.open(self._upstream.server)
+            try:
+                await upstream.connection.send(head)
+                with trio.move_on_after(_LISTENS_SECONDS):
+                    await upstream.connection.receive()
+            finally:
+                upstream.end(with_reset=False)
+
     async def _next_payload(self) -> bytes:
         try:
             return await self._errand.body.receive(self._watch)
@@ -266,7 +285,7 @@ class Attempt:
         errand, config = self._errand, self._config
         request, shared = errand.request, errand.shared
         fields = shared.policy.for_server(request, errand.hop, self._upstream.server.address)
-        fields = shared.balancer.without_cookie(fields)
+        fields = errand.injected.request_fields(shared.balancer.without_cookie(fields))
         buffered = errand.body.buffered_length
         # RFC 9110 10.1.1: in HTTP/1.0 it says nothing.
         if errand.answers_continue(is_held=buffered is not None) or not request.is_http_11:
@@ -316,7 +335,7 @@ class Attempt:
         except Cut as cut:
             self._fail(failure_of(self._config, "cut", cut.detail))
         except IncrementalRefused:
-            self._fail(Failure("refused", 501, "incremental answers are not forwarded here", "incremental_refused"))
+            self._fail(INCREMENTAL_REFUSED)
         except ConnectionLost as lost:
             self._fail(Failure("client", 0, str(lost)))
         return None
@@ -376,7 +395,10 @@ class Attempt:
         asked = errand.request.upgrades if errand.forwards_upgrade else []
         if not chosen or not set(chosen) <= set(asked):
             raise _Unusable("upgrade", f"{upstream.server.label} switched to a protocol that nobody asked for")
-        fields = [*errand.shared.policy.for_client(head), *self._fields, *_upgrade_fields(head)]
+        if errand.injected.close_before_response:
+            raise _Unusable("fault", "closed before the answer, on purpose")
+        fields = errand.injected.response_fields(errand.shared.policy.for_client(head))
+        fields += [*self._fields, *_upgrade_fields(head)]
         self.status = 101
         return Established(upstream, encode_response(101, head.reason, fields), chosen[0])
 
@@ -385,46 +407,90 @@ class Attempt:
         errand, upstream, config = self._errand, self._upstream, self._config
         if head.status in self._refused_statuses:
             raise _Unusable(str(head.status), f"{upstream.server.label} answered {head.status}")
-        self._watch.obey(*self._rules_behind_the_head())
+        if errand.injected.close_before_response:
+            raise _Unusable("fault", "closed before the answer, on purpose")
         reader = self._reader_of(head)
-        fields = errand.shared.policy.for_client(head) + self._fields
-        if head.status == 426:
-            fields += _upgrade_fields(head)
-        passed = ResponseHead(head.status, head.reason, fields, head.version)
-        has_length = not head.is_chunked and head.status >= 200 and head.status != 204
-        source = ServerBody(
-            upstream,
-            passed,
-            reader,
-            is_chunked=head.is_chunked,
-            length=head.length if has_length else None,
+        body, is_shared = self._shared_or_own(head, reader)
+        if not is_shared:
+            self._watch.obey(*self._rules_behind_the_head())
+        delivery = Delivery(
+            errand.request,
+            body,
+            self._fields,
+            connection=errand.client.connection,
             watch=self._watch,
-            passed=partial(self._trailers, head),
-        )
-        has_body = not isinstance(reader, NoBody)
-        passes_end = config.response.open_ended == "close"
-        relaying = relay_for(errand.request, source, config.response) if has_body else None
-        self.sink = ClientBody(
-            errand.client.connection,
-            passed,
-            self._watch,
-            knows_chunks=errand.request.is_http_11 and not (reader.ends_with_connection and passes_end),
-            is_framed=head.status >= 200,
-            has_body=has_body,
-            length=source.length if relaying is None else relaying.source.length,
+            config=config.response,
+            has_body=not isinstance(reader, NoBody),
+            passes_end=reader.ends_with_connection and config.response.open_ended == "close",
             closing=errand.closing,
             ignores_loss=config.client.leaves == "never",
         )
+        self.sink = delivery.sink
         self.status = head.status
-        if relaying is None:
-            await relay_at_once(source, self.sink)
-        else:
-            await relaying.to(self.sink)
-        is_at_its_end = source.is_complete and not reader.ends_with_connection and not upstream.data
+        for status in errand.injected.inject_1xx if errand.request.is_http_11 else ():
+            await errand.client.connection.send(encode_response(status, phrase_of(status).encode(), ()))
+        try:
+            await delivery.run()
+        finally:
+            if isinstance(body, SharedSource):
+                body.close()
+        return not is_shared and self._can_be_used_again(head, reader)
+
+    def _shared_or_own(self, head: ResponseHead, reader: BodyReader) -> tuple[Source, bool]:
+        """The answer, and whether it is shared with others: then the connection to the server is theirs as well."""
+        errand, upstream = self._errand, self._upstream
+        fields = errand.injected.response_fields(errand.shared.policy.for_client(head))
+        if head.status == 426:
+            fields += _upgrade_fields(head)
+        has_length = not head.is_chunked and head.status >= 200 and head.status != 204
+        coalescer = errand.shared.coalescer
+        watch = self._watch if coalescer is None else Watch(errand.shared.timers)
+        body = ServerBody(
+            upstream,
+            ResponseHead(head.status, head.reason, fields, head.version),
+            reader,
+            is_chunked=head.is_chunked,
+            length=head.length if has_length else None,
+            watch=watch,
+            passed=partial(self._trailers, head),
+        )
+        if coalescer is None:
+            return body, False
+        shared = coalescer.share(errand.request, body, partial(self._keep_fetching, head, body, reader, watch))
+        self._is_handed_over = shared is not body
+        if shared is body:
+            body.watch = self._watch
+        return shared, self._is_handed_over
+
+    async def _keep_fetching(
+        self, head: ResponseHead, body: ServerBody, reader: BodyReader, watch: Watch, fetch: Fetch
+    ) -> None:
+        """Takes an answer that is shared to its end, whoever has left meanwhile."""
+        is_reusable = False
+        watch.obey(*self._rules_behind_the_head())
+        try:
+            with watch.scope:
+                await fetch()
+                is_reusable = self._can_be_used_again(head, reader)
+        finally:
+            watch.end()
+            self._let_go(is_reusable=is_reusable, is_cut=not body.is_complete)
+
+    def _can_be_used_again(self, head: ResponseHead, reader: BodyReader) -> bool:
+        """Whether the connection to the server is as it was before the request."""
+        is_at_its_end = reader.is_complete and not reader.ends_with_connection and not self._upstream.data
         # RFC 9110 8.6: it must not announce a body there, so that one may well be on its way.
         announces = head.status == 204 and (head.is_chunked or head.length)
         is_sound = self._is_sent and is_at_its_end and not announces
-        return is_sound and head.keeps_alive and config.upstream.http_version == "1.1"
+        return is_sound and head.keeps_alive and self._config.upstream.http_version == "1.1"
+
+    def _let_go(self, *, is_reusable: bool, is_cut: bool) -> None:
+        """Gives the connection to the server back, or closes it."""
+        self._upstream.served += 1
+        if is_reusable:
+            self._errand.shared.pool.give_back(self._upstream)
+        else:
+            self._upstream.end(with_reset=is_cut and self._config.upstream.abort == "rst")
 
     def _trailers(self, head: ResponseHead, trailers: Fields) -> Fields:
         """What goes on to the client of the fields behind the body.

@@ -12,7 +12,7 @@ import trio
 
 from tricast_proxy.config import OFF, ProxyConfig, ResponseSection
 from tricast_proxy.derived import accepts_gzip, gzipped, in_steps, is_compressible, vary_by_encoding
-from tricast_proxy.heads import Head, RequestHead, encode_response
+from tricast_proxy.heads import Fields, Head, RequestHead, ResponseHead, encode_response
 from tricast_proxy.relay import Cut, Sink, Source, relay_at_once
 from tricast_proxy.spool import Spool
 
@@ -240,10 +240,17 @@ def _by_x_accel_buffering(source: Source, config: ResponseSection) -> Buffering 
         return None
     head = source.head
     value = (head.get(_X_ACCEL_BUFFERING) or b"").lower()
-    head.fields = [field for field in head.fields if field[0].lower() != _X_ACCEL_BUFFERING]
+    head.fields = without_signals(head, config)
     if value == b"yes":
         return "nginx" if config.buffering == "off" else config.buffering
     return "released" if value == b"no" else None
+
+
+def without_signals(head: ResponseHead, config: ResponseSection) -> Fields:
+    """The fields of an answer without those that are for this proxy."""
+    if config.x_accel_buffering == "ignore":
+        return head.fields
+    return [field for field in head.fields if field[0].lower() != _X_ACCEL_BUFFERING]
 
 
 def _by_incremental(source: Source, config: ResponseSection) -> Buffering | None:

@@ -11,6 +11,7 @@ from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
 from tricast_proxy.attempt import Established
 from tricast_proxy.counted import CountedSocket
 from tricast_proxy.exchange import Exchange
+from tricast_proxy.faults import Disturbed, Duplex, Injected
 from tricast_proxy.fields import Hop
 from tricast_proxy.heads import BadHead, HeadLimits, HeadReader, RequestHead, parse_request
 from tricast_proxy.overview import Access, ConnectionView, State, escaped, log_access
@@ -82,7 +83,7 @@ class Client:
         self._exchange: Exchange | None = None
         self._request = b""
         self._server: Server | None = None
-        self.connection = connection
+        self.connection: Duplex = connection
         self.data = bytearray()
         self.has_left = False
         self.tunnel: Tunnel | None = None
@@ -93,10 +94,10 @@ class Client:
         Raises:
             ConnectionLost: it is gone.
         """
-        if self._shared.config.proxy.mode == "tcp":
-            await self._run_tcp()
-        else:
-            await self._run_http()
+        try:
+            await (self._run_tcp() if self._shared.config.proxy.mode == "tcp" else self._run_http())
+        finally:
+            self._calm_down()
         if not self.connection.is_closed:
             await self.connection.linger()
 
@@ -217,7 +218,13 @@ class Client:
         self._request = b"%b %b" % (request.method, request.target)
         try:
             self._exchange = exchange = Exchange(
-                self._shared, self, request, self._hop, self._may_go_on, deadline=self._request_deadline
+                self._shared,
+                self,
+                request,
+                self._hop,
+                self._may_go_on,
+                deadline=self._request_deadline,
+                injected=self._injected(request),
             )
         except BadHead as bad:
             await self._refuse(refusal(bad.status, bad.detail))
@@ -237,7 +244,19 @@ class Client:
                 self._request = b""
                 self._tell(request, exchange.status, exchange.sent, Ending(began, exchange.server, exchange.why))
         self._is_last = self._is_last or exchange.closes
+        if established is None:
+            self._calm_down()
         return established
+
+    def _injected(self, request: RequestHead | None) -> Injected:
+        """What goes wrong on purpose from now on."""
+        injected = self._shared.faults.choose(next(self._shared.numbers), request)
+        self.connection = injected.disturb(self.connection, self._shared.background) or self.connection
+        return injected
+
+    def _calm_down(self) -> None:
+        if isinstance(self.connection, Disturbed):
+            self.connection = self.connection.stop()
 
     def _tell(self, request: RequestHead | None, status: int, sent: int, ending: Ending) -> None:
         """Counts a request that has come to its end, and logs it; None where there was no reading it."""
@@ -295,6 +314,7 @@ class Client:
             upstream.end(with_reset=shared.config.upstream.abort == "rst" and tunnel.why != "upstream")
 
     async def _run_tcp(self) -> None:
+        self._injected(None)
         upstream = await self._connect()
         if upstream is not None:
             await self._run_tunnel(Established(upstream, b"", b""), None)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import trio
 
 from tricast_proxy.config import ResponseSection
+from tricast_proxy.faults import Starts
 from tricast_proxy.heads import Fields, RequestHead, ResponseHead
 from tricast_proxy.relay import Cut, Source
 
@@ -174,9 +175,7 @@ class Coalescer:
         limits: how much is kept.
     """
 
-    def __init__(
-        self, config: ResponseSection, nursery: trio.Nursery, limits: CoalescerLimits = DEFAULT_LIMITS
-    ) -> None:
+    def __init__(self, config: ResponseSection, nursery: Starts, limits: CoalescerLimits = DEFAULT_LIMITS) -> None:
         self._lifetime = config.cache_ttl
         self._nursery = nursery
         self._limits = limits

@@ -8,15 +8,20 @@ from collections.abc import Callable
 
 import trio
 
-from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
+from tricast_proxy.answers import INCREMENTAL_REFUSED, Failure, answer_of, failure_of, refusal
 from tricast_proxy.attempt import Attempt, Errand, Established, mistake_of
 from tricast_proxy.bodies import BadBody, reader_of
 from tricast_proxy.buffering import IncrementalRefused, buffers_request
+from tricast_proxy.coalesce import SharedSource
+from tricast_proxy.delivery import Delivery
+from tricast_proxy.faults import Injected
 from tricast_proxy.fields import Hop, forwards_left
 from tricast_proxy.heads import BadHead, Fields, RequestHead, encode_response
+from tricast_proxy.relay import Cut
 from tricast_proxy.request_body import ClientSide, RequestBody
 from tricast_proxy.servers import Server
 from tricast_proxy.shared import Shared
+from tricast_proxy.streams import ClientBody
 from tricast_proxy.timers import Watch
 from tricast_proxy.upstream import ConnectFailed
 
@@ -34,6 +39,7 @@ class Exchange:
         hop: the client's side, for the fields that tell of it.
         may_go_on: says whether the client's connection may be used for another request after this one.
         deadline: when all of the request must have come, by ``trio.current_time()``.
+        injected: what goes wrong on purpose.
 
     Attributes:
         request: the head.
@@ -55,6 +61,7 @@ class Exchange:
         may_go_on: Callable[[], bool],
         *,
         deadline: float,
+        injected: Injected,
     ) -> None:
         self._shared = shared
         self._config = shared.config
@@ -66,8 +73,9 @@ class Exchange:
             request, is_request=True, max_extensions=limits.chunk_extensions, max_trailers=limits.header_total
         )
         self._body = RequestBody(client, reader, shared.config, deadline)
-        self._errand = Errand(shared, client, request, self._body, hop, self._closing)
+        self._errand = Errand(shared, client, request, self._body, hop, self._closing, injected)
         self._attempt: Attempt | None = None
+        self._joined: ClientBody | None = None
         self._began = trio.current_time()
         self.request = request
         self.status = 0
@@ -79,12 +87,16 @@ class Exchange:
     @property
     def sent(self) -> int:
         """Bytes of the answer's body that were sent to the client."""
-        return 0 if self._attempt is None or self._attempt.sink is None else self._attempt.sink.count
+        return 0 if self._sink is None else self._sink.count
+
+    @property
+    def _sink(self) -> ClientBody | None:
+        return self._joined if self._attempt is None else self._attempt.sink
 
     @property
     def is_answering(self) -> bool:
         """Whether the answer is on its way to the client."""
-        return self._attempt is not None and self._attempt.has_begun_to_answer
+        return self._sink is not None and self._sink.has_begun
 
     @property
     def is_receiving(self) -> bool:
@@ -98,8 +110,9 @@ class Exchange:
             ConnectionLost: the client is gone.
         """
         try:
-            failure = self._refused() or await self._prepare()
-            outcome = failure if failure is not None else await self._ask()
+            await self._errand.injected.hold_head()
+            failure = self._fault() or self._refused() or await self._prepare()
+            outcome = failure if failure is not None else await self._join_or_ask()
         finally:
             self._body.close()
         if self._attempt is not None:
@@ -111,6 +124,10 @@ class Exchange:
         return outcome
 
     # Before a server is asked
+
+    def _fault(self) -> Failure | None:
+        status = self._errand.injected.status
+        return Failure("fault", status, "refused on purpose", "proxy_internal_response") if status else None
 
     def _refused(self) -> Failure | None:
         request, config = self.request, self._config
@@ -141,7 +158,7 @@ class Exchange:
         try:
             is_held = request.has_body and buffers_request(request, config)
         except IncrementalRefused:
-            return Failure("refused", 501, "incremental requests are not forwarded here", "incremental_refused")
+            return INCREMENTAL_REFUSED
         # A body that comes when the server has asked for it cannot be had before.
         is_held = is_held and not (config.request.expect == "forward" and self._expects_continue)
         # In HTTP/1.0 there are no chunks, so that the length has to be known.
@@ -153,6 +170,47 @@ class Exchange:
                 await self._body.buffer(Watch(self._shared.timers))
             except (BadBody, TimeoutError) as error:
                 return mistake_of(config, error)
+        return None
+
+    # Answers that are shared
+
+    async def _join_or_ask(self) -> Established | Failure | None:
+        coalescer = self._shared.coalescer
+        if coalescer is None:
+            return await self._ask()
+        joined = await coalescer.join(self.request)
+        if joined is not None:
+            return await self._give_joined(joined)
+        try:
+            return await self._ask()
+        finally:
+            coalescer.forgo(self.request)
+
+    async def _give_joined(self, source: SharedSource) -> Failure | None:
+        """Gives the client what somebody else has asked for."""
+        self.server = "shared"
+        try:
+            delivery = Delivery(
+                self.request,
+                source,
+                [],
+                connection=self._client.connection,
+                watch=Watch(self._shared.timers),
+                config=self._config.response,
+                has_body=self.request.method != b"HEAD",
+                passes_end=False,
+                closing=self._closing,
+                ignores_loss=False,
+            )
+            self._joined = delivery.sink
+            self.status = source.head.status
+            await delivery.run()
+        except Cut as cut:
+            return failure_of(self._config, "cut", cut.detail)
+        except IncrementalRefused:
+            return INCREMENTAL_REFUSED
+        finally:
+            source.close()
         return None
 
     # Servers
@@ -214,6 +272,8 @@ class Exchange:
         refused = frozenset[int]() if is_last or not self._may_be_repeated else self._retried_statuses()
         upstream = self._shared.pool.take(server)
         if upstream is not None:
+            if self._errand.injected.stale_keepalive:
+                upstream.connection.close()
             self._attempt = Attempt(self._errand, upstream, fields, refused)
             outcome = await self._attempt.run()
             # It was closed while the request was on its way (RFC 9112 9.5): that says nothing of the server.
@@ -246,9 +306,9 @@ class Exchange:
         """
         self.why = failure.kind
         connection = self._client.connection
-        if failure.kind == "client":
+        if failure.kind == "client" or (not failure.status and not self.is_answering):
             self.closes = True
-            self._shared.counters.cuts["client"] += 1
+            self._shared.counters.cuts[failure.kind] += 1
             connection.close()
         elif self.is_answering:
             self._shared.counters.cuts[failure.kind] += 1
@@ -264,8 +324,7 @@ class Exchange:
     async def _cut(self) -> None:
         """Ends an answer that has begun and will not be completed."""
         connection, on_cut = self._client.connection, self._config.response.on_cut
-        assert self._attempt is not None
-        sink = self._attempt.sink
+        sink = self._sink
         assert sink is not None
         is_clean = on_cut == "clean" and sink.can_be_finished and not connection.has_tail
         self.closes = self.closes or not is_clean

@@ -7,7 +7,7 @@ with the same requests in the same order the same are hit again, however long an
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Literal, NamedTuple, Protocol
 
@@ -23,6 +23,14 @@ _RATE_STEP_SECONDS = 0.05
 
 Transport = Literal["http", "sse", "websocket"]
 How = Literal["reset", "close", "blackhole"]
+
+
+class Starts(Protocol):
+    """What runs tasks."""
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """See ``trio.Nursery.start_soon``."""
+        ...
 
 
 class Duplex(Protocol):
@@ -167,7 +175,7 @@ class Injected(NamedTuple):
         """Holds the request's head, which has come before it could be known what becomes of it."""
         await trio.sleep(self.wire.delay_up + self._jitter())
 
-    def disturb(self, connection: Duplex, nursery: trio.Nursery) -> "Disturbed | None":
+    def disturb(self, connection: Duplex, nursery: Starts) -> "Disturbed | None":
         """What takes the place of the client's connection for this exchange; None where nothing becomes of its bytes.
 
         Args:
@@ -287,7 +295,7 @@ class Disturbed:
         nursery: for what happens after a time.
     """
 
-    def __init__(self, inner: Duplex, wire: Wire, jitter: Callable[[], float], nursery: trio.Nursery) -> None:
+    def __init__(self, inner: Duplex, wire: Wire, jitter: Callable[[], float], nursery: Starts) -> None:
         self._inner = inner
         self._wire = wire
         self._jitter = jitter

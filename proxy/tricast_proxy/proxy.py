@@ -4,6 +4,7 @@ The tree: run > signals > background (timers, health checks, the admin listener)
 end first, then the connections, then what serves them.
 """
 
+import itertools
 import random
 import secrets
 import signal
@@ -24,13 +25,15 @@ from tricast.tls import TlsConnection, load_context
 from tricast_proxy import admin
 from tricast_proxy.balance import Balancer
 from tricast_proxy.clients import Client
-from tricast_proxy.config import FaultEntry, ProxyConfig, sped_up
+from tricast_proxy.coalesce import Coalescer
+from tricast_proxy.config import FaultEntry, ProxyConfig, divided, sped_up
 from tricast_proxy.counted import CountedSocket
+from tricast_proxy.faults import FaultPlan
 from tricast_proxy.fields import FieldPolicy, Hop
 from tricast_proxy.health import check_forever, log_changes
 from tricast_proxy.overview import ConnectionView, Counters
 from tricast_proxy.servers import Health, Server, servers_of
-from tricast_proxy.shared import Shared
+from tricast_proxy.shared import Background, Shared
 from tricast_proxy.timers import Timers
 from tricast_proxy.upstream import Pool
 
@@ -91,6 +94,8 @@ class Proxy:
     def set_faults(self, faults: Sequence[FaultEntry]) -> None:
         """See ``Overview.set_faults``."""
         self._faults = tuple(faults)
+        speed = self._shared.config.proxy.speed
+        self._shared.faults.replace([divided(entry, speed) for entry in faults])
 
     def connections(self) -> Iterator[ConnectionView]:
         """See ``Overview.connections``."""
@@ -168,13 +173,13 @@ async def serve(
     config = sped_up(config)
     tls = load_context(config.tls)
     randomness = random.Random()  # noqa: S311 - jitter
-    shared, servers = _shared_of(config, logger, randomness)
     with ExitStack() as at_the_end, ExitStack() as sockets:
         listeners = await _listen(config, sockets)
-        proxy = Proxy(shared, servers, faults, _url_of(listeners[0], has_tls=tls is not None))
-        at_the_end.callback(proxy.stopped)
-        at_the_end.callback(shared.pool.close)
         async with trio.open_nursery() as background:
+            shared, servers = _shared_of(config, logger, randomness, background)
+            proxy = Proxy(shared, servers, faults, _url_of(listeners[0], has_tls=tls is not None))
+            at_the_end.callback(proxy.stopped)
+            at_the_end.callback(shared.pool.close)
             background.start_soon(shared.timers.run)
             background.start_soon(check_forever, servers, config.health, randomness)
             if config.admin.enabled:
@@ -195,7 +200,11 @@ async def serve(
             background.cancel_scope.cancel()
 
 
-def _shared_of(config: ProxyConfig, logger: Logger, randomness: random.Random) -> tuple[Shared, Sequence[Server]]:
+def _shared_of(
+    config: ProxyConfig, logger: Logger, randomness: random.Random, nursery: trio.Nursery
+) -> tuple[Shared, Sequence[Server]]:
+    background = Background(nursery, logger)
+    is_shared = config.response.cache == "coalesce"
     servers = servers_of(config, log_changes(logger))
     timers, counters = Timers(), Counters()
     return Shared(
@@ -207,6 +216,10 @@ def _shared_of(config: ProxyConfig, logger: Logger, randomness: random.Random) -
         randomness,
         counters,
         logger,
+        FaultPlan(config.fault, config.faults.seed),
+        itertools.count(),
+        Coalescer(config.response, background) if is_shared else None,
+        background,
     ), servers
 
 

@@ -5,10 +5,10 @@ from typing import IO, Protocol
 
 import trio
 
-from tricast.connection import Connection
 from tricast.errors import ConnectionLost
 from tricast_proxy.bodies import BadBody, BodyReader
 from tricast_proxy.config import ProxyConfig
+from tricast_proxy.faults import Duplex
 from tricast_proxy.timers import CLIENT, Watch
 
 #: What of a request's body is kept in memory where it is buffered; the rest is on disk.
@@ -25,7 +25,7 @@ class ClientSide(Protocol):
         has_left: whether it will send no more.
     """
 
-    connection: Connection
+    connection: Duplex
     data: bytearray
     has_left: bool
 

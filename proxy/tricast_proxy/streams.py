@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import trio
 
-from tricast.connection import Connection
 from tricast.errors import ConnectionLost
 from tricast.wire.http1 import chunk
 from tricast_proxy.bodies import BadBody, BodyReader, encode_trailers
+from tricast_proxy.faults import Duplex
 from tricast_proxy.heads import Fields, ResponseHead, encode_response
 from tricast_proxy.relay import Cut
 from tricast_proxy.timers import CLIENT, UPSTREAM, Watch
@@ -25,9 +25,12 @@ class ServerBody:
         length: by the server's word.
         watch: is told of what comes.
         passed: which of the fields behind it go on; raises ``Cut`` where there must be none.
+
+    Attributes:
+        watch: is told of what comes.
     """
 
-    __slots__ = ("_passed", "_reader", "_upstream", "_watch", "head", "is_chunked", "length")
+    __slots__ = ("_passed", "_reader", "_upstream", "head", "is_chunked", "length", "watch")
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class ServerBody:
         self._upstream = upstream
         self._passed = passed
         self._reader = reader
-        self._watch = watch
+        self.watch = watch
         self.head = head
         self.is_chunked = is_chunked
         self.length = length
@@ -62,14 +65,14 @@ class ServerBody:
         """See ``Source.receive``."""
         while not (payload := self._taken()) and not self._reader.is_complete:
             # Its time does not run while it was the client that was waited for.
-            self._watch.touch(UPSTREAM)
-            self._watch.is_awaited = True
+            self.watch.touch(UPSTREAM)
+            self.watch.is_awaited = True
             try:
                 self._received(await self._upstream.connection.receive())
             except ConnectionLost as lost:
                 raise Cut(f"the server broke off: {lost}") from None
             finally:
-                self._watch.is_awaited = False
+                self.watch.is_awaited = False
         return payload
 
     def receive_now(self) -> bytes | None:
@@ -95,7 +98,7 @@ class ServerBody:
             raise Cut(f"the server's answer is broken: {bad.detail}") from None
 
     def _received(self, data: bytes) -> None:
-        self._watch.touch(UPSTREAM)
+        self.watch.touch(UPSTREAM)
         if data:
             self._upstream.data += data
         elif self._reader.ends_with_connection:
@@ -142,7 +145,7 @@ class ClientBody:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Duplex,
         head: ResponseHead,
         watch: Watch,
         *,

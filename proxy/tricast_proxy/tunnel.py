@@ -8,9 +8,9 @@ import struct
 
 import trio
 
-from tricast.connection import Connection
 from tricast.errors import ConnectionLost
 from tricast_proxy.config import TunnelSection
+from tricast_proxy.faults import Duplex
 from tricast_proxy.timers import CLIENT, UPSTREAM, Rule, Timers, Watch
 
 #: A close frame with nothing but its code (RFC 6455 5.5.1), as a server sends it.
@@ -52,8 +52,8 @@ class Tunnel:
 
     def __init__(
         self,
-        client: Connection,
-        upstream: Connection,
+        client: Duplex,
+        upstream: Duplex,
         config: TunnelSection,
         *,
         is_websocket: bool,
@@ -100,7 +100,7 @@ class Tunnel:
             except ConnectionLost:
                 return
 
-    async def _pass_on(self, source: Connection, sink: Connection, side: int) -> None:
+    async def _pass_on(self, source: Duplex, sink: Duplex, side: int) -> None:
         watch = self._watch
         assert watch is not None
         try:
@@ -133,7 +133,7 @@ class Tunnel:
                         nursery.start_soon(_swallow, connection, how == "silent-then-rst")
 
 
-async def _swallow(connection: Connection, resets: bool) -> None:
+async def _swallow(connection: Duplex, resets: bool) -> None:
     """Lets nothing through any more, and says nothing, until the other side gives up."""
     try:
         while await connection.receive():

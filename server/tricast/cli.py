@@ -21,6 +21,7 @@ from tricast.command_line import Failure
 from tricast.command_line import in_words as _in_words
 from tricast.command_line import run as _run
 from tricast.command_line import say as _say
+from tricast.probe.command import probe
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
@@ -72,6 +73,9 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="tricast", message="%(prog)s %(version)s")
 def cli() -> None:
     """One ordered stream of events over long polling, Server-Sent Events and WebSocket."""
+
+
+cli.add_command(probe)
 
 
 def _check_url(context: click.Context, parameter: click.Parameter, value: str) -> str:

@@ -40,6 +40,7 @@ def run(function: Callable[..., Awaitable[None]], *args: object) -> None:
 
     lines: list[str] = []
     status = 0
+    kind = Failure
     try:
         trio.run(function, *args)
     except* KeyboardInterrupt:
@@ -48,10 +49,11 @@ def run(function: Callable[..., Awaitable[None]], *args: object) -> None:
         status = NO_READER
     except* Failure as failures:
         lines += [line for failure in leaves(failures) for line in str(failure).splitlines()]
+        kind = max((type(failure) for failure in leaves(failures)), key=lambda failed: failed.exit_code)
     except* TricastError as errors:
         lines += [line for error in leaves(errors) for line in str(error).splitlines()]
     if lines:
-        raise Failure(*lines)
+        raise kind(*lines)
     if status:
         raise click.exceptions.Exit(status)
 

@@ -179,6 +179,19 @@ class AdminSection(Section):
     port: Port = 9090
 
 
+def _check_probe_token(value: object) -> object:
+    # It is repeated in no message.
+    if not isinstance(value, str) or (value and re.fullmatch(r"[!-~]{16,200}", value) is None):
+        raise PydanticCustomError("order", "Input should be empty, or 16 to 200 visible ASCII characters")
+    return value
+
+
+class ProbeSection(Section):
+    """What ``tricast probe`` may ask."""
+
+    token: Annotated[str, BeforeValidator(_check_probe_token), Field(repr=False)] = ""
+
+
 class LoggingSection(Section):
     """What the server says, and how."""
 
@@ -201,6 +214,7 @@ class Config(Section):
     tls: TlsSection = TlsSection()
     drain: DrainSection = DrainSection()
     admin: AdminSection = AdminSection()
+    probe: ProbeSection = ProbeSection()
     logging: LoggingSection = LoggingSection()
 
     @model_validator(mode="after")

@@ -34,6 +34,7 @@ class Connection:
         peer: the client's address as text.
         last_received: ``trio.current_time()`` of the last byte that came in.
         is_closed: whether ``close`` was called.
+        has_ended: whether the peer was heard to send no more.
     """
 
     #: One receive, at most.
@@ -46,6 +47,7 @@ class Connection:
         "_sock",
         "_tail",
         "_write_timeout",
+        "has_ended",
         "is_closed",
         "last_received",
         "peer",
@@ -61,6 +63,7 @@ class Connection:
         self.peer = peer
         self.last_received = trio.current_time()
         self.is_closed = False
+        self.has_ended = False
 
     async def open(self) -> None:
         """Does what must be done before anything can be received or sent.
@@ -92,6 +95,8 @@ class Connection:
             except OSError as error:
                 raise _lost(error) from None
             self.last_received = trio.current_time()
+            if not data:
+                self.has_ended = True
             return data
 
     def receive_now(self) -> bytes | None:

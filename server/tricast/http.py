@@ -15,7 +15,6 @@ from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, U
 from tricast.runtime import Runtime
 from tricast.sent import ALL, NOTHING
 from tricast.transports.long_poll import LongPoll
-from tricast.transports.stream import Stream
 from tricast.wire.http1 import (
     CLOSE,
     CONTINUE,
@@ -28,6 +27,7 @@ from tricast.wire.http1 import (
     problem,
     problem_of,
 )
+from tricast.wire.probe import PROBE_PREFIX
 
 #: Pipelined bytes that are read while an answer is waited for; behind them, a client that leaves is seen late.
 _MAX_READ_AHEAD = 64 * 2**10
@@ -38,16 +38,31 @@ _UNREAD = (h11.SEND_BODY, h11.ERROR)
 _LAST_WORD_SECONDS = 2.0
 
 
+class Takeover(Protocol):
+    """What a connection is when HTTP has ended on it."""
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Serves the connection until it ends.
+
+        Args:
+            nursery: the connection's, in which it may start what it needs; cancelled when this returns.
+
+        Raises:
+            ConnectionLost: the peer is gone.
+        """
+        ...
+
+
 class Handover(NamedTuple):
     """The end of HTTP on a connection.
 
     Attributes:
-        head: the response head and whatever goes with it, to be sent first.
+        head: the response head and whatever goes with it, to be sent first; empty where it comes later.
         stream: what the connection is from then on.
     """
 
     head: bytes
-    stream: Stream
+    stream: Takeover
 
 
 #: A whole answer, a stream that takes the connection over, or one that comes when there is something to say.
@@ -74,24 +89,71 @@ class Exchange:
         connection: where it came from.
         runtime: what all connections share.
         h11_connection: behind the head.
+        head: the same head as h11 has it.
+        serial: a number that only this connection has.
+        number: the request's on its connection, from 1 on.
 
     Attributes:
         request: its head.
         connection: where it came from.
         runtime: what all connections share.
+        serial: a number that only this connection has.
+        number: the request's on its connection, from 1 on.
         label: the route for the metrics, set by the router; a path of the client's own making would be unbounded.
     """
 
-    __slots__ = ("_h11", "connection", "label", "request", "runtime")
+    __slots__ = ("_h11", "_head", "connection", "label", "number", "request", "runtime", "serial")
 
     def __init__(
-        self, request: Request, connection: Connection, runtime: Runtime, h11_connection: h11.Connection
+        self,
+        request: Request,
+        connection: Connection,
+        runtime: Runtime,
+        h11_connection: h11.Connection,
+        head: h11.Request,
+        *,
+        serial: int,
+        number: int,
     ) -> None:
         self._h11 = h11_connection
+        self._head = head
+        self.serial = serial
+        self.number = number
         self.request = request
         self.connection = connection
         self.runtime = runtime
         self.label = "other"
+
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """The (name, value) pairs in wire order, with the names in the case in which they came."""
+        return [(bytes(name), bytes(value)) for name, value in self._head.headers.raw_items()]
+
+    @property
+    def http_version(self) -> str:
+        """As the request line has it: ``1.1``."""
+        return self._head.http_version.decode("ascii")
+
+    async def read_piece(self) -> bytes:
+        """The next bytes of the request's body as they come, empty at its end. Asks for a body that is held back.
+
+        Raises:
+            RemoteProtocolError: nothing came in time, or its framing is wrong.
+            ConnectionLost: the client closed in the middle of it.
+        """
+        seconds = self.runtime.config.limits.body_timeout
+        with trio.move_on_after(seconds):
+            return await self._next_piece()
+        raise RemoteProtocolError(f"no more of the body came within {seconds:g} s", status=408, closes=True)
+
+    async def _next_piece(self) -> bytes:
+        while not isinstance(event := self._h11.next_event(), h11.EndOfMessage):
+            if isinstance(event, h11.Data) and event.data:
+                return bytes(event.data)
+            if event is h11.NEED_DATA:
+                if self._h11.they_are_waiting_for_100_continue:
+                    await self.connection.send(CONTINUE)
+                self._h11.receive_data(await self.connection.receive())
+        return b""
 
     async def read_body(self, limit: str, max_bytes: int) -> bytes:
         """The whole body of the request.
@@ -174,12 +236,15 @@ class HttpConnection:
         "_deadline",
         "_failure",
         "_h11",
+        "_head",
         "_late",
         "_look_at",
+        "_number",
         "_poll",
         "_route",
         "_runtime",
         "_scope",
+        "_serial",
         "slot",
     )
 
@@ -199,6 +264,9 @@ class HttpConnection:
         self._closes = False
         self._late: bytes | None = None  # the poll's answer, for which there is no room yet
         self._failure: Exception | None = None
+        self._head: h11.Request | None = None  # while its answer is looked for
+        self._serial = runtime.next_serial()
+        self._number = 0
         self.slot = -1
 
     def _feed(self, data: bytes) -> h11.Connection:
@@ -213,7 +281,7 @@ class HttpConnection:
         """What came in behind the request that is being answered, or else of the next one."""
         return b"" if self._h11 is None else self._h11.trailing_data[0]
 
-    async def run(self) -> Stream | None:
+    async def run(self) -> Takeover | None:
         """Answers requests until HTTP ends here; returns the stream that takes over, or None to close.
 
         Raises:
@@ -225,7 +293,7 @@ class HttpConnection:
         finally:
             self._runtime.wheel.discard(self)
 
-    async def _answer_requests(self) -> Stream | None:
+    async def _answer_requests(self) -> Takeover | None:
         is_first = True
         while (request := await self._next_request(is_first=is_first)) is not None:
             if not is_first:
@@ -234,7 +302,8 @@ class HttpConnection:
             label, answer = await self._answer(request)
             if isinstance(answer, Handover):
                 self._log(label, request, 101 if answer.head.startswith(b"HTTP/1.1 101") else 200)
-                await self._connection.send(answer.head)
+                if answer.head:
+                    await self._connection.send(answer.head)
                 return answer.stream
             if isinstance(answer, LongPoll):
                 is_open = await self._keep_waiting(label, request, answer)
@@ -295,6 +364,7 @@ class HttpConnection:
                 return None
             fields = list(head.headers)  # once: h11's sequence is slow to walk
             self._check_head(head, fields)
+            self._head = head
             return Request(head.method, head.target, fields, head.http_version)
         except (h11.RemoteProtocolError, RemoteProtocolError) as error:
             mistake = _mistake_of(error, has_request_line=b"\n" in self._ahead)
@@ -360,7 +430,18 @@ class HttpConnection:
     async def _answer(self, request: Request) -> tuple[str, Answer]:
         """The answer, and the label of the route that it came from."""
         assert self._h11 is not None
-        exchange = Exchange(request, self._connection, self._runtime, self._h11)
+        assert self._head is not None
+        self._number += 1
+        exchange = Exchange(
+            request,
+            self._connection,
+            self._runtime,
+            self._h11,
+            self._head,
+            serial=self._serial,
+            number=self._number,
+        )
+        self._head = None  # it would be kept while a poll waits
         answer: Answer
         try:
             answer = await self._route(exchange)
@@ -515,9 +596,14 @@ class HttpConnection:
                 "request",
                 peer=self._connection.peer,
                 method=request.method,
-                target=request.target.decode("ascii", "backslashreplace"),
+                target=_without_secrets(request).decode("ascii", "backslashreplace"),
                 status=status,
             )
+
+
+def _without_secrets(request: Request) -> bytes:
+    """The target as it may be logged: the query of a probe holds its token where no header could."""
+    return request.target.partition(b"?")[0] if request.path.startswith(PROBE_PREFIX) else request.target
 
 
 def _mistake_of(

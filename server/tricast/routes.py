@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
 
 from tricast import metrics
+from tricast.companion.endpoints import PATHS, Endpoints
 from tricast.config import PublishSection
 from tricast.errors import LogUnavailable, RemoteProtocolError, Unavailable
 from tricast.event import DEFAULT_TYPE, Draft, data_as_json
@@ -40,7 +41,7 @@ _EVENT_STREAM_HEADERS = (
 )
 _OPERATIONS = ("/healthz", "/readyz", "/metrics")
 #: Where no application handler can be.
-RESERVED_PATHS = frozenset({"/events", "/ws", "/publish", *_OPERATIONS, *_PAGE_FILES})
+RESERVED_PATHS = frozenset({"/events", "/ws", "/publish", *_OPERATIONS, *_PAGE_FILES, *PATHS})
 
 
 class Routes:
@@ -90,6 +91,8 @@ def public_routes(runtime: Runtime, expose: metrics.Expose) -> Routes:
         "/ws": {"GET": subscribe_websocket},
         "/publish": publish,
     }
+    if runtime.config.probe.token:
+        table.update(Endpoints(runtime).table())
     for path, handler in runtime.handlers.items():
         table[path] = {"GET": _websocket_route(handler)}
     if runtime.config.server.page:

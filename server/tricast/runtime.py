@@ -59,6 +59,8 @@ class Runtime:
         counters: what happened.
         handlers: path to application WebSocket handler.
         open: every connection with what it is busy with.
+        at_end: told how it ended, for connections that somebody asked that for: ``left``, ``own`` where this side
+            ended it, or the reason of a ``ConnectionLost``.
         is_draining: whether the server is going down.
     """
 
@@ -81,9 +83,11 @@ class Runtime:
         self.handlers = handlers
         self.counters = Counters()
         self.open: dict[Connection, Drainable] = {}
+        self.at_end: dict[Connection, Callable[[str], None]] = {}
         self.is_draining = False
         self._clock = clock
         self._common = (0, b"")
+        self._serial = 0
 
     def common_headers(self) -> bytes:
         """What every response carries, as lines of its head: ``Date`` (RFC 9110 5.6.7) and ``Server``.
@@ -94,6 +98,11 @@ class Runtime:
         if self._common[0] != now:
             self._common = (now, encode_headers(((b"date", formatdate(now, usegmt=True).encode()), _SERVER)))
         return self._common[1]
+
+    def next_serial(self) -> int:
+        """A number for a connection, which no other one of this server has."""
+        self._serial += 1
+        return self._serial
 
     def jitter(self, seconds: float) -> float:
         """The seconds and up to half as many again, so that clients that were told the same do not come at once."""

@@ -452,6 +452,7 @@ def _import_handler(where: str) -> Handler:
 
 async def _serve_connection(runtime: Runtime, route: Router, connection: Connection, left: Callable[[], None]) -> None:
     """One connection from its first byte to its end. The one guard: whatever it raises, it is the only one to end."""
+    how = "own"
     try:
         async with trio.open_nursery() as nursery:
             await connection.open()
@@ -459,8 +460,10 @@ async def _serve_connection(runtime: Runtime, route: Router, connection: Connect
             if stream is not None:
                 await stream.run(nursery)
             nursery.cancel_scope.cancel()
+        how = "left" if connection.has_ended else "own"
     except* ConnectionLost as group:
         lost = leaf(group)
+        how = lost.reason
         runtime.counters.lost[lost.reason] += 1
         runtime.logger.debug("connection lost", peer=connection.peer, why=str(lost))
     except* Unavailable as group:
@@ -474,6 +477,8 @@ async def _serve_connection(runtime: Runtime, route: Router, connection: Connect
         runtime.open.pop(connection, None)
         connection.close()
         left()
+        if (ended := runtime.at_end.pop(connection, None)) is not None:
+            ended(how)
 
 
 async def _end_connections(runtime: Runtime, connections: trio.Nursery) -> None:

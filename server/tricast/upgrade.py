@@ -51,18 +51,10 @@ def upgrade(
         subscription: what the session follows from the start.
     """
     request, runtime = exchange.request, exchange.runtime
-    key = request.header(b"sec-websocket-key")
-    assert key is not None
-    headers = [*_UPGRADE_HEADERS, (b"sec-websocket-accept", generate_accept_token(key))]
-    # Names of subprotocols are case-sensitive, unlike most tokens.
-    if subprotocol is not None and subprotocol in request.members(b"sec-websocket-protocol"):
-        headers.append((b"sec-websocket-protocol", subprotocol))
     deflate = None
     if runtime.config.websocket.permessage_deflate:
         deflate = accept_deflate(b",".join(request.members(b"sec-websocket-extensions")).decode("ascii"))
-    if deflate is not None:
-        headers.append((b"sec-websocket-extensions", deflate))
-    head = encode_head(101, encode_headers(headers), runtime.common_headers(), END_OF_HEAD)
+    head = switching_head(exchange, subprotocol, deflate)
     session = Session(
         exchange.connection,
         runtime,
@@ -73,6 +65,26 @@ def upgrade(
         has_deflate=deflate is not None,
     )
     return Handover(head + session.opening(), session)
+
+
+def switching_head(exchange: Exchange, subprotocol: bytes | None = None, deflate: bytes | None = None) -> bytes:
+    """The answer to a handshake that was checked.
+
+    Args:
+        exchange: the request.
+        subprotocol: the one that is spoken, if the client offers it.
+        deflate: what was agreed on of permessage-deflate.
+    """
+    request = exchange.request
+    key = request.header(b"sec-websocket-key")
+    assert key is not None
+    headers = [*_UPGRADE_HEADERS, (b"sec-websocket-accept", generate_accept_token(key))]
+    # Names of subprotocols are case-sensitive, unlike most tokens.
+    if subprotocol is not None and subprotocol in request.members(b"sec-websocket-protocol"):
+        headers.append((b"sec-websocket-protocol", subprotocol))
+    if deflate is not None:
+        headers.append((b"sec-websocket-extensions", deflate))
+    return encode_head(101, encode_headers(headers), exchange.runtime.common_headers(), END_OF_HEAD)
 
 
 def refuse_foreign_origin(request: Request, runtime: Runtime) -> None:

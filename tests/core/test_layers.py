@@ -27,6 +27,7 @@ LAYERS = (
     ("publish", "metrics", "descriptors", "handlers", "terminal"),
     ("http",),
     ("upgrade",),
+    ("companion",),
     ("routes",),
     ("listening",),
     ("server",),
@@ -34,6 +35,7 @@ LAYERS = (
     ("",),  # the package itself: what it offers to those who import it
     ("client",),
     ("bench",),
+    ("probe",),
     ("cli",),
     ("__main__",),
 )
@@ -41,6 +43,7 @@ LAYERS = (
 ALLOWED = {
     "client": {"errors", "event", "wire"},
     "bench": {"errors", "descriptors", "client"},
+    "probe": {"errors", "event", "config", "wire", "client", "command_line"},
     "tricast_proxy": {
         "errors",
         "event",
@@ -55,10 +58,26 @@ ALLOWED = {
         "command_line",
     },
 }
+_PURE_IN_PROBE = (
+    "advice",
+    "arrivals",
+    "blame",
+    "cells",
+    "conditions",
+    "differences",
+    "findings",
+    "fingerprint",
+    "known",
+    "limits",
+    "measured",
+    "recommend",
+    "verdicts",
+)
 _PURE_IN_BENCH = ("blocks", "histogram", "http_answers", "ledger", "schedule", "streams")
 #: What must do without I/O, and so cannot do any by accident.
 SANS_IO = {
     **{f"tricast.bench.{name}": {"trio", "select", "socket", "ssl", "time"} for name in _PURE_IN_BENCH},
+    **{f"tricast.probe.{name}": {"trio", "select", "socket", "ssl", "time"} for name in _PURE_IN_PROBE},
     "tricast.wire": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading", "time"},
     "tricast.hub": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
     "tricast.log.window": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading", "sqlite3"},

@@ -1,0 +1,72 @@
+"""What the probe advises, written into real proxies as it stands there, leaves nothing to be advised."""
+
+import re
+from urllib.parse import urlsplit
+
+import trio
+from probe.probing import TOKEN, probed
+from proxies.real import real_proxy
+
+from tricast.probe.advice import PROBLEMS, advise
+from tricast.probe.findings import Verdict
+from tricast.probe.run import Outcome, Plan, examine
+
+
+def advised(proxy):
+    """The whole snippet for one proxy."""
+    ((_, lines),) = advise([proxy], [problem for problem in PROBLEMS if problem != "sticky"])
+    return "\n".join(lines)
+
+
+def nginx():
+    mapping, _, location = advised("nginx").partition("\n")
+    upstream = "upstream tricast { server 127.0.0.1:@origin_port@; keepalive 32; }"
+    return f"events {{}}\nhttp {{\n{mapping}\n{upstream}\nserver {{ listen 127.0.0.1:@port@;\n{location}\n}} }}\n"
+
+
+def haproxy():
+    defaults, _, backend = advised("haproxy").partition("backend tricast\n")
+    backend = f"backend tricast\n{backend}    server origin 127.0.0.1:@origin_port@\n"
+    return f"{defaults}    mode http\nfrontend front\n    bind 127.0.0.1:@port@\n    default_backend tricast\n{backend}"
+
+
+def caddy():
+    site = advised("caddy").replace("127.0.0.1:8080", "127.0.0.1:@origin_port@")
+    return f"{{\n    admin off\n    auto_https off\n}}\n:@port@ {{\n    bind 127.0.0.1\n{site}\n}}\n"
+
+
+def apache():
+    lines = re.sub(r"(?m)^(SetEnv|CacheDisable) .*$", "", advised("apache"))  # of modules that are not loaded here
+    return lines.replace("127.0.0.1:8080", "127.0.0.1:@origin_port@")
+
+
+def varnish():
+    backend = 'backend default { .host = "127.0.0.1"; .port = "@origin_port@"; }'
+    return f"vcl 4.1;\n{backend}\n{advised('varnish')}\n"
+
+
+CONFIGS = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy, "apache": apache, "varnish": varnish}
+
+
+async def test_what_is_advised_helps():
+    found: dict[str, Outcome] = {}
+
+    async def probe(kind: str, port: int) -> None:
+        async with real_proxy(kind, CONFIGS[kind](), origin_port=port) as proxy:
+            found[kind] = Outcome(plan=Plan(url=proxy.url, token=TOKEN))
+            await examine(found[kind])
+
+    async with probed(within=90) as (server, _), trio.open_nursery() as nursery:
+        port = urlsplit(server.url).port
+        assert port is not None
+        for kind in CONFIGS:
+            nursery.start_soon(probe, kind, port)
+    left = {
+        kind: [f"{f.title}: {f.summary}" for f in outcome.findings if f.verdict in (Verdict.ADVICE, Verdict.BROKEN)]
+        for kind, outcome in found.items()
+    }
+    # Whatever is configured, these two notice that a client has left only when there is something to write to it.
+    for kind in ("apache", "varnish"):
+        left[kind] = [words for words in left[kind] if not words.startswith(("poll leaving", "silent sse leaving"))]
+    assert left == {kind: [] for kind in CONFIGS}
+    assert {kind: outcome.proxies[:1] for kind, outcome in found.items()} == {kind: [kind] for kind in CONFIGS}

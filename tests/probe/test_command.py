@@ -1,0 +1,176 @@
+"""``tricast probe`` as a command."""
+
+import json
+import signal
+import socket
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import pytest
+import trio
+from cli.running import run, running
+from probe.misbehaving import relaying
+from probe.probing import TOKEN, probed
+from serving import serving
+
+QUICK = ("--quick", "--transport", "ws")
+
+
+@pytest.fixture(autouse=True)
+def _no_surroundings(monkeypatch):
+    monkeypatch.delenv("TRICAST_PROBE__TOKEN", raising=False)
+
+
+@asynccontextmanager
+async def stripping():
+    """A server behind a relay that takes Upgrade out; yields the relay's URL and the server's."""
+    async with probed(within=60) as (server, _):
+        port = urlsplit(server.url).port
+        assert port is not None
+        async with relaying(port, upgrade="strip") as url:
+            yield url, server.url
+
+
+async def test_a_server_with_nothing_in_front(monkeypatch):
+    monkeypatch.setenv("TRICAST_PROBE__TOKEN", TOKEN)
+    async with probed(within=60) as (server, _):
+        code, out, err = await run("probe", server.url, "--quick", "--origin", server.url)
+    assert (code, err.count("error")) == (0, 0)
+    assert "Nothing wrong was found." in out
+    assert "ok      WebSocket" in out
+    assert "ok      SSE" in out
+
+
+async def test_a_relay_that_takes_upgrade_out():
+    async with stripping() as (url, origin):
+        code, out, _ = await run(
+            "probe", url, *QUICK, "--token", TOKEN, "--origin", origin, "--advice", "nginx,haproxy", "--json"
+        )
+    found = json.loads(out)
+    assert (code, found["exit_code"], found["schema"]) == (2, 2, 1)
+    assert (found["url"], found["origin"], found["is_companion"]) == (url, origin, True)
+    (websocket,) = [finding for finding in found["findings"] if finding["check"] == "P3"]
+    assert websocket["detail"]["policy"] == "stripped"
+    assert [advice["proxy"] for advice in found["advice"]] == ["nginx"]
+    assert TOKEN not in out
+
+
+@pytest.mark.parametrize(("conditions", "code"), [("buffered,host", 0), ("buffered,no-ws", 2)])
+async def test_what_to_fail_on(conditions, code):
+    async with stripping() as (url, _):
+        ended, out, _ = await run("probe", url, *QUICK, "--token", TOKEN, "--fail-on", conditions)
+    assert ended == code
+    assert ("Not wanted, but so: no-ws." in out) is bool(code)
+
+
+async def test_ctrl_c():
+    async with stripping() as (url, _), running("probe", url, "--idle", "60", "--token", TOKEN) as probe:
+        await probe.err.until("waiting for timers")
+        probe.process.send_signal(signal.SIGINT)
+        code, out, _ = await probe.end()
+    assert code == 2
+    assert "broken  WebSocket" in out
+    assert "nothing ends a silence of" in out
+    assert "Interrupted: this is what was known by then." in out
+
+
+async def test_shortened_timers_behind_a_server_itself():
+    async with probed(within=60) as (server, _):
+        code, out, _ = await run("probe", server.url, "--idle", "20", "--speed", "20", "--token", TOKEN, "--json")
+    idle = {finding["title"]: finding for finding in json.loads(out)["findings"] if finding["check"] == "P13"}
+    assert code == 0
+    assert set(idle) == {"ws idle", "sse idle", "keepalive idle"}
+
+
+async def test_nobody_there():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        code, out, err = await run("probe", url, "--quick")
+    assert (code, out) == (2, "")
+    assert err == f"error: cannot connect to {url}: connection refused\n"
+
+
+async def test_nobody_at_the_origin():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        origin = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        async with probed() as (server, _):
+            code, out, err = await run("probe", server.url, "--quick", "--token", TOKEN, "--origin", origin)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: the server itself, {origin}: cannot connect")
+
+
+async def test_a_wrong_token():
+    async with probed() as (server, _):
+        code, out, err = await run("probe", server.url, "--quick", "--token", "not-the-right-token")
+    assert (code, out) == (2, "")
+    assert err == "error: the token is not the one in [probe] token of the server's configuration\n"
+
+
+async def test_a_server_without_a_token():
+    async with serving(within=60) as server:
+        code, out, _ = await run("probe", server.url, *QUICK, "--token", TOKEN)
+    assert code == 0
+    assert out.startswith("The server has no probe endpoints: only what shows from outside is told.")
+    assert "ok      WebSocket" in out
+
+
+async def test_what_is_no_tricast_server():
+    async def answer(stream):
+        async with stream:
+            await stream.receive_some(65536)
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, answer, listeners)
+        port = listeners[0].socket.getsockname()[1]
+        code, out, _ = await run("probe", f"http://127.0.0.1:{port}", *QUICK)
+        nursery.cancel_scope.cancel()
+    assert code == 0
+    assert out.startswith("There is no Tricast server at this URL")
+    assert "unknown WebSocket" in out
+
+
+async def test_what_speaks_no_http():
+    async def answer(stream):
+        async with stream:
+            await stream.send_all(b"220 mail.example ESMTP\r\n")
+            await stream.receive_some(65536)
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, answer, listeners)
+        code, out, err = await run("probe", f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}", *QUICK)
+        nursery.cancel_scope.cancel()
+    assert (code, out) == (2, "")
+    assert err.startswith("error: the connection ended before the answer")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--fail-on", "nonsense"), "expected any of no-ws, buffered"),
+        (("--quick", "--fail-on", "idle<30"), "cannot be known with --quick"),
+        (("--quick", "--deep"), "exclude each other"),
+        (("--idle", "5"), "not in the range"),
+        (("--transport", "smoke"), "expected any of ws, sse, poll, found 'smoke'"),
+        (("--transport", ","), "expected any of ws, sse, poll, found nothing"),
+        (("--advice", "squid"), "expected any of nginx, haproxy"),
+        (("--origin", "ftp://x"), "expected the URL of a server"),
+    ],
+)
+async def test_wrong_usage(args, words):
+    code, out, err = await run("probe", "http://127.0.0.1:1", *args)
+    assert (code, out) == (2, "")
+    assert words in " ".join(err.split())
+
+
+@pytest.mark.parametrize("args", [("--idle", "URL"), ("URL", "--deep"), ("--full", "400", "URL")])
+async def test_how_long_to_wait_need_not_be_told(args):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        code, _, err = await run("probe", *(url if word == "URL" else word for word in args))
+    assert (code, "cannot connect" in err) == (2, True), err

@@ -1,0 +1,194 @@
+"""Timers as they are found through relays that have them, and at a server that has none. All on real sockets."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+import trio
+from probe.probing import probed, target_of
+from probe.relays import Fault, relay
+
+from tricast.probe.blame import Culprit
+from tricast.probe.cells import TRANSPORTS, plan_of
+from tricast.probe.checks.holding import Paths
+from tricast.probe.checks.timers import Timers
+from tricast.probe.findings import Verdict
+from tricast.probe.target import Target
+from tricast.probe.verdicts.timers import Timing, timers, timing
+
+#: A timer of two seconds is one of a minute at this speed.
+SPEED = 30
+SECONDS = 2.0
+UP, DOWN = frozenset({"up"}), frozenset({"down"})
+
+
+class Expected(NamedTuple):
+    """What is to be found of one transport."""
+
+    culprit: Culprit
+    how: str = "fin"
+    counts: str = "either"
+    is_total: bool = False
+    pinged: bool = True
+
+
+class Scenario(NamedTuple):
+    """A relay, and what is to be found through it."""
+
+    fault: Fault
+    expected: dict[str, Expected]
+
+
+PATH = Expected(Culprit.PATH)
+SCENARIOS = {
+    "FIN to both": Scenario(Fault(idle=SECONDS), {"ws": PATH, "sse": PATH}),
+    "RST to both": Scenario(Fault(idle=SECONDS, how="rst"), {"ws": PATH._replace(how="rst")}),
+    "FIN here, RST there": Scenario(Fault(idle=SECONDS, how="mixed"), {"sse": PATH}),
+    "only the server counts": Scenario(Fault(idle=SECONDS, counts=DOWN), {"ws": PATH._replace(counts="server")}),
+    "only the client counts": Scenario(Fault(idle=SECONDS, counts=UP), {"ws": PATH._replace(counts="client")}),
+    "a total clock": Scenario(
+        Fault(total=SECONDS),
+        {name: Expected(Culprit.PATH, counts="none", is_total=True, pinged=False) for name in ("ws", "sse")},
+    ),
+    "near the client": Scenario(Fault(idle=SECONDS, how="client"), {"ws": Expected(Culprit.CLIENT_SIDE)}),
+    "near the server": Scenario(Fault(idle=SECONDS, how="server"), {"ws": Expected(Culprit.SERVER_SIDE, how="")}),
+    "in silence": Scenario(
+        Fault(idle=SECONDS, how="silent"),
+        {name: Expected(Culprit.SILENT, how="") for name in ("ws", "sse")},
+    ),
+    "as if it were whole": Scenario(Fault(idle=SECONDS, has_last_chunk=True), {"sse": PATH._replace(how="complete")}),
+}
+
+
+async def measured(
+    target: Target, transports: Iterable[str], horizon: float = 130, *, has_rungs: bool = True
+) -> Timers:
+    plan = plan_of(horizon, speed=SPEED, transports=tuple(transports), copies=2)
+    if not has_rungs:  # for all that is not silent they are only a load
+        plan = msgspec.structs.replace(plan, ladder=(), poll_ladder=())
+    run = Timers(target, plan)
+    await run.run()
+    return run
+
+
+def check_seconds(found: Timing, *, is_total: bool = False) -> None:
+    """The timer of the relays. What measures shares two cores with what is measured, so it may seem longer."""
+    limit = found.total if is_total else found.idle
+    assert limit is not None
+    assert limit.high is not None
+    assert limit.low <= SECONDS * SPEED * 1.4
+    assert limit.high >= SECONDS * SPEED * 0.97
+    assert limit.high - limit.low <= 2.5  # the rungs of the second round are less than two seconds apart
+
+
+async def test_a_server_that_ends_nothing_is_accused_of_nothing() -> None:
+    async with probed() as (_, target):
+        run = await measured(target, TRANSPORTS, horizon=60)
+        found = list(timers(run.outcomes, run.plan))
+        assert {finding.check for finding in found} == {"P12", "P13", "P14", "P17"}
+        assert {finding.verdict for finding in found} == {Verdict.OK, Verdict.INFO}, found
+        assert all(finding.advice is None for finding in found)
+
+
+async def test_timers_of_all_kinds_are_found_with_who_has_them() -> None:
+    faults: list[str] = []
+
+    async def check(name: str, scenario: Scenario) -> None:
+        async with relay(server.port, scenario.fault) as url:
+            run = await measured(target_of(url), scenario.expected, has_rungs=scenario.fault.how == "silent")
+        for transport, expected in scenario.expected.items():
+            found = timing(run.outcomes, transport, run.plan)
+            try:
+                check_seconds(found, is_total=expected.is_total)
+                assert (found.culprit, found.how, found.counts) == (expected.culprit, expected.how, expected.counts)
+                assert (found.total is not None, found.pinged) == (expected.is_total, expected.pinged)
+            except AssertionError as error:
+                faults.append(f"{name}, {transport}: {found}: {error}")
+
+    async with probed(within=60) as (server, _), trio.open_nursery() as nursery:
+        for name, scenario in SCENARIOS.items():
+            nursery.start_soon(check, name, scenario)
+    assert not faults, "\n".join(faults)
+
+
+async def test_the_longest_poll_and_an_idle_connection() -> None:
+    fault = Fault(idle=SECONDS, status=504, tries=2)
+    async with probed() as (server, _), relay(server.port, fault) as url:
+        run = await measured(target_of(url), ("poll", "keepalive"), has_rungs=False)
+    poll = timing(run.outcomes, "poll", run.plan)
+    check_seconds(poll)
+    assert (poll.culprit, poll.how, poll.page, poll.calls) == (Culprit.PATH, "status", "server: relay", 2)
+    kept = timing(run.outcomes, "keepalive", run.plan)
+    check_seconds(kept)
+    assert kept.culprit == Culprit.UNKNOWN
+
+
+async def test_it_ends_early_when_all_is_known_and_tells_so_far() -> None:
+    async with probed() as (server, _), relay(server.port, Fault(idle=0.5)) as url:
+        run = Timers(target_of(url), plan_of(3600, speed=SPEED, transports=("ws",), copies=2))
+        assert run.elapsed() == 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run.run)
+            while not [bound for bound in run.bounds() if bound.seconds]:
+                await trio.lowlevel.checkpoint()
+            (bound,) = run.bounds()
+            assert (bound.transport, bound.is_done) == ("ws", False)
+            assert bound.open > 0
+        (bound,) = run.bounds()
+        assert bound.is_done
+        assert bound.seconds is not None
+        assert bound.seconds >= 0.5 * SPEED
+        assert run.elapsed() < 3600
+
+
+async def test_without_a_websocket_there_is_nothing_to_measure() -> None:
+    async with probed() as (server, _):
+        run = await measured(target_of(f"{server.url}/elsewhere"), ("ws", "sse", "poll"))
+        found = list(timers(run.outcomes, run.plan))
+        assert {finding.verdict for finding in found} == {Verdict.UNKNOWN}
+        assert "status 404" in found[0].summary
+
+
+async def test_a_server_that_ends_idle_connections_before_the_proxy_does() -> None:
+    """A proxy that keeps its connection to the server is known by what the server sees of it: no client is there."""
+
+    async def keep(stream: trio.SocketStream) -> None:
+        """Forwards one request, and keeps the connection on which it did."""
+        upstream = await trio.open_tcp_stream("127.0.0.1", server.port)
+        kept.append(upstream)
+        async with stream:
+            await upstream.send_all(await stream.receive_some(65536))
+            await stream.send_all(await upstream.receive_some(65536))
+
+    kept: list[trio.SocketStream] = []
+    async with probed(limits={"idle_timeout": "500ms"}) as (server, _), trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, keep, listeners)
+        target = target_of(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}")
+        run = await measured(target, (), horizon=90)
+        (found,) = timers(run.outcomes, run.plan)
+        assert (found.check, found.verdict, found.advice) == ("P17", Verdict.ADVICE, "server-keepalive"), found
+        assert found.detail["kept_by_server"] >= 0.5
+        for upstream in kept:
+            await upstream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_server_without_companion_endpoints() -> None:
+    """What any server has to hold: a WebSocket, an event stream, a connection after an answer."""
+    transports = ("ws", "sse", "keepalive")
+    plan = plan_of(90, speed=SPEED, transports=transports, is_foreign=True, copies=2)
+    paths = Paths(ws="/ws", sse="/events?topic=news", keepalive="/healthz")
+    async with probed(probe={"token": ""}) as (server, target), relay(server.port, Fault(idle=1.0)) as url:
+        run = Timers(target_of(url, ""), plan, paths)
+        await run.run()
+        for transport in transports:
+            found = timing(run.outcomes, transport, plan)
+            assert found.idle is not None, found
+            assert found.idle.high is not None
+            assert SPEED * 0.97 <= found.idle.low <= SPEED * 1.5
+            assert found.culprit == Culprit.UNKNOWN
+            assert found.pinged is (True if transport == "ws" else None)
+        run = Timers(target, plan, Paths(keepalive=None))
+        await run.run()
+        assert {timing(run.outcomes, each, plan).refused for each in transports} == {"no path to hold is known"}
