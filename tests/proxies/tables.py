@@ -1,7 +1,9 @@
 """The comparison of profiles and programs as Markdown: the part of the proxy's README that is made from a run."""
 
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from fnmatch import fnmatch
+from io import StringIO
 from pathlib import Path
 
 import trio
@@ -86,7 +88,8 @@ def replaced(text: str, made: str) -> str:
 
 def main() -> None:
     """Plays everything and writes the tables into the README."""
-    played = trio.run(play_everything)
+    with redirect_stdout(StringIO()):  # what the programs logged
+        played = trio.run(play_everything)
     README.write_text(replaced(README.read_text(encoding="utf-8"), tables(played)), encoding="utf-8")
     for program, names in played.different().items():
         for name in names:
