@@ -118,6 +118,7 @@ class RequestBody:
             raise
         file.seek(0)
         self._file = file
+        self.rewind()
 
     def rewind(self) -> None:
         """Has it sent from its beginning once more."""
