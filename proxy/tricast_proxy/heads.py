@@ -279,7 +279,7 @@ def parse_request(head: bytes, strictness: Strictness) -> RequestHead:
         BadHead: it must not be forwarded.
     """
     line = head.partition(b"\n")[0].rstrip(b"\r")
-    _check_version(line.rpartition(b" ")[2])
+    _check_version(line.rpartition(b" ")[2], strictness)
     lines = _checked_lines(head, strictness, is_request=True)
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=max(2**20, len(lines)))
     parser.receive_data(lines)
@@ -344,11 +344,11 @@ def _in_words(error: h11.RemoteProtocolError) -> str:
     return str(error).replace("Receive buffer too long", "the head is too large")
 
 
-def _check_version(version: bytes) -> None:
+def _check_version(version: bytes, strictness: Strictness) -> None:
     match = _VERSION.fullmatch(version)
     if match is None:
         return  # h11 has the words for it
-    if match[1] != b"1":  # RFC 9110 2.5: a higher minor version is spoken to as if it were the one that is known
+    if match[1] != b"1" or (strictness == "strict" and match[2] not in b"01"):
         raise BadHead("only HTTP/1.0 and HTTP/1.1 are spoken here", status=505)
 
 
