@@ -116,7 +116,6 @@ class RequestBody:
         except BaseException:
             file.close()
             raise
-        file.seek(0)
         self._file = file
         self.rewind()
 
