@@ -141,12 +141,16 @@ class Exchange:
             # RFC 9110 7.6.2: whoever gets it then is the one that it is for.
             return refusal(501, "this proxy is the last that the request may reach, and has no answer to it")
         expected = request.members(b"expect") if request.is_http_11 else []
-        if expected and (config.request.expect == "reject" or expected != [b"100-continue"]):
+        if expected and (config.request.expect == "reject" or not self._expects_continue):
             return refusal(417, "the only expectation that is met here, if any, is 100-continue")
         length = request.length
         if length is not None and length > config.limits.body > 0:
             return failure_of(config, "body", f"the body is longer than {config.limits.body} bytes")
         return None
+
+    @property
+    def _expects_continue(self) -> bool:
+        return self.request.is_http_11 and self.request.members(b"expect") == [b"100-continue"]
 
     async def _prepare(self) -> Failure | None:
         """Takes the request's body, where it goes up as a whole."""
@@ -155,6 +159,8 @@ class Exchange:
             is_held = request.has_body and buffers_request(request, config)
         except IncrementalRefused:
             return INCREMENTAL_REFUSED
+        # A body that comes when the server has asked for it cannot be had before.
+        is_held = is_held and not (config.request.expect == "forward" and self._expects_continue)
         # In HTTP/1.0 there are no chunks, so that the length has to be known.
         is_held = is_held or (request.is_chunked and config.upstream.http_version == "1.0")
         if self._errand.answers_continue(is_held=is_held):

@@ -99,10 +99,6 @@ ACCEPTED = (
         "Caddy's timer for the answer's head begins when all of the request was sent; here also while a client pauses.",
     ),
     Accepted(
-        *("c-body-expect-100-continue", "apache-*", "100, 200 'whole', stays open / no Expect"),
-        "Apache passes a body on as it comes if the client waits with it; the profile has all of it before it asks.",
-    ),
-    Accepted(
         *("c-body-expect-100-continue", "caddy-*", "100, 200 'whole', stays open / head before the body, Expect"),
         "Caddy says 100 itself and passes the origin's on as well; once is enough.",
     ),
