@@ -227,10 +227,13 @@ class Attempt:
 
     async def _send_up(self) -> None:
         """Sends the request, and from then on watches whether the client leaves."""
-        # Where it takes no more, its answer may be there all the same: a server may refuse a request before it has come
-        # (RFC 9112 9.3).
-        with suppress(ConnectionLost):
+        try:
             self._is_sent = await self._send_request()
+        except ConnectionLost as lost:
+            # Where it has closed, its answer may be there all the same: a server may refuse a request before all of it
+            # has come (RFC 9112 9.3).
+            if lost.reason == "write-timeout":
+                self._fail(failure_of(self._config, "timeout", f"{self._upstream.server.label}: {lost}"))
         if self._is_sent:
             self._sent_at = trio.current_time()
         if self._failed() is None:

@@ -117,7 +117,6 @@ class RequestBody:
             file.close()
             raise
         self._file = file
-        self.rewind()
 
     def rewind(self) -> None:
         """Has it sent from its beginning once more."""
