@@ -282,6 +282,10 @@ def _ends(entry: FaultEntry) -> tuple[End, ...]:
     return tuple(end for end in ends if end.after != NEVER)
 
 
+def _no_jitter() -> float:
+    return 0.0
+
+
 class Disturbed:
     """A client's connection that does to its bytes what a bad network does. A ``Duplex``.
 
@@ -317,6 +321,10 @@ class Disturbed:
         """
         self._timer.cancel()
         self._end_by_size = None
+        self._wire, self._jitter = UNDISTURBED, _no_jitter
+        if isinstance(self._inner, Disturbed):
+            # It still had something to give when this one took its place.
+            self._inner = self._inner.stop()
         return self if self._is_black or self._held else self._inner
 
     # How it ends
