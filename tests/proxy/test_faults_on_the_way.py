@@ -61,18 +61,20 @@ async def drip(visit: Visit) -> None:
 
 
 @asynccontextmanager
-async def in_front_of_endless(kind: str, *faults: dict[str, Any]) -> AsyncIterator[tuple[Proxy, bytes]]:
+async def in_front_of_endless(
+    kind: str, *faults: dict[str, Any], **sections: Any
+) -> AsyncIterator[tuple[Proxy, bytes]]:
     """A proxy with faults, and the request that begins something endless."""
     headers = {"sse": ("Accept: text/event-stream",), "websocket": WEBSOCKET_HEADERS}.get(kind, ())
     request = head("GET", "/events?topic=t", *headers)
-    own = {"mode": "tcp" if kind == "tcp" else "http"}
+    sections |= {"proxy": {"mode": "tcp" if kind == "tcp" else "http"}, "fault": faults}
     if kind in ("http", "tcp"):
-        async with origin(drip) as server, forwarding(server.url, proxy=own, fault=faults) as proxy:
+        async with origin(drip) as server, forwarding(server.url, **sections) as proxy:
             yield proxy, request
         return
     async with (
         serving() as tricast_server,
-        forwarding(tricast_server.url, proxy=own, fault=faults) as proxy,
+        forwarding(tricast_server.url, **sections) as proxy,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(publish_forever, tricast_server)
@@ -174,6 +176,18 @@ async def test_behind_a_black_hole_there_is_no_next_exchange() -> None:
         assert [asked.line for asked in server.requests] == ["GET /hole HTTP/1.1"]
         close_kept(proxy)
         await books.balanced()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_who_is_in_a_black_hole_does_not_keep_the_proxy(kind: str) -> None:
+    async with in_front_of_endless(kind, {"blackhole_after": "300B"}, drain={"grace": "100ms"}) as (proxy, request):
+        with await Wire.open(proxy.url) as wire:
+            await wire.send(request)
+            await wire.exactly(300)
+            proxy.drain()
+            with trio.fail_after(10):
+                await proxy.wait_stopped()
+            assert await wire.rest() == b""
 
 
 # Answers, and what is lost of messages
