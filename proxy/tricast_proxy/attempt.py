@@ -99,7 +99,8 @@ class Errand(NamedTuple):
 def mistake_of(config: ProxyConfig, error: BadBody | TimeoutError) -> Failure:
     """What a client is told of its request's body."""
     if isinstance(error, TimeoutError):
-        return Failure("refused", 408, "the body did not come in time", "http_request_error")
+        kind = "client" if config.client.header_timeout_reply == "close" else "refused"
+        return Failure(kind, 408, "the body did not come in time", "http_request_error")
     if error.is_too_large:
         return failure_of(config, "body", error.detail)
     return refusal(400, error.detail)
@@ -172,6 +173,8 @@ class Attempt:
                     nursery.cancel_scope.cancel()
             # What goes wrong or runs out when all has been said does not matter any more.
             failure = None if outcome is not None else self._failed() or self._ran_out(watch.expired)
+            if watch.expired and failure is not None:
+                await self._begin_at_least()
             if isinstance(outcome, Established):
                 return outcome
         except BaseException:
@@ -212,6 +215,11 @@ class Attempt:
             Rule("response-timeout", config.response_timeout, since=since),
             Rule("stream-duration", config.max_stream_duration, since=since),
         )
+
+    async def _begin_at_least(self) -> None:
+        """Sends the head of an answer whose body was held when its time ran out, unless nothing of it may be seen."""
+        if self.sink is not None and self._config.response.buffering != "full":
+            await self.sink.begin()
 
     def _ran_out(self, name: str) -> Failure:
         if not self.status and name in ("timeout", "response-timeout"):
@@ -411,6 +419,7 @@ class Attempt:
                 watch=self._watch,
                 config=config.response,
                 has_body=not isinstance(reader, NoBody),
+                passes_end=reader.ends_with_connection and config.response.open_ended == "close",
                 closing=errand.closing,
                 ignores_loss=config.client.leaves == "never",
                 injected=errand.injected,

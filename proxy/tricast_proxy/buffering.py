@@ -225,7 +225,7 @@ def buffers_request(request: RequestHead, config: ProxyConfig) -> bool:
 
 def _buffering(source: Source, config: ResponseSection) -> Buffering:
     for signal in _SIGNALS:
-        found = signal(source.head, config)
+        found = signal(source, config)
         if found is not None:
             return found
     # HAProxy 2.6.12 corks what says where it ends, until it does; what the end of the connection ends it does not.
@@ -234,10 +234,11 @@ def _buffering(source: Source, config: ResponseSection) -> Buffering:
     return config.buffering
 
 
-def _by_x_accel_buffering(head: ResponseHead, config: ResponseSection) -> Buffering | None:
+def _by_x_accel_buffering(source: Source, config: ResponseSection) -> Buffering | None:
     """The field by which a server tells nginx to buffer its answer or not; whoever obeys it also removes it."""
     if config.x_accel_buffering == "ignore":
         return None
+    head = source.head
     value = (head.get(_X_ACCEL_BUFFERING) or b"").lower()
     head.fields = without_signals(head, config)
     if value == b"yes":
@@ -252,8 +253,8 @@ def without_signals(head: ResponseHead, config: ResponseSection) -> Fields:
     return [field for field in head.fields if field[0].lower() != _X_ACCEL_BUFFERING]
 
 
-def _by_incremental(head: Head, config: ResponseSection) -> Buffering | None:
-    return "released" if _must_go_on(head, config, is_held=config.buffering != "off") else None
+def _by_incremental(source: Source, config: ResponseSection) -> Buffering | None:
+    return "released" if _must_go_on(source.head, config, is_held=config.buffering != "off") else None
 
 
 def _must_go_on(head: Head, config: ResponseSection, *, is_held: bool) -> bool:
@@ -275,13 +276,14 @@ def _is_incremental(head: Head) -> bool:
     return len(values) == 1 and values[0].partition(b";")[0].strip() == b"?1"
 
 
-def _by_content_type(head: ResponseHead, config: ResponseSection) -> Buffering | None:
-    """Event streams are not held by the proxies written in Go, unless they buffer whole answers."""
-    return "released" if config.event_stream == "unbuffered" and head.is_event_stream else None
+def _by_content_type(source: Source, config: ResponseSection) -> Buffering | None:
+    """Proxies written in Go do not hold event streams, nor what has no length, unless they buffer whole answers."""
+    is_stream = source.head.is_event_stream or source.length is None
+    return "released" if config.event_stream == "unbuffered" and is_stream else None
 
 
 #: The signals, of which the first that says something decides.
-_SIGNALS: tuple[Callable[[ResponseHead, ResponseSection], Buffering | None], ...] = (
+_SIGNALS: tuple[Callable[[Source, ResponseSection], Buffering | None], ...] = (
     _by_x_accel_buffering,
     _by_incremental,
     _by_content_type,

@@ -198,7 +198,8 @@ class Client:
                 head = reader.take(self.data)
         self._scope = None
         is_late = scope.cancelled_caught and has_begun and not self._is_last
-        if is_late and config.header_timeout_reply == "408":
+        replies = config.header_timeout_reply == "408" or (config.header_timeout_reply == "408-if-begun" and self.data)
+        if is_late and replies:
             await self._refuse(Failure("refused", 408, "the request did not come in time", "http_request_error"))
         return head
 

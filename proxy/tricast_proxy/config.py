@@ -173,7 +173,7 @@ class ClientSection(Section):
     """What the proxy expects of clients, and grants them."""
 
     header_timeout: Timer = 60.0
-    header_timeout_reply: Literal["408", "close"] = "408"
+    header_timeout_reply: Literal["408", "408-if-begun", "close"] = "408"
     request_timeout: Timer = OFF
     body_timeout: Timer = 60.0
     send_timeout: Timer = 60.0
@@ -193,6 +193,7 @@ class LimitsSection(Section):
     header_count: Annotated[int, Field(ge=1)] = 100
     body: Limit = 0
     chunk_extensions: PositiveSize = 2**10
+    response_header_line: PositiveSize = 64 * 2**10
     response_header_total: PositiveSize = 64 * 2**10
     response_header_count: Annotated[int, Field(ge=1)] = 100
     informational: Annotated[int, Field(ge=0)] = 32
@@ -249,6 +250,7 @@ class ResponseSection(Section):
     gzip_flush: bool = True
     informational: Literal["forward", "drop", "as-final", "refuse"] = "forward"
     trailers: Literal["forward", "drop", "refuse"] = "forward"
+    open_ended: Literal["chunk", "close"] = "chunk"
     on_cut: Literal["truncate", "clean", "rst"] = "truncate"
     cache: Literal["off", "coalesce"] = "off"
     cache_ttl: Timer = 120.0
@@ -280,7 +282,7 @@ class HeadersSection(Section):
     x_forwarded_for: Literal["append", "replace", "keep", "remove"] = "append"
     x_forwarded_for_port: bool = False
     x_forwarded_proto: Literal["set", "keep", "remove"] = "set"
-    x_forwarded_host: Literal["set", "keep", "remove"] = "set"
+    x_forwarded_host: Literal["set", "append", "keep", "remove"] = "set"
     x_forwarded_port: Literal["set", "keep", "remove"] = "keep"
     trusted: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
     forwarded: bool = False

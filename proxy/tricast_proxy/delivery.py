@@ -23,6 +23,7 @@ class Delivery:
         watch: is told when the client takes something.
         config: how it is relayed.
         has_body: whether it may have a body at all.
+        passes_end: whether its end is that of the client's connection, as it is that of the server's.
         closing: says whether the client's connection ends after it, as of now.
         ignores_loss: whether the client may leave without anything being the worse for it.
         injected: what goes wrong with it on purpose, for this client alone.
@@ -44,6 +45,7 @@ class Delivery:
         watch: Watch,
         config: ResponseSection,
         has_body: bool,
+        passes_end: bool,
         closing: Callable[[], bool],
         ignores_loss: bool,
         injected: Injected,
@@ -59,7 +61,8 @@ class Delivery:
             connection,
             ResponseHead(head.status, head.reason, [*head.fields, *injected.response_fields(fields)], head.version),
             watch,
-            knows_chunks=request.is_http_11,
+            knows_chunks=request.is_http_11 and not passes_end,
+            is_framed=head.status >= 200,
             has_body=has_body,
             length=self._relaying.source.length,
             closing=closing,

@@ -126,6 +126,7 @@ class Exchange:
             self._body.close()
         if self._attempt is not None:
             self.status = self._attempt.status
+            self.closes = self.closes or (self._attempt.sink is not None and self._attempt.sink.closes)
         if isinstance(outcome, Failure):
             is_closed = self._errand.injected.close_before_response and not self.is_answering
             await self._end_badly(CLOSED_ON_PURPOSE if is_closed and outcome.kind != "client" else outcome)
@@ -150,12 +151,16 @@ class Exchange:
             # RFC 9110 7.6.2: whoever gets it then is the one that it is for.
             return refusal(501, "this proxy is the last that the request may reach, and has no answer to it")
         expected = request.members(b"expect") if request.is_http_11 else []
-        if expected and (config.request.expect == "reject" or expected != [b"100-continue"]):
+        if expected and (config.request.expect == "reject" or not self._expects_continue):
             return refusal(417, "the only expectation that is met here, if any, is 100-continue")
         length = request.length
         if length is not None and length > config.limits.body > 0:
             return failure_of(config, "body", f"the body is longer than {config.limits.body} bytes")
         return None
+
+    @property
+    def _expects_continue(self) -> bool:
+        return self.request.is_http_11 and self.request.members(b"expect") == [b"100-continue"]
 
     async def _prepare(self) -> Failure | None:
         """Takes the request's body, where it goes up as a whole."""
@@ -164,6 +169,8 @@ class Exchange:
             is_held = request.has_body and buffers_request(request, config)
         except IncrementalRefused:
             return INCREMENTAL_REFUSED
+        # A body that comes when the server has asked for it cannot be had before.
+        is_held = is_held and not (config.request.expect == "forward" and self._expects_continue)
         # In HTTP/1.0 there are no chunks, so that the length has to be known.
         is_held = is_held or (request.is_chunked and config.upstream.http_version == "1.0")
         if self._errand.answers_continue(is_held=is_held):
@@ -217,6 +224,7 @@ class Exchange:
                 watch=Watch(self._shared.timers),
                 config=self._config.response,
                 has_body=self.request.method != b"HEAD",
+                passes_end=False,
                 closing=self._closing,
                 ignores_loss=self._config.client.leaves == "never",
                 injected=self._errand.injected,
@@ -332,7 +340,6 @@ class Exchange:
             self._shared.counters.cuts[failure.kind] += 1
             connection.close()
         elif self.is_answering:
-            self.closes = True
             self._shared.counters.cuts[failure.kind] += 1
             await self._cut()
         else:
@@ -348,8 +355,11 @@ class Exchange:
     async def _cut(self) -> None:
         """Ends an answer that has begun and will not be completed."""
         connection, on_cut = self._client.connection, self._config.response.on_cut
-        assert self._sink is not None
+        sink = self._sink
+        assert sink is not None
+        is_clean = on_cut == "clean" and sink.can_be_finished and not connection.has_tail
+        self.closes = self.closes or not is_clean
         if on_cut == "rst":
             connection.reset()
-        elif on_cut == "clean" and not connection.has_tail:
-            await self._sink.finish([])
+        elif is_clean:
+            await sink.finish([])

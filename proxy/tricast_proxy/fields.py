@@ -93,15 +93,7 @@ class FieldPolicy:
         fields.insert(0, (b"Host", host))
         _put(fields, b"X-Forwarded-For", self._forwarded_for(request, hop))
         trusted = self._is_trusted(hop.peer)
-        for name, mode, value in (
-            (b"X-Forwarded-Proto", config.x_forwarded_proto, hop.scheme.encode()),
-            (b"X-Forwarded-Host", config.x_forwarded_host, request.host),
-            (b"X-Forwarded-Port", config.x_forwarded_port, b"%d" % hop.own_port),
-        ):
-            if mode == "remove":
-                _put(fields, name, None)
-            elif mode == "set" and not (trusted and request.get(name.lower())):
-                _put(fields, name, value)
+        self._put_others_forwarded(fields, request, hop, trusted=trusted)
         if config.forwarded:
             before = request.all(b"forwarded") if trusted else []
             _put(fields, b"Forwarded", b", ".join((*before, _forwarded(request, hop))))
@@ -118,6 +110,20 @@ class FieldPolicy:
             _count_forward(fields)
         fields += self._request_add
         return self._written(fields)
+
+    def _put_others_forwarded(self, fields: Fields, request: RequestHead, hop: Hop, *, trusted: bool) -> None:
+        config = self._config
+        for name, mode, value in (
+            (b"X-Forwarded-Proto", config.x_forwarded_proto, hop.scheme.encode()),
+            (b"X-Forwarded-Host", config.x_forwarded_host, request.host),
+            (b"X-Forwarded-Port", config.x_forwarded_port, b"%d" % hop.own_port),
+        ):
+            if mode == "remove":
+                _put(fields, name, None)
+            elif mode == "append":
+                _put(fields, name, b", ".join((*request.all(name.lower()), value)))
+            elif mode == "set" and not (trusted and request.get(name.lower())):
+                _put(fields, name, value)
 
     def for_client(self, response: ResponseHead) -> Fields:
         """The fields of an answer as the client gets them, without those of its framing and its upgrade."""

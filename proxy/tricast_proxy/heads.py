@@ -37,6 +37,7 @@ _HOST = re.compile(
 _ABSOLUTE_FORM = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
 _DIGITS = re.compile(rb"[0-9]+")
+_LENGTH_LINE = re.compile(rb"^content-length[ \t]*:([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 
 
 class BadHead(Exception):
@@ -80,8 +81,8 @@ class HeadLimits(NamedTuple):
     @classmethod
     def of_responses(cls, limits: LimitsSection) -> "HeadLimits":
         """What is configured for answers."""
-        total = limits.response_header_total
-        return cls(total, total, total, limits.response_header_count)
+        line, total = limits.response_header_line, limits.response_header_total
+        return cls(line, line, total, limits.response_header_count)
 
 
 class Head:
@@ -278,7 +279,7 @@ def parse_request(head: bytes, strictness: Strictness) -> RequestHead:
         BadHead: it must not be forwarded.
     """
     line = head.partition(b"\n")[0].rstrip(b"\r")
-    _check_version(line.rpartition(b" ")[2], strictness)
+    _check_version(line.rpartition(b" ")[2])
     lines = _checked_lines(head, strictness, is_request=True)
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=max(2**20, len(lines)))
     parser.receive_data(lines)
@@ -343,11 +344,11 @@ def _in_words(error: h11.RemoteProtocolError) -> str:
     return str(error).replace("Receive buffer too long", "the head is too large")
 
 
-def _check_version(version: bytes, strictness: Strictness) -> None:
+def _check_version(version: bytes) -> None:
     match = _VERSION.fullmatch(version)
     if match is None:
         return  # h11 has the words for it
-    if match[1] != b"1" or (strictness == "strict" and match[2] not in b"01"):
+    if match[1] != b"1":  # RFC 9110 2.5: a higher minor version is spoken to as if it were the one that is known
         raise BadHead("only HTTP/1.0 and HTTP/1.1 are spoken here", status=505)
 
 
@@ -357,6 +358,11 @@ def _checked_lines(head: bytes, strictness: Strictness, *, is_request: bool) -> 
     Raises:
         BadHead: something in it is not for anybody.
     """
+    if is_request and strictness == "strict":
+        # RFC 9112 6.3 would let equal ones be taken for one, and h11 does so.
+        lengths = _LENGTH_LINE.findall(head)
+        if len(lengths) > 1 or b"," in b"".join(lengths):
+            raise BadHead("more than one Content-Length")
     folded = _OBS_FOLD.search(head)
     if folded is not None:
         # RFC 9112 5.2: refused, or replaced by a space; a space in place of the first field is refused (RFC 9112 2.2).

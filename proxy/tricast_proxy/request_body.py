@@ -49,7 +49,7 @@ async def read_ahead(client: ClientSide, leaves: Leaves) -> str:
             client.has_left = not data
     except ConnectionLost as lost:
         client.has_left = True
-        return "" if leaves == "never" else str(lost)
+        return str(lost) if leaves == "abort" else ""
     return "left" if client.has_left and leaves == "abort" else ""
 
 
@@ -140,6 +140,7 @@ class RequestBody:
             file.close()
             raise
         self._file = file
+        self.rewind()
 
     def rewind(self) -> None:
         """Has it sent from its beginning once more."""

@@ -114,7 +114,8 @@ class ClientBody:
         connection: the client's.
         head: of the answer; what framing it has is decided when it begins.
         watch: is told when the client takes something.
-        knows_chunks: whether the client speaks HTTP/1.1.
+        knows_chunks: whether the body may be sent in chunks.
+        is_framed: whether its end is to be seen at all; what is taken for a final answer and is none has no frame.
         has_body: whether the answer may have one at all.
         closes: says, when the head goes out, whether the connection ends after the answer.
         ignores_loss: whether the client may leave without anything being the worse for it.
@@ -132,6 +133,7 @@ class ClientBody:
         "_ignores_loss",
         "_is_chunked",
         "_is_deaf",
+        "_is_framed",
         "_knows_chunks",
         "_watch",
         "closes",
@@ -148,6 +150,7 @@ class ClientBody:
         watch: Watch,
         *,
         knows_chunks: bool,
+        is_framed: bool,
         has_body: bool,
         length: int | None,
         closing: Callable[[], bool],
@@ -156,6 +159,7 @@ class ClientBody:
         self._connection = connection
         self._watch = watch
         self._knows_chunks = knows_chunks
+        self._is_framed = is_framed
         self._has_body = has_body
         self._closing = closing
         self._ignores_loss = ignores_loss
@@ -167,16 +171,21 @@ class ClientBody:
         self.closes = False
         self.count = 0
 
+    @property
+    def can_be_finished(self) -> bool:
+        """Whether the body can be given an end that looks like its own, wherever it is."""
+        return self._is_chunked
+
     def _first(self) -> bytes:
         """The head, with its framing."""
         fields = self.head.fields
         self.closes = self._closing()
         if self.length is not None:
             fields = [*fields, (b"Content-Length", b"%d" % self.length)]
-        elif self._has_body and self._knows_chunks:
+        elif self._has_body and self._knows_chunks and self._is_framed:
             self._is_chunked = True
             fields = [*fields, (b"Transfer-Encoding", b"chunked")]
-        elif self._has_body:
+        elif self._has_body and self._is_framed:
             self.closes = True  # RFC 9112 6.3: nothing else could end it
         if self.closes:
             fields = [*fields, (b"Connection", b"close")]

@@ -24,7 +24,7 @@ def cut(transport: str, mode: Mode, age: float, *, at_server: str | None = "fin"
 
 
 def alive(transport: str, modes: Iterable[Mode], age: float) -> list[Outcome]:
-    return [outcome(transport, mode, State.OPEN, age, seen=record()) for mode in modes]
+    return [outcome(transport, mode, State.OPEN, age, seen=record(age=age)) for mode in modes]
 
 
 def idle_cut(transport: str, ages: Iterable[float], rest: float, plan: Plan = PLAN, **values: Any) -> list[Outcome]:

@@ -116,7 +116,8 @@ def check(found: Found, real: Real) -> None:
         each = found.by_transport[transport]
         assert each.idle is not None, each
         assert each.total is None, each
-        assert SECONDS * SPEED * 0.95 <= each.idle.low <= SECONDS * SPEED * 1.1, each
+        # Nginx leaves a timer as it is that would move by less than 0.3 s; and this machine may be busy.
+        assert SECONDS * SPEED * 0.9 <= each.idle.low <= SECONDS * SPEED * 1.2, each
         assert each.culprit == Culprit.PATH, each
         assert f"{real.at_server} at the server" in each.form, each
     assert found.by_transport["sse"].how == real.sse_end

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import trio
 from clients import Wire, ask, head, read_answer, read_head
+from forwarding import forwarding
 from proxy.origins import OK, Visit, always, once, origin, read_any, read_chunk, silent
-from proxy.proxying import proxying
 from serving import until
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -15,7 +15,7 @@ SPOOLED = {"response": {"buffering": "full"}}
 
 async def test_a_request_and_its_answer() -> None:
     answer = b"HTTP/1.1 299 Good Enough\r\nX-A: 1\r\nx-a: 2\r\nKeep-Alive: 5\r\nContent-Length: 3\r\n\r\nyes"
-    async with origin(always(answer)) as server, proxying(server.url) as proxy:
+    async with origin(always(answer)) as server, forwarding(server.url) as proxy:
         with await Wire.open(proxy.url) as wire:
             body = head("PURGE", "/%7Ea/../b?c=%zz", "Cookie: a", "Content-Length: 5", "TE: trailers") + b"hello"
             await wire.send(body)
@@ -48,7 +48,7 @@ async def test_the_pieces_of_an_answer_come_as_they_are_sent() -> None:
             step = trio.Event()
             await visit.wire.send(piece)
 
-    async with origin(steps) as server, proxying(server.url) as proxy:
+    async with origin(steps) as server, forwarding(server.url) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/"))
             assert (await read_head(wire)).headers["transfer-encoding"] == "chunked"
@@ -58,7 +58,7 @@ async def test_the_pieces_of_an_answer_come_as_they_are_sent() -> None:
 
 
 async def test_the_pieces_of_a_request_go_up_as_they_come() -> None:
-    async with origin(always(OK)) as server, proxying(server.url) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("POST", "/", "Transfer-Encoding: chunked") + b"3;x\r\none\r\n")
             await server.wait_requests(1)
@@ -70,47 +70,58 @@ async def test_the_pieces_of_a_request_go_up_as_they_come() -> None:
     assert (asked.body, asked.all("transfer-encoding"), asked.all("content-length")) == (b"onetwo", ["chunked"], [])
 
 
-@pytest.mark.parametrize("direction", ["down", "up"])
-async def test_who_reads_slowly_holds_up_who_sends(direction: str) -> None:
-    sent = 0
+async def pour(wire: Wire, progress: list[int]) -> None:
+    """Sends chunks for ever, and tells how many bytes went away."""
+    while True:
+        await wire.send(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+        progress[0] += 65536
 
-    async def pour(wire: Wire) -> None:
-        nonlocal sent
-        while True:
-            await wire.send(b"10000\r\n" + b"x" * 65536 + b"\r\n")
-            sent += 65536
+
+async def stalls(progress: list[int]) -> int:
+    """Returns when it does not go on any more: the sockets in between are full."""
+    before = -1
+    while progress[0] != before:
+        before = progress[0]
+        await trio.sleep(0.2)
+    return before
+
+
+async def test_a_client_that_reads_slowly_holds_up_the_server() -> None:
+    progress = [0]
 
     async def pour_down(visit: Visit) -> None:
         await visit.request()
         await visit.wire.send(CHUNKED)
-        await pour(visit.wire)
+        await pour(visit.wire, progress)
+
+    async with origin(pour_down) as server, forwarding(server.url) as proxy:
+        with await Wire.open(proxy.url, receive_buffer=8192) as wire:
+            await wire.send(head("GET", "/"))
+            stalled_at = await stalls(progress)
+            assert 0 < stalled_at < 32 * 2**20
+            await read_head(wire)
+            while progress[0] == stalled_at:
+                assert await read_chunk(wire) != b""
+
+
+async def test_a_server_that_reads_slowly_holds_up_the_client() -> None:
+    progress, go_on = [0], trio.Event()
 
     async def wait_and_read(visit: Visit) -> None:
         await visit.head()
         await go_on.wait()
         while True:
-            assert await read_chunk(visit.wire) == b"x" * 65536
+            assert await read_chunk(visit.wire) != b""
 
-    go_on = trio.Event()
-    async with origin(pour_down if direction == "down" else wait_and_read) as server, proxying(server.url) as proxy:
-        with await Wire.open(proxy.url, receive_buffer=8192) as wire:
+    async with origin(wait_and_read) as server, forwarding(server.url) as proxy:
+        with await Wire.open(proxy.url) as wire:
             async with trio.open_nursery() as nursery:
-                if direction == "up":
-                    await wire.send(head("POST", "/", "Transfer-Encoding: chunked"))
-                    nursery.start_soon(pour, wire)
-                else:
-                    await wire.send(head("GET", "/"))
-                before = -1
-                while sent != before:  # what the sockets hold is full when nothing has gone in for a while
-                    before = sent
-                    await trio.sleep(0.2)
-                assert 0 < sent < 32 * 2**20
+                await wire.send(head("POST", "/", "Transfer-Encoding: chunked"))
+                nursery.start_soon(pour, wire, progress)
+                stalled_at = await stalls(progress)
+                assert 0 < stalled_at < 32 * 2**20
                 go_on.set()
-                if direction == "down":
-                    await read_head(wire)
-                    for _ in range(sent // 65536):
-                        assert await read_chunk(wire)
-                await until(lambda: sent > before)
+                await until(lambda: progress[0] > stalled_at)
                 nursery.cancel_scope.cancel()
 
 
@@ -131,7 +142,7 @@ async def test_who_reads_slowly_holds_up_who_sends(direction: str) -> None:
     ],
 )
 async def test_how_an_answer_is_framed(answer: bytes, framing: str, body: bytes) -> None:
-    async with origin(once(answer)) as server, proxying(server.url) as proxy:
+    async with origin(once(answer)) as server, forwarding(server.url) as proxy:
         with await Wire.open(proxy.url) as wire:
             for _ in range(2):
                 await wire.send(head("GET", "/"))
@@ -163,7 +174,7 @@ async def test_how_an_answer_is_framed(answer: bytes, framing: str, body: bytes)
     ],
 )
 async def test_answers_without_a_body_keep_both_connections(method: str, answer: bytes, fields: dict[str, str]) -> None:
-    async with origin(always(answer)) as server, proxying(server.url) as proxy:
+    async with origin(always(answer)) as server, forwarding(server.url) as proxy:
         with await Wire.open(proxy.url) as wire:
             for _ in range(3):
                 await wire.send(head(method, "/"))
@@ -188,7 +199,7 @@ async def test_answers_without_a_body_keep_both_connections(method: str, answer:
     ],
 )
 async def test_a_connection_with_anything_behind_the_answer_is_not_used_again(method: str, answer: bytes) -> None:
-    async with origin(always(answer)) as server, proxying(server.url) as proxy:
+    async with origin(always(answer)) as server, forwarding(server.url) as proxy:
         with await Wire.open(proxy.url) as wire:
             for n in range(2):
                 await wire.send(head(method, "/"))
@@ -212,7 +223,7 @@ async def test_what_comes_later_behind_an_answer_is_nobodys(size: int) -> None:
         await visit.wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
         await visit.wire.rest()
 
-    async with origin(say_more) as server, proxying(server.url) as proxy:
+    async with origin(say_more) as server, forwarding(server.url) as proxy:
         with await Wire.open(proxy.url) as wire:
             for n in range(2):
                 await wire.send(head("GET", "/"))
@@ -239,7 +250,7 @@ async def test_interim_answers_are_forwarded_as_they_come() -> None:
         await go_on.wait()
         await visit.wire.send(OK)
 
-    async with origin(hint) as server, proxying(server.url) as proxy:
+    async with origin(hint) as server, forwarding(server.url) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/"))
             assert await wire.until(b"\r\n\r\n") == b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n"
@@ -256,7 +267,7 @@ async def test_interim_answers_are_forwarded_as_they_come() -> None:
     [("drop", 200, b"ok"), ("refuse", 502, None), ("as-final", 103, b"")],
 )
 async def test_interim_answers_may_be_treated_otherwise(how: str, status: int, body: bytes | None) -> None:
-    async with origin(once(EARLY + OK)) as server, proxying(server.url, response={"informational": how}) as proxy:
+    async with origin(once(EARLY + OK)) as server, forwarding(server.url, response={"informational": how}) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/"))
             got = await read_any(wire)
@@ -273,7 +284,7 @@ async def test_there_may_be_so_many_interim_answers_and_no_more() -> None:
     for count, status in ((3, 200), (4, 502)):
         async with (
             origin(once(interim * count + OK)) as server,
-            proxying(server.url, limits={"informational": 3}) as proxy,
+            forwarding(server.url, limits={"informational": 3}) as proxy,
         ):
             with await Wire.open(proxy.url) as wire:
                 await wire.send(head("GET", "/"))
@@ -305,7 +316,7 @@ async def continuing(visit: Visit) -> None:
     ],
 )
 async def test_a_client_that_waits_with_its_body(sections: dict[str, Any], seen: list[str]) -> None:
-    async with origin(continuing) as server, proxying(server.url, **sections) as proxy:
+    async with origin(continuing) as server, forwarding(server.url, **sections) as proxy:
         with await Wire.open(proxy.url) as wire:
             for _ in range(2):
                 await wire.send(head("POST", "/", "Expect: 100-Continue", "Content-Length: 5"))
@@ -325,7 +336,7 @@ async def test_a_client_that_waits_with_its_body(sections: dict[str, Any], seen:
     ],
 )
 async def test_what_cannot_be_met_is_refused(sections: dict[str, Any], field: str) -> None:
-    async with origin(silent) as server, proxying(server.url, **sections) as proxy:
+    async with origin(silent) as server, forwarding(server.url, **sections) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("POST", "/", field, "Content-Length: 5"))
             got = await read_answer(wire)
@@ -335,7 +346,7 @@ async def test_what_cannot_be_met_is_refused(sections: dict[str, Any], field: st
 
 
 async def test_http_1_0_knows_no_expectations() -> None:
-    async with origin(continuing) as server, proxying(server.url) as proxy:
+    async with origin(continuing) as server, forwarding(server.url) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("POST", "/", "Expect: anything", "Content-Length: 5", version="1.0") + b"hello")
             assert (await read_answer(wire)).status == 200
@@ -350,7 +361,7 @@ async def test_an_answer_instead_of_leave_to_go_on_is_the_answer() -> None:
         await visit.wire.send(refusal)
         await visit.wire.rest()
 
-    async with origin(refuse) as server, proxying(server.url) as proxy:
+    async with origin(refuse) as server, forwarding(server.url) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("POST", "/", "Expect: 100-continue", "Content-Length: 5"))
             got = await read_answer(wire)
@@ -366,7 +377,7 @@ async def test_an_answer_before_the_whole_request_is_forwarded() -> None:
         await visit.wire.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
         await visit.wire.rest()
 
-    async with origin(refuse) as server, proxying(server.url) as proxy:
+    async with origin(refuse) as server, forwarding(server.url) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("POST", "/", "Content-Length: 5000000") + b"x" * 1000)
             got = await read_answer(wire)
@@ -380,7 +391,7 @@ async def test_an_answer_before_the_whole_request_is_forwarded() -> None:
 
 async def test_a_server_may_be_spoken_to_in_http_1_0() -> None:
     answer = b"HTTP/1.0 200 OK\r\n\r\nhello"
-    async with origin(once(answer)) as server, proxying(server.url, upstream={"http_version": "1.0"}) as proxy:
+    async with origin(once(answer)) as server, forwarding(server.url, upstream={"http_version": "1.0"}) as proxy:
         got = await ask_any(
             proxy.url, head("POST", "/", "Transfer-Encoding: chunked") + b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
         )
@@ -410,7 +421,7 @@ async def test_pipelined_requests_are_answered_in_their_order_one_at_a_time() ->
             assert not visit.wire.buffer  # the next one has not come yet
             await visit.wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + asked.line.split()[1].encode())
 
-    async with origin(count) as server, proxying(server.url) as proxy:
+    async with origin(count) as server, forwarding(server.url) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(b"".join(head("POST", f"/{n}", "Content-Length: 2") + b"ab" for n in range(10)))
             for n in range(10):
@@ -419,7 +430,7 @@ async def test_pipelined_requests_are_answered_in_their_order_one_at_a_time() ->
 
 
 async def test_requests_pipelined_before_the_client_stopped_sending_are_answered() -> None:
-    async with origin(always(OK)) as server, proxying(server.url, client={"leaves": "on-write"}) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url, client={"leaves": "on-write"}) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/") * 3 + b"GET / HT")
             wire.finish_sending()
@@ -431,7 +442,7 @@ async def test_requests_pipelined_before_the_client_stopped_sending_are_answered
 
 async def test_a_client_may_read_ahead_of_itself_and_leave() -> None:
     # What is pipelined is read only up to a bound while an answer is waited for.
-    async with origin(silent) as server, proxying(server.url) as proxy:
+    async with origin(silent) as server, forwarding(server.url) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/"))
             await server.wait_requests(1)
@@ -442,7 +453,7 @@ async def test_a_client_may_read_ahead_of_itself_and_leave() -> None:
 
 
 async def test_a_connection_to_a_server_is_used_again_by_whoever_comes_next() -> None:
-    async with origin(always(OK)) as server, proxying(server.url) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url) as proxy:
         for _ in range(3):
             assert (await ask(proxy.url, "GET", "/")).status == 200
         assert [asked.connection for asked in server.requests] == [1, 1, 1]
@@ -460,7 +471,7 @@ async def test_a_connection_to_a_server_is_used_again_by_whoever_comes_next() ->
 async def test_how_long_connections_to_servers_last(
     upstream: dict[str, int], connections: list[int], field: list[str]
 ) -> None:
-    async with origin(always(OK)) as server, proxying(server.url, upstream=upstream) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url, upstream=upstream) as proxy:
         for _ in range(3):
             assert (await ask(proxy.url, "GET", "/")).status == 200
         assert [asked.connection for asked in server.requests] == connections
@@ -468,7 +479,7 @@ async def test_how_long_connections_to_servers_last(
 
 
 async def test_connections_to_servers_do_not_wait_for_ever() -> None:
-    async with origin(always(OK)) as server, proxying(server.url, upstream={"keepalive_timeout": "50ms"}) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url, upstream={"keepalive_timeout": "50ms"}) as proxy:
         await ask(proxy.url, "GET", "/")
         await server.wait_left()
         await ask(proxy.url, "GET", "/")
@@ -483,7 +494,7 @@ async def hang_up_on_the_second(visit: Visit) -> None:
 
 
 async def test_a_request_that_met_a_connection_being_closed_is_sent_again() -> None:
-    async with origin(hang_up_on_the_second) as server, proxying(server.url, retry={"on": []}) as proxy:
+    async with origin(hang_up_on_the_second) as server, forwarding(server.url, retry={"on": []}) as proxy:
         for n in range(3):
             assert (await ask(proxy.url, "GET", f"/{n}")).status == 200
         assert [(asked.line[5], asked.connection) for asked in server.requests] == [
@@ -497,11 +508,11 @@ async def test_a_request_that_met_a_connection_being_closed_is_sent_again() -> N
 
 async def test_a_request_that_must_not_come_twice_is_not_sent_again() -> None:
     # RFC 9110 9.2.2
-    async with origin(hang_up_on_the_second) as server, proxying(server.url) as proxy:
+    async with origin(hang_up_on_the_second) as server, forwarding(server.url) as proxy:
         assert (await ask(proxy.url, "POST", "/")).status == 200
         assert (await ask(proxy.url, "POST", "/")).status == 502
         assert len(server.requests) == 2
-    async with origin(hang_up_on_the_second) as server, proxying(server.url, retry={"non_idempotent": True}) as proxy:
+    async with origin(hang_up_on_the_second) as server, forwarding(server.url, retry={"non_idempotent": True}) as proxy:
         for _ in range(2):
             assert (await ask(proxy.url, "POST", "/")).status == 200
 
@@ -510,7 +521,7 @@ async def test_a_body_that_has_gone_up_is_sent_again_only_where_it_was_kept() ->
     for buffering, status in (("off", 502), ("full", 200)):
         async with (
             origin(hang_up_on_the_second) as server,
-            proxying(server.url, request={"buffering": buffering}) as proxy,
+            forwarding(server.url, request={"buffering": buffering}) as proxy,
         ):
             assert (await ask(proxy.url, "PUT", "/", body=b"one")).status == 200
             assert (await ask(proxy.url, "PUT", "/", body=b"x" * 2_000_000)).status == status
@@ -519,7 +530,7 @@ async def test_a_body_that_has_gone_up_is_sent_again_only_where_it_was_kept() ->
 
 
 async def test_a_connection_that_was_closed_meanwhile_is_not_used() -> None:
-    async with origin(once(OK)) as server, proxying(server.url) as proxy:
+    async with origin(once(OK)) as server, forwarding(server.url) as proxy:
         for _ in range(3):
             assert (await ask(proxy.url, "POST", "/")).status == 200
             await server.wait_left()
@@ -530,7 +541,7 @@ async def test_a_connection_that_was_closed_meanwhile_is_not_used() -> None:
 
 
 async def test_a_client_may_ask_so_often() -> None:
-    async with origin(always(OK)) as server, proxying(server.url, client={"keepalive_requests": 2}) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url, client={"keepalive_requests": 2}) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/") * 3)
             assert "connection" not in (await read_answer(wire)).headers
@@ -539,7 +550,7 @@ async def test_a_client_may_ask_so_often() -> None:
 
 
 async def test_a_connection_that_has_grown_old_ends_after_an_answer() -> None:
-    async with origin(always(OK)) as server, proxying(server.url, client={"max_age": "100ms"}) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url, client={"max_age": "100ms"}) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/"))
             assert "connection" not in (await read_answer(wire)).headers
@@ -550,7 +561,7 @@ async def test_a_connection_that_has_grown_old_ends_after_an_answer() -> None:
 
 
 async def test_a_client_may_have_its_connection_closed() -> None:
-    async with origin(always(OK)) as server, proxying(server.url) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/", "Connection: close") * 2)
             assert (await read_answer(wire)).headers["connection"] == "close"
@@ -559,7 +570,7 @@ async def test_a_client_may_have_its_connection_closed() -> None:
 
 
 async def test_http_1_0_need_not_be_spoken() -> None:
-    async with origin(always(OK)) as server, proxying(server.url, client={"http_1_0": False}) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url, client={"http_1_0": False}) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/", version="1.0"))
             assert (await read_answer(wire)).status == 426
@@ -567,7 +578,7 @@ async def test_http_1_0_need_not_be_spoken() -> None:
 
 
 async def test_there_may_be_so_many_clients() -> None:
-    async with origin(always(OK)) as server, proxying(server.url, proxy={"max_connections": 2}) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url, proxy={"max_connections": 2}) as proxy:
         with await Wire.open(proxy.url) as first, await Wire.open(proxy.url) as second:
             for wire in (first, second):
                 await wire.send(head("GET", "/"))
@@ -580,7 +591,7 @@ async def test_there_may_be_so_many_clients() -> None:
 
 
 async def test_ipv6() -> None:
-    async with origin(always(OK), host="::1") as server, proxying(server.url, proxy={"host": "::1"}) as proxy:
+    async with origin(always(OK), host="::1") as server, forwarding(server.url, proxy={"host": "::1"}) as proxy:
         assert proxy.url.startswith("http://[::1]:")
         assert (await ask(proxy.url, "GET", "/")).status == 200
         assert server.requests[0].all("x-forwarded-for") == ["::1"]
@@ -590,7 +601,7 @@ async def test_ipv6() -> None:
 
 
 async def test_whoever_gets_it_last_answers_for_it() -> None:
-    async with origin(always(OK)) as server, proxying(server.url) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url) as proxy:
         for method in ("TRACE", "OPTIONS"):
             assert (await ask(proxy.url, method, "/", "Max-Forwards: 0")).status == 501
         assert not server.requests
@@ -599,7 +610,7 @@ async def test_whoever_gets_it_last_answers_for_it() -> None:
 
 
 async def test_loops_end() -> None:
-    async with origin(always(OK)) as server, proxying(server.url) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url) as proxy:
         got = await ask(proxy.url, "GET", "/", "Via: 1.1 other, 1.1 Tricast (x)")
         assert (got.status, got.headers["proxy-status"]) == (508, "tricast; error=http_request_error")
         assert not server.visits
@@ -608,7 +619,7 @@ async def test_loops_end() -> None:
 @pytest.mark.parametrize("text", ["problem", "html", "empty"])
 async def test_how_errors_look(text: str) -> None:
     headers = {"server": "me", "via": "edge"}
-    async with origin(once(b"")) as server, proxying(server.url, errors={"text": text}, headers=headers) as proxy:
+    async with origin(once(b"")) as server, forwarding(server.url, errors={"text": text}, headers=headers) as proxy:
         with await Wire.open(proxy.url) as wire:
             for method in ("GET", "HEAD"):
                 await wire.send(head(method, "/"))
@@ -629,7 +640,7 @@ async def test_how_errors_look(text: str) -> None:
 
 
 async def test_bodies_may_be_so_long_and_no_longer() -> None:
-    async with origin(always(OK)) as server, proxying(server.url, limits={"body": 10}) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url, limits={"body": 10}) as proxy:
         assert (await ask(proxy.url, "POST", "/", body=b"x" * 10)).status == 200
         assert (await ask(proxy.url, "POST", "/", body=b"x" * 11)).status == 413
         assert len(server.requests) == 1
@@ -644,7 +655,7 @@ async def test_trailers(trailers: str) -> None:
         b"HTTP/1.1 200 OK\r\nConnection: X-Mine\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"2\r\nok\r\n0\r\nX-Mine: 1\r\nX-Yours: 2\r\n\r\n"
     )
-    async with origin(always(answer)) as server, proxying(server.url, response={"trailers": trailers}) as proxy:
+    async with origin(always(answer)) as server, forwarding(server.url, response={"trailers": trailers}) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/"))
             await read_head(wire)
@@ -658,7 +669,7 @@ async def test_trailers(trailers: str) -> None:
 
 
 async def test_what_is_wrong_with_a_body_is_told() -> None:
-    async with origin(silent) as server, proxying(server.url) as proxy:
+    async with origin(silent) as server, forwarding(server.url) as proxy:
         for begun in (b"", b"5\r\nhello\r\n"):
             with await Wire.open(proxy.url) as wire:
                 await wire.send(head("POST", "/", "Transfer-Encoding: chunked") + begun + b"nonsense\r\n")
@@ -675,7 +686,7 @@ async def test_what_is_wrong_with_a_body_is_told() -> None:
 
 
 async def test_an_interim_answer_and_the_final_one_in_one_piece_with_a_body_kept_whole() -> None:
-    async with origin(once(EARLY + OK)) as server, proxying(server.url, **SPOOLED) as proxy:
+    async with origin(once(EARLY + OK)) as server, forwarding(server.url, **SPOOLED) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/"))
             assert (await read_head(wire)).status == 103

@@ -57,6 +57,8 @@ class Row:
         response = self.config.response
         if response.cache != "off":
             return self.marked("shared by all clients", "response.cache")
+        if response.event_stream == "unbuffered" and response.buffering != "full":
+            return self.marked("at once", "response.event_stream")
         if response.cork:
             return self.marked(f"{response.cork * 1000:.0f} ms late", "response.cork")
         if response.buffering == "nginx":

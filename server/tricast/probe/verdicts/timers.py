@@ -119,7 +119,7 @@ def _cut_timing(outcomes: Sequence[Outcome], transport: str, plan: Plan, cut: Se
     how = first.how if first.state is State.CUT else ""
     whose = blame(how, first.code, first.seen, is_idle_http=transport == "keepalive")
     total = _total(outcomes, transport, plan, after)
-    is_only_total = total is not None and (plan.is_foreign or total.low <= after + _margin(after, plan))
+    is_only_total = total is not None and (plan.is_foreign or _is_same(outcomes, transport, plan, after))
     return Timing(
         transport=transport,
         idle=None if is_only_total else found,
@@ -166,9 +166,21 @@ def _length(outcome: Outcome, plan: Plan) -> float:
     """How long the timer was: where a request was sent again by who gave up, as the server saw the first time."""
     if plan.is_foreign:
         return outcome.quiet if outcome.state in _ENDED else outcome.age  # it says something whenever it likes
-    if _calls(outcome) > 1 and outcome.seen is not None and outcome.seen.ended is not None:
-        return outcome.seen.ended
-    return outcome.age
+    seen = outcome.seen
+    if seen is None or seen.ended is None:
+        return outcome.age
+    if outcome.cell.transport == "poll":
+        return seen.ended if _calls(outcome) > 1 else outcome.age
+    # The silence begins with the last byte, which the server may have been slow to send.
+    return min(outcome.age, seen.ended - max(seen.last_received, seen.last_sent or 0.0))
+
+
+def _lasted(outcome: Outcome) -> float:
+    """How long it has lasted since the server knows of it, so that it can be compared with others."""
+    seen = outcome.seen
+    if seen is None:
+        return outcome.age
+    return min(outcome.age, seen.age if seen.ended is None else seen.ended)
 
 
 def _calls(outcome: Outcome) -> int:
@@ -197,12 +209,22 @@ def _total(outcomes: Sequence[Outcome], transport: str, plan: Plan, after: float
     """The clock that nothing resets, if there is one: what is busy in both directions ends as well."""
     if plan.is_foreign and (total := _foreign_total(outcomes, transport, plan)) is not None:
         return total
-    busy = of(outcomes, transport, Mode.BOTH if transport == "ws" else Mode.SERVER)
+    busy = _busy(outcomes, transport)
     if not busy or not all(outcome.state in _ENDED for outcome in busy):
         return None
     lengths = [outcome.age * plan.speed for outcome in busy]
     # An idle timer that is shorter than the interval ends them as well.
     return _estimate(lengths, transport) if after > plan.interval * plan.speed * (1 + _ALIKE) else None
+
+
+def _is_same(outcomes: Sequence[Outcome], transport: str, plan: Plan, after: float) -> bool:
+    """Whether what is busy ends when what is silent does."""
+    busy = [_lasted(outcome) for outcome in _busy(outcomes, transport)]
+    return min(busy) * plan.speed <= after + _margin(after, plan)
+
+
+def _busy(outcomes: Sequence[Outcome], transport: str) -> list[Outcome]:
+    return of(outcomes, transport, Mode.BOTH if transport == "ws" else Mode.SERVER)
 
 
 def _foreign_total(outcomes: Sequence[Outcome], transport: str, plan: Plan) -> Estimate | None:
@@ -233,7 +255,7 @@ def _outlives(outcomes: Sequence[Outcome], transport: str, mode: Mode, plan: Pla
         return None
     limit = after / plan.speed + plan.interval  # what was said last may have been just before
     margin = _margin(after, plan) / plan.speed
-    if all(outcome.age > limit + (margin if outcome.state in _ENDED else 0.0) for outcome in found):
+    if all(_lasted(outcome) > limit + (margin if outcome.state in _ENDED else 0.0) for outcome in found):
         return True
     return False if all(outcome.state in _ENDED for outcome in found) else None
 
