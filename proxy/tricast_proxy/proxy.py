@@ -4,6 +4,7 @@ The tree: run > signals > background (timers, health checks, the admin listener)
 end first, then the connections, then what serves them.
 """
 
+import gc
 import itertools
 import random
 import secrets
@@ -315,10 +316,22 @@ async def run_program(begin: Begin, logger: Logger) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             proxy: Proxy = await nursery.start(begin)
+            _calm_garbage_collector()
             nursery.start_soon(_obey_signals, signals, proxy, logger, nursery.cancel_scope)
             await proxy.wait_stopped()
             logger.info("stopped")
             nursery.cancel_scope.cancel()
+
+
+def _calm_garbage_collector() -> None:
+    """Keeps the cycle collector from walking what lives as long as the process, and all connections, again and again.
+
+    A request makes dozens of container objects, and an exchange that waits keeps them, so with the default threshold of
+    700 a few requests would start a collection.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 100, 20)
 
 
 async def _obey_signals(
