@@ -116,6 +116,7 @@ class RequestBody:
         except BaseException:
             file.close()
             raise
+        file.seek(0)
         self._file = file
 
     def rewind(self) -> None:
