@@ -14,7 +14,7 @@ import trio
 
 from tricast.errors import ConnectionLost
 from tricast.wire.http1 import LAST_CHUNK, chunk
-from tricast_proxy.answers import INCREMENTAL_REFUSED, Failure, failure_of, phrase_of, refusal
+from tricast_proxy.answers import CLOSED_ON_PURPOSE, INCREMENTAL_REFUSED, Failure, failure_of, refusal
 from tricast_proxy.bodies import BadBody, BodyReader, NoBody, OpenBody, reader_of
 from tricast_proxy.buffering import IncrementalRefused
 from tricast_proxy.coalesce import Fetch, SharedSource
@@ -34,14 +34,12 @@ from tricast_proxy.heads import (
     encode_response,
 )
 from tricast_proxy.relay import Cut, Source
-from tricast_proxy.request_body import ClientSide, RequestBody
+from tricast_proxy.request_body import ClientSide, RequestBody, read_ahead
 from tricast_proxy.shared import Shared
 from tricast_proxy.streams import ClientBody, ServerBody
 from tricast_proxy.timers import CLIENT, UPSTREAM, Rule, Watch
 from tricast_proxy.upstream import ConnectFailed, Upstream
 
-#: Pipelined bytes that are read while an answer is waited for; behind them, a client that leaves is seen late.
-_MAX_READ_AHEAD = 64 * 2**10
 #: For the answer to a request that is sent once more on purpose, to nobody.
 _LISTENS_SECONDS = 5.0
 
@@ -86,7 +84,8 @@ class Errand(NamedTuple):
         """Whether the server hears of the upgrade: a request with a body asks for it in vain (RFC 9110 7.8)."""
         allowed = self.shared.config.tunnel.upgrade
         upgrades = self.request.upgrades
-        return not self.request.has_body and bool(
+        is_lost = bool(self.injected.dropped_from_request & {b"connection", b"upgrade"})
+        return not (self.request.has_body or is_lost) and bool(
             upgrades and (allowed == "any" or (allowed == "websocket" and upgrades == [b"websocket"]))
         )
 
@@ -119,6 +118,10 @@ class _Unusable(Exception):
         super().__init__(detail)
         self.kind = kind
         self.detail = detail
+
+
+class _ClosedOnPurpose(Exception):
+    """An answer has come, and the client is not to get any."""
 
 
 class Attempt:
@@ -305,19 +308,8 @@ class Attempt:
         return encode_request(request.method, request.target, fields, config.upstream.http_version.encode())
 
     async def _watch_client(self) -> None:
-        """Reads ahead what the client sends, and notices when it leaves."""
-        client, leaves = self._errand.client, self._config.client.leaves
-        try:
-            while not client.has_left and len(client.data) < _MAX_READ_AHEAD:
-                data = await client.connection.receive()
-                client.data += data
-                client.has_left = not data
-            if client.has_left and leaves == "abort":
-                self._fail(Failure("client", 0, "left"))
-        except ConnectionLost as lost:
-            client.has_left = True
-            if leaves == "abort":
-                self._fail(Failure("client", 0, str(lost)))
+        if why := await read_ahead(self._errand.client, self._config.client.leaves):
+            self._fail(Failure("client", 0, why))
 
     # Down
 
@@ -330,6 +322,7 @@ class Attempt:
         """
         try:
             if self._errand.forwards_upgrade and not self._config.tunnel.check_101:
+                self._check_answered()
                 return Established(self._upstream, b"", self._errand.request.upgrades[0])
             answer = await self._next_answer()
             return answer if isinstance(answer, Established) else await self._give(answer)
@@ -337,11 +330,17 @@ class Attempt:
             self._fail(failure_of(self._config, unusable.kind, unusable.detail))
         except Cut as cut:
             self._fail(failure_of(self._config, "cut", cut.detail))
+        except _ClosedOnPurpose:
+            self._fail(CLOSED_ON_PURPOSE)
         except IncrementalRefused:
             self._fail(INCREMENTAL_REFUSED)
         except ConnectionLost as lost:
             self._fail(Failure("client", 0, str(lost)))
         return None
+
+    def _check_answered(self) -> None:
+        if self._errand.injected.close_before_response:
+            raise _ClosedOnPurpose
 
     async def _next_answer(self) -> ResponseHead | Established:
         """The final head, after those that come before it."""
@@ -398,41 +397,38 @@ class Attempt:
         asked = errand.request.upgrades if errand.forwards_upgrade else []
         if not chosen or not set(chosen) <= set(asked):
             raise _Unusable("upgrade", f"{upstream.server.label} switched to a protocol that nobody asked for")
-        if errand.injected.close_before_response:
-            raise _Unusable("fault", "closed before the answer, on purpose")
-        fields = errand.injected.response_fields(errand.shared.policy.for_client(head))
-        fields += [*self._fields, *_upgrade_fields(head)]
+        self._check_answered()
+        fields = [*errand.shared.policy.for_client(head), *self._fields, *_upgrade_fields(head)]
         self.status = 101
-        return Established(upstream, encode_response(101, head.reason, fields), chosen[0])
+        answer = encode_response(101, head.reason, errand.injected.response_fields(fields))
+        return Established(upstream, answer, chosen[0])
 
     async def _give(self, head: ResponseHead) -> bool:
         """Gives the answer to the client; returns whether the connection to the server can be used again."""
         errand, upstream, config = self._errand, self._upstream, self._config
         if head.status in self._refused_statuses:
             raise _Unusable(str(head.status), f"{upstream.server.label} answered {head.status}")
-        if errand.injected.close_before_response:
-            raise _Unusable("fault", "closed before the answer, on purpose")
+        self._check_answered()
         reader = self._reader_of(head)
         body, is_shared = self._shared_or_own(head, reader)
-        if not is_shared:
-            self._watch.obey(*self._rules_behind_the_head())
-        delivery = Delivery(
-            errand.request,
-            body,
-            self._fields,
-            connection=errand.client.connection,
-            watch=self._watch,
-            config=config.response,
-            has_body=not isinstance(reader, NoBody),
-            passes_end=reader.ends_with_connection and config.response.open_ended == "close",
-            closing=errand.closing,
-            ignores_loss=config.client.leaves == "never",
-        )
-        self.sink = delivery.sink
-        self.status = head.status
-        for status in errand.injected.inject_1xx if errand.request.is_http_11 else ():
-            await errand.client.connection.send(encode_response(status, phrase_of(status).encode(), ()))
         try:
+            # What is shared has a watch of its own, as it goes on without this client.
+            self._watch.obey(*(() if is_shared else self._rules_behind_the_head()))
+            delivery = Delivery(
+                errand.request,
+                body,
+                self._fields,
+                connection=errand.client.connection,
+                watch=self._watch,
+                config=config.response,
+                has_body=not isinstance(reader, NoBody),
+                passes_end=reader.ends_with_connection and config.response.open_ended == "close",
+                closing=errand.closing,
+                ignores_loss=config.client.leaves == "never",
+                injected=errand.injected,
+            )
+            self.sink = delivery.sink
+            self.status = head.status
             await delivery.run()
         finally:
             if isinstance(body, SharedSource):
@@ -442,7 +438,7 @@ class Attempt:
     def _shared_or_own(self, head: ResponseHead, reader: BodyReader) -> tuple[Source, bool]:
         """The answer, and whether it is shared with others: then the connection to the server is theirs as well."""
         errand, upstream = self._errand, self._upstream
-        fields = errand.injected.response_fields(errand.shared.policy.for_client(head))
+        fields = errand.shared.policy.for_client(head)
         if head.status == 426:
             fields += _upgrade_fields(head)
         has_length = not head.is_chunked and head.status >= 200 and head.status != 204

@@ -251,7 +251,13 @@ class Client:
     def _injected(self, request: RequestHead | None) -> Injected:
         """What goes wrong on purpose from now on."""
         injected = self._shared.faults.choose(next(self._shared.numbers), request)
-        self.connection = injected.disturb(self.connection, self._shared.background) or self.connection
+        disturbed = injected.disturb(self.connection, self._shared.background)
+        if disturbed is not None:
+            # What came in one piece with the head is on its way all the same; behind it, its end is seen once more.
+            disturbed.hold(bytes(self.data))
+            self.has_left = self.has_left and not self.data
+            self.data.clear()
+            self.connection = disturbed
         return injected
 
     def _calm_down(self) -> None:
