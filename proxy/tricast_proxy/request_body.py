@@ -139,8 +139,8 @@ class RequestBody:
         except BaseException:
             file.close()
             raise
+        file.seek(0)
         self._file = file
-        self.rewind()
 
     def rewind(self) -> None:
         """Has it sent from its beginning once more."""
