@@ -8,8 +8,8 @@ import trio
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost
 from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
-from tricast_proxy.attempt import Established
 from tricast_proxy.counted import CountedSocket
+from tricast_proxy.errand import Established
 from tricast_proxy.exchange import Exchange
 from tricast_proxy.faults import Disturbed, Duplex, Injected
 from tricast_proxy.fields import Hop

@@ -18,11 +18,12 @@ from tricast_proxy.answers import (
     interim_answers,
     refusal,
 )
-from tricast_proxy.attempt import Attempt, Errand, Established, mistake_of
+from tricast_proxy.attempt import Attempt
 from tricast_proxy.bodies import BadBody, reader_of
 from tricast_proxy.buffering import IncrementalRefused, buffers_request
 from tricast_proxy.coalesce import Coalescer, SharedSource
 from tricast_proxy.delivery import Delivery
+from tricast_proxy.errand import Errand, Established, mistake_of
 from tricast_proxy.faults import Injected
 from tricast_proxy.fields import Hop, forwards_left
 from tricast_proxy.heads import BadHead, Fields, RequestHead, encode_response
