@@ -2,7 +2,6 @@
 
 import pytest
 from clients import Closed, Wire, head
-
 from proxy.origins import OK, Visit, always, once, origin, read_any, read_chunked, silent
 
 
