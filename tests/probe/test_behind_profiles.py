@@ -3,8 +3,8 @@
 What is to be found is worked out from the configuration alone: no profile is looked up by its name.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 import trio
@@ -20,10 +20,15 @@ from tricast.probe.verdicts.timers import Timing, timers, timing
 from tricast_proxy.config import OFF, ProxyConfig, load_proxy_config
 from tricast_proxy.profiles import profile_names
 
+#: What is not as expected is measured again, more slowly and with less beside it: a machine may be too busy for all of
+#: it at once, but what is wrong stays wrong.
+SLOWER = (1.0, 1.5, 2.0)
 CONFIGS = {name: load_proxy_config(overrides={"proxy": {"profile": name}}) for name in profile_names()}
 
 # What has no timers
 
+#: One profile begins after the other: of what comes late, nobody could tell whether it was held back.
+FLOWS_STAGGER_SECONDS = 0.4
 #: By what becomes of Upgrade, what the probe calls that.
 POLICIES = {"any": "forwarded", "websocket": "forwarded", "strip": "stripped", "deny": "denied"}
 
@@ -46,7 +51,9 @@ def flows_of(config: ProxyConfig) -> Flows:
     if response.buffering == "full":
         return Flows("held", "held")
     if response.buffering == "nginx":
-        return Flows("streaming" if response.x_accel_buffering == "honour" else "held", "held")
+        # What the server sends in chunks goes on chunk by chunk; asked with HTTP/1.0, it cannot.
+        plain = "held" if config.upstream.http_version == "1.0" else "streaming"
+        return Flows("streaming" if response.x_accel_buffering == "honour" else plain, plain)
     if response.buffering == "fixed" and response.event_stream == "as-is":
         return Flows("held", "held")
     kind = "coalesced" if response.cork else "streaming"
@@ -95,19 +102,28 @@ def check_limits_that_are_the_servers(findings: list[Finding], direct: list[Find
 
 async def test_upgrade_buffering_and_bodies() -> None:
     found: dict[str, Outcome] = {}
-    direct = Outcome(plan=Plan(url="", token=TOKEN))
 
-    async def probe(name: str) -> None:
-        async with forwarding(server.url, proxy={"profile": name}, within=100) as proxy:
-            found[name] = Outcome(plan=Plan(url=proxy.url, token=TOKEN))
-            await examine(found[name])
+    async def probe(name: str, url: str) -> None:
+        found[name] = Outcome(plan=Plan(url=url, token=TOKEN))
+        await examine(found[name])
 
-    async with probed(within=110) as (server, _), trio.open_nursery() as nursery:
-        direct.plan = Plan(url=server.url, token=TOKEN)
-        nursery.start_soon(examine, direct)
-        for name in CONFIGS:
-            nursery.start_soon(probe, name)
-    wrong = faults({name: (check_flows, (found[name], config, direct)) for name, config in CONFIGS.items()})
+    async def probe_behind(name: str, server: str) -> None:
+        async with forwarding(server, proxy={"profile": name}, within=100) as proxy:
+            await probe(name, proxy.url)
+
+    names, wrong = list(CONFIGS), ""
+    async with probed(within=150) as (server, _):
+        for _ in SLOWER:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(probe, "", server.url)
+                for name in names:
+                    nursery.start_soon(probe_behind, name, server.url)
+                    await trio.sleep(FLOWS_STAGGER_SECONDS)
+            checks = {name: (check_flows, (found[name], CONFIGS[name], found[""])) for name in names}
+            names = [name for name, check in checks.items() if faults({name: check})]
+            wrong = faults({name: checks[name] for name in names})
+            if not wrong:
+                break
     assert not wrong, wrong
 
 
@@ -154,14 +170,17 @@ def limit_of(config: ProxyConfig, transport: str) -> Limit:
 
 
 TRANSPORTS = ("ws", "sse", "poll", "keepalive")
-#: How long the timers take that are measured; a tenth of it is what the machine may be late.
-WIRE_SECONDS = 5.0
+#: How long the timers take that are measured, at least: a tenth of it is what a busy machine may be late. With those
+#: that are shorter than pings, the pings take longer.
+WIRE_SECONDS, SHORT_WIRE_SECONDS = 5.0, 4.0
 #: As far as a run of the usual length sees, and where its ladder for longer ones ends.
 HORIZON, LONGEST = 130.0, 420.0
+#: They are there for what is silent. As many rungs as there are would hold up one another.
+LADDERS = ("ladder", "poll_ladder")
 #: Timers that are measured in one run are no further apart than this.
 APART = 1.6
 #: One run begins after the other, so that a thousand connections are not opened at the same moment.
-STAGGER_SECONDS = 0.15
+STAGGER_SECONDS = 0.3
 
 
 class Run(NamedTuple):
@@ -179,6 +198,11 @@ class Run(NamedTuple):
     speed: float
     horizon: float
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether connections are dropped without a word."""
+        return any(limit_of(CONFIGS[self.profile], each).culprit == Culprit.SILENT for each in self.transports)
+
 
 def runs_of(name: str) -> list[Run]:
     """All of a profile: what has timers of about the same length together, and what has none to be seen apart."""
@@ -191,16 +215,19 @@ def runs_of(name: str) -> list[Run]:
         together = [each for each in rest if each[0] <= shortest * APART]
         rest = rest[len(together) :]
         horizon = max(HORIZON, together[-1][0] * 1.3)
-        found.append(Run(name, tuple(transport for _, transport in together), shortest / WIRE_SECONDS, horizon))
+        speed = shortest / (WIRE_SECONDS if shortest > 15 else SHORT_WIRE_SECONDS)
+        found.append(Run(name, tuple(transport for _, transport in together), speed, horizon))
     return found
 
 
-async def measured(run: Run, server: str) -> dict[str, tuple[Timing, Run, list[Finding]]]:
+async def measured(run: Run, server: str) -> list[tuple[Timing, Run, list[Finding]]]:
     """What is found of each transport of a run."""
-    config = CONFIGS[run.profile]
     plan = plan_of(run.horizon, speed=run.speed, transports=run.transports, copies=2)
-    if not any(limit_of(config, transport).culprit == Culprit.SILENT for transport in run.transports):
-        plan = msgspec.structs.replace(plan, ladder=(), poll_ladder=())  # they are there for what is silent
+    ladders = {
+        name: tuple(gap for gap in getattr(plan, name) if run.is_silent and gap > HORIZON / run.speed)
+        for name in LADDERS
+    }
+    plan = msgspec.structs.replace(plan, refined=6, **ladders)
     own = {"profile": run.profile, "speed": run.speed}
     # To connect takes as long as ever, however fast the timers are.
     upstream = {"connect_timeout": 10.0 * run.speed}
@@ -208,7 +235,7 @@ async def measured(run: Run, server: str) -> dict[str, tuple[Timing, Run, list[F
         timers_found = Timers(target_of(proxy.url), plan)
         await timers_found.run()
     findings = list(timers(timers_found.outcomes, plan))
-    return {each: (timing(timers_found.outcomes, each, plan), run, findings) for each in run.transports}
+    return [(timing(timers_found.outcomes, each, plan), run, findings) for each in run.transports]
 
 
 def check_timer(found: Timing, run: Run, findings: list[Finding]) -> None:
@@ -222,7 +249,7 @@ def check_timer(found: Timing, run: Run, findings: list[Finding]) -> None:
         assert found.total is None, found
         assert found.idle is not None, found
         assert found.idle.high is None, found
-        assert found.idle.low >= HORIZON * 0.95, found
+        assert found.idle.low >= HORIZON * 0.9, found
         return
     assert (found.culprit, found.how) == (limit.culprit, limit.how), found
     estimate = found.idle if limit.idle < limit.total else found.total
@@ -246,24 +273,29 @@ def check_timer(found: Timing, run: Run, findings: list[Finding]) -> None:
 
 
 async def test_timers_and_who_cuts() -> None:
-    found: dict[tuple[str, str], tuple[Timing, Run, list[Finding]]] = {}
+    # The longest ones first: what is silent takes two rounds.
+    runs = sorted((run for name in CONFIGS for run in runs_of(name)), key=lambda run: (not run.is_silent, run.speed))
+    transports = {(run.profile, transport) for run in runs for transport in run.transports}
+    assert transports == {(name, transport) for name in CONFIGS for transport in TRANSPORTS}
+    wrong: dict[Run, str] = {}
 
-    async def measure(run: Run, server: str) -> None:
-        for transport, each in (await measured(run, server)).items():
-            found[run.profile, transport] = each
+    async def measure(run: Run, slower: float, server: str) -> None:
+        found = await measured(run._replace(speed=run.speed / slower), server)
+        wrong[run] = faults({f"{run.profile}, {each[0].transport}": (check_timer, each) for each in found})
 
-    # The longest ones first.
-    runs = sorted((run for name in CONFIGS for run in runs_of(name)), key=lambda run: run.speed)
-    async with probed(within=110) as (server, _), trio.open_nursery() as nursery:
-        for run in runs:
-            nursery.start_soon(measure, run, server.url)
-            await trio.sleep(STAGGER_SECONDS)
-    assert set(found) == {(name, transport) for name in CONFIGS for transport in TRANSPORTS}
-    wrong = faults({f"{name}, {transport}": (check_timer, each) for (name, transport), each in found.items()})
-    assert not wrong, wrong
+    async with probed(within=150) as (server, _):
+        for slower in SLOWER:
+            async with trio.open_nursery() as nursery:
+                for run in runs:
+                    nursery.start_soon(measure, run, slower, server.url)
+                    await trio.sleep(STAGGER_SECONDS)
+            runs = [run for run in runs if wrong[run]]
+            if not runs:
+                break
+    assert not runs, "\n".join(wrong[run] for run in runs)
 
 
-def faults(checks: dict[str, tuple[Any, tuple[Any, ...]]]) -> str:
+def faults(checks: Mapping[str, tuple[Callable[..., None], tuple[Any, ...]]]) -> str:
     """What is wrong with which: all of it, since a run takes long."""
     found = []
     for name, (check, arguments) in checks.items():
