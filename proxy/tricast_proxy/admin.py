@@ -8,6 +8,7 @@ import trio
 
 from tricast.config import AdminSection
 from tricast.errors import RemoteProtocolError
+from tricast.listeners import url_of
 from tricast.logs import Logger
 from tricast.wire.http1 import (
     CLOSE,
@@ -45,7 +46,7 @@ async def serve(
         OSError: the address cannot be had; the filename is the host and the port.
     """
     listeners = await _listen(config.host, config.port)
-    urls = tuple(map(_url_of, listeners))
+    urls = tuple(url_of(listener.socket) for listener in listeners)
     admin = Admin(overview, trio.current_time)
     handler = partial(_serve_connection, admin, logger, trio.CapacityLimiter(_MAX_CONNECTIONS))
     async with trio.open_nursery() as nursery:
@@ -59,11 +60,6 @@ async def _listen(host: str, port: int) -> list[trio.SocketListener]:
     except OSError as error:
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         raise OSError(error.errno, error.strerror, where) from error
-
-
-def _url_of(listener: trio.SocketListener) -> str:
-    host, port = listener.socket.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _serve_connection(

@@ -140,12 +140,10 @@ class ChunkedBody:
     def take(self, data: bytearray) -> bytes:
         """See ``BodyReader.take``."""
         pieces: list[bytes] = []
-        at = 0
-        while not self.is_complete:
+        at, end_of_data = 0, len(data)
+        while at < end_of_data and not self.is_complete:
             if self._state == self._DATA:
                 piece = bytes(data[at : at + self._left])
-                if not piece:
-                    break
                 pieces.append(piece)
                 at += len(piece)
                 self._left -= len(piece)

@@ -4,6 +4,7 @@ The tree: run > signals > background (timers, health checks, the admin listener)
 end first, then the connections, then what serves them.
 """
 
+import gc
 import itertools
 import random
 import secrets
@@ -11,7 +12,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -20,6 +21,8 @@ import trio
 from tricast.connection import Connection
 from tricast.descriptors import raise_soft_limit
 from tricast.errors import ConnectionLost, leaves
+from tricast.lifetime import Lifetime
+from tricast.listeners import open_listeners, url_of
 from tricast.logs import Logger, library_logger
 from tricast.tls import TlsConnection, load_context
 from tricast_proxy import admin
@@ -48,7 +51,7 @@ _LAST_WORDS_SECONDS = 1.0
 Begin = Callable[..., Awaitable[object]]
 
 
-class Proxy:
+class Proxy(Lifetime):
     """A running proxy, as ``serve`` hands it to whoever started it; an ``Overview``.
 
     Args:
@@ -61,20 +64,17 @@ class Proxy:
         servers: behind it.
         url: where it listens.
         admin_urls: where the admin listener is, if there is one.
-        is_draining: whether it goes down.
     """
 
     def __init__(self, shared: Shared, servers: Sequence[Server], faults: Sequence[FaultEntry], url: str) -> None:
+        super().__init__()
         self._shared = shared
         self._faults = faults
         self._clients: set[Client] = set()
-        self._drain_asked = trio.Event()
         self._emptied = trio.Event()
-        self._stopped = trio.Event()
         self.servers = servers
         self.url = url
         self.admin_urls: tuple[str, ...] = ()
-        self.is_draining = False
 
     @property
     def port(self) -> int:
@@ -108,11 +108,6 @@ class Proxy:
         if wanted is not Health.UP:
             self._shared.pool.close(server)
 
-    def drain(self) -> None:
-        """Begins to go down: ``serve`` returns when all connections have ended, or the grace is over."""
-        self.is_draining = True
-        self._drain_asked.set()
-
     @property
     def clients(self) -> tuple[Client, ...]:
         """All that are connected."""
@@ -138,18 +133,6 @@ class Proxy:
             self._emptied = trio.Event()
             await self._emptied.wait()
 
-    async def wait_drain_asked(self) -> None:
-        """Returns when ``drain`` was called."""
-        await self._drain_asked.wait()
-
-    async def wait_stopped(self) -> None:
-        """Returns when the last connection has ended."""
-        await self._stopped.wait()
-
-    def stopped(self) -> None:
-        """Says that the last connection has ended; called by ``serve``."""
-        self._stopped.set()
-
 
 async def serve(
     config: ProxyConfig,
@@ -174,10 +157,12 @@ async def serve(
     tls = load_context(config.tls)
     randomness = random.Random()  # noqa: S311 - jitter
     with ExitStack() as at_the_end, ExitStack() as sockets:
-        listeners = await _listen(config, sockets)
+        (listeners,) = await open_listeners(
+            sockets, config.proxy.host, config.proxy.port, partial(_prepare, config=config)
+        )
         async with trio.open_nursery() as background:
             shared, servers = _shared_of(config, logger, randomness, background)
-            proxy = Proxy(shared, servers, faults, _url_of(listeners[0], has_tls=tls is not None))
+            proxy = Proxy(shared, servers, faults, url_of(listeners[0], has_tls=tls is not None))
             at_the_end.callback(proxy.stopped)
             at_the_end.callback(shared.pool.close)
             background.start_soon(shared.timers.run)
@@ -189,7 +174,7 @@ async def serve(
                     door = _Door(proxy, shared, connections, tls)
                     for listener in listeners:
                         listening.start_soon(door.accept_forever, listener)
-                        logger.info(f"listening on {_url_of(listener, has_tls=tls is not None)}")
+                        logger.info(f"listening on {url_of(listener, has_tls=tls is not None)}")
                     for url in proxy.admin_urls:
                         logger.info(f"admin listening on {url}")
                     task_status.started(proxy)
@@ -309,44 +294,9 @@ async def _end_connections(proxy: Proxy, connections: trio.Nursery, config: Prox
     connections.cancel_scope.cancel()
 
 
-async def _listen(config: ProxyConfig, sockets: ExitStack) -> list[socket.socket]:
-    """Listening sockets for every address that the host name has, all on the same port.
-
-    Raises:
-        OSError: the filename is the host and the port.
-    """
-    host, port = config.proxy.host, config.proxy.port
-    try:
-        found = await trio.socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return _open(((family, address) for family, _, _, _, address in found), port, config, sockets)
-    except OSError as error:
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        raise OSError(error.errno, error.strerror, where) from error
-
-
-def _open(
-    found: Iterable[tuple[int, tuple[object, ...]]], port: int, config: ProxyConfig, sockets: ExitStack
-) -> list[socket.socket]:
-    listeners: list[socket.socket] = []
-    for family, address in found:
-        listener = sockets.enter_context(socket.socket(family, socket.SOCK_STREAM))
-        listener.setblocking(False)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # Port 0 is chosen with the first address, and then used for all.
-        chosen = listeners[0].getsockname()[1] if listeners else port
-        listener.bind((address[0], chosen, *address[2:]))
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what is accepted
-        listener.listen(config.proxy.backlog)
-        listeners.append(listener)
-    return listeners
-
-
-def _url_of(listener: socket.socket, *, has_tls: bool) -> str:
-    host, port = listener.getsockname()[:2]
-    scheme = "https" if has_tls else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+def _prepare(listener: socket.socket, config: ProxyConfig) -> None:
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what is accepted
+    listener.listen(config.proxy.backlog)
 
 
 async def run_program(begin: Begin, logger: Logger) -> None:
@@ -366,10 +316,22 @@ async def run_program(begin: Begin, logger: Logger) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             proxy: Proxy = await nursery.start(begin)
+            _calm_garbage_collector()
             nursery.start_soon(_obey_signals, signals, proxy, logger, nursery.cancel_scope)
             await proxy.wait_stopped()
             logger.info("stopped")
             nursery.cancel_scope.cancel()
+
+
+def _calm_garbage_collector() -> None:
+    """Keeps the cycle collector from walking what lives as long as the process, and all connections, again and again.
+
+    A request makes dozens of container objects, and an exchange that waits keeps them, so with the default threshold of
+    700 a few requests would start a collection.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 100, 20)
 
 
 async def _obey_signals(

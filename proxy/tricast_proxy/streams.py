@@ -192,6 +192,15 @@ class ClientBody:
         self.has_begun = True
         return encode_response(self.head.status, self.head.reason, fields)
 
+    async def precede(self, data: bytes) -> None:
+        """Sends what comes before the head, without beginning.
+
+        Raises:
+            ConnectionLost: the client is gone, or takes nothing.
+        """
+        if data:
+            await self._send(data)
+
     async def begin(self) -> None:
         """See ``Sink.begin``."""
         if not self.has_begun:

@@ -5,6 +5,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack, suppress
+from functools import partial
 
 import trio
 
@@ -12,6 +13,7 @@ from tricast.config import Config
 from tricast.connection import Connection
 from tricast.descriptors import Spare
 from tricast.errors import ConnectionLost
+from tricast.listeners import open_listeners, url_of
 from tricast.logs import Logger
 from tricast.runtime import NothingToEnd, Runtime
 from tricast.tls import TlsConnection
@@ -47,38 +49,7 @@ async def listen_in_groups(
     Raises:
         OSError: the name cannot be looked up, or the address cannot be had; the filename is the host and the port.
     """
-    try:
-        return await _open_groups(sockets, host, port, config, groups)
-    except OSError as error:
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        raise OSError(error.errno, error.strerror, where) from error
-
-
-async def _open_groups(
-    sockets: ExitStack, host: str, port: int, config: Config, groups: int
-) -> list[list[socket.socket]]:
-    found = await trio.socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    opened: list[list[socket.socket]] = [[] for _ in range(groups)]
-    for family, kind, protocol, _, address in found:
-        for group in opened:
-            listener = sockets.enter_context(socket.socket(family, kind, protocol))
-            listener.setblocking(False)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            # Port 0 is chosen with the first address, and then used for all.
-            chosen = opened[0][0].getsockname()[1] if opened[0] else port
-            # The first of each address is bound as if it were alone, for with SO_REUSEPORT another server of the same
-            # user that listens there would be no error, but would get half of the connections.
-            if group is not opened[0]:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind((address[0], chosen, *address[2:]))
-            if groups > 1:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            group.append(listener)
-    for listener in (listener for group in opened for listener in group):
-        set_options(listener, config)
-    return opened
+    return await open_listeners(sockets, host, port, partial(set_options, config=config), groups=groups)
 
 
 def set_options(listener: socket.socket, config: Config) -> None:
@@ -93,13 +64,6 @@ def set_options(listener: socket.socket, config: Config) -> None:
     if config.limits.send_buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.limits.send_buffer)
     listener.listen(config.server.backlog)
-
-
-def url_of(listener: socket.socket, *, has_tls: bool = False) -> str:
-    """Where the listener can be reached, as a URL."""
-    host, port = listener.getsockname()[:2]
-    scheme = "https" if has_tls else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def announce(

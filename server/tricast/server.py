@@ -26,7 +26,9 @@ from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, Unavailable, leaf
 from tricast.http import HttpConnection, Router
 from tricast.hub import Hub
-from tricast.listening import Acceptor, Entrance, announce, listen, url_of
+from tricast.lifetime import Lifetime
+from tricast.listeners import url_of
+from tricast.listening import Acceptor, Entrance, announce, listen
 from tricast.log.base import Log
 from tricast.log.memory import MemoryLog
 from tricast.log.sqlite import SqliteLog
@@ -58,7 +60,7 @@ class Share(NamedTuple):
     boards: metrics.Noticeboards
 
 
-class Server:
+class Server(Lifetime):
     """A running server, as ``serve`` hands it to whoever started it.
 
     Attributes:
@@ -75,11 +77,10 @@ class Server:
         entrance: Entrance,
         admin_entrance: Entrance,
     ) -> None:
+        super().__init__()
         self._runtime = runtime
         self._entrance = entrance
         self._admin_entrance = admin_entrance
-        self._drain_asked = trio.Event()
-        self._stopped = trio.Event()
         self.urls = urls
         self.admin_urls = admin_urls
         self.hub = runtime.hub
@@ -93,11 +94,6 @@ class Server:
     def port(self) -> int:
         """The port of ``url``."""
         return int(self.url.rpartition(":")[2])
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether it is going down."""
-        return self._runtime.is_draining
 
     @property
     def connections(self) -> int:
@@ -114,21 +110,9 @@ class Server:
         self._admin_entrance.close()
 
     def drain(self) -> None:
-        """Begins to go down; ``serve`` returns when all connections have ended or the grace is over."""
+        """See ``Lifetime.drain``."""
         self._runtime.is_draining = True
-        self._drain_asked.set()
-
-    async def wait_drain_asked(self) -> None:
-        """Returns when ``drain`` was called."""
-        await self._drain_asked.wait()
-
-    async def wait_stopped(self) -> None:
-        """Returns when the last connection has ended."""
-        await self._stopped.wait()
-
-    def stopped(self) -> None:
-        """Says that the last connection has ended; called by ``serve``."""
-        self._stopped.set()
+        super().drain()
 
 
 async def serve(

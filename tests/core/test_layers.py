@@ -13,7 +13,7 @@ PACKAGES = {"tricast": ROOT / "server" / "tricast", "tricast_proxy": ROOT / "pro
 #: The parts of the server, lowest first. A part may import what stands in a row above it, and its own modules.
 LAYERS = (
     ("errors", "sent"),
-    ("command_line",),
+    ("command_line", "lifetime", "listeners"),
     ("event", "schema"),
     ("config",),
     ("logs",),
@@ -56,6 +56,8 @@ ALLOWED = {
         "descriptors",
         "logs",
         "command_line",
+        "lifetime",
+        "listeners",
     },
 }
 _PURE_IN_PROBE = (

@@ -11,7 +11,8 @@ from serving import ServerProcess, serving, serving_process, until
 
 import tricast
 from tricast.descriptors import Spare
-from tricast.listening import Acceptor, listen, url_of
+from tricast.listeners import url_of
+from tricast.listening import Acceptor, listen
 
 
 async def refused(url: str) -> None:

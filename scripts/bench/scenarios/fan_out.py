@@ -12,7 +12,8 @@ _FAILED_RATES = 2
 _DELIVERED = (Column("p50_ms", "p50 ms"), Column("p99_ms", "p99 ms"), Column("lost", "lost", 0))
 
 
-def _fan_out(session: Session, subscribers: int, events: int, rate: float) -> dict[str, float]:
+def fan_out(session: Session, subscribers: int, events: int, rate: float) -> dict[str, float]:
+    """Returns what so many events at a rate come to, of which each goes to all subscribers."""
     session.open(subscribers)
     with session.publisher() as publisher:
         before = session.warm_up(publisher, subscribers)
@@ -33,17 +34,17 @@ def _fan_out(session: Session, subscribers: int, events: int, rate: float) -> di
 
 def _measure_fan_out(stage: Stage) -> dict[str, float]:
     with stage.session() as session:
-        return _fan_out(session, stage.size("subscribers"), stage.size("events"), stage.size("rate"))
+        return fan_out(session, stage.size("subscribers"), stage.size("events"), stage.size("rate"))
 
 
 def _measure_tls(stage: Stage) -> dict[str, float]:
     sizes = stage.size("subscribers"), stage.size("events"), stage.size("rate")
     certificate, key = make_certificate(stage.folder)
     with stage.session() as session:
-        plain = _fan_out(session, *sizes)
+        plain = fan_out(session, *sizes)
     paths = {"TRICAST_TLS__CERTIFICATE": str(certificate), "TRICAST_TLS__KEY": str(key)}
     with stage.session(tls=True, **paths) as session:
-        encrypted = _fan_out(session, *sizes)
+        encrypted = fan_out(session, *sizes)
     return {
         "ratio": round(encrypted["cpu_us"] / plain["cpu_us"], 3),
         "tls_cpu_us": encrypted["cpu_us"],
