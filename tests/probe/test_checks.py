@@ -253,6 +253,15 @@ async def test_several_servers(cookie):
     assert servers.detail["cookies"] == ([cookie] if cookie else [])
 
 
+async def test_a_cookie_that_is_not_ascii():
+    async def check(way, _):
+        return await connections.check_stickiness(way)
+
+    async with served(2) as ports:
+        (servers,), _ = await checked(check, ports=ports, cookie="é")
+    assert servers.detail["is_sticky"]
+
+
 # Whole runs
 
 
