@@ -22,7 +22,7 @@ from tricast_proxy.profiles import profile_names
 
 #: What is not as expected is measured again, more slowly and with less beside it: a machine may be too busy for all of
 #: it at once, but what is wrong stays wrong.
-SLOWER = (1.0, 1.5, 2.0)
+SLOWER = (1.0, 1.5, 2.0, 2.0)
 CONFIGS = {name: load_proxy_config(overrides={"proxy": {"profile": name}}) for name in profile_names()}
 
 # What has no timers
@@ -68,8 +68,8 @@ def check_flows(found: Outcome, config: ProxyConfig, direct: Outcome) -> None:
     plain = by_title.get("SSE without these fields", ours)
     assert (ours.detail["kind"], plain.detail["kind"]) == flows
     if flows.ours == "coalesced":
-        # The next event has to come before the next step can begin.
-        assert config.response.cork * 0.75 <= ours.detail["period"] <= config.response.cork * 1.75
+        # The next event has to come before the next step can begin; and a busy machine collects some more.
+        assert config.response.cork * 0.75 <= ours.detail["period"] <= config.response.cork * 2.5
     is_stored = config.response.buffering in ("nginx", "fixed")
     if is_stored and flows.plain == "held":
         # A buffer is seen to be as large as what was in it, and that is whole pieces.
