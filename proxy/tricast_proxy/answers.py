@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -49,12 +49,12 @@ _OTHER_PHRASES = {520: "Unknown Error", 522: "Connection Timed Out", 524: "A Tim
 
 #: What asks to be forwarded as it comes, where that is not done (RFC 10036 has this status and error).
 INCREMENTAL_REFUSED = Failure("refused", 501, "incremental messages are not forwarded here", "incremental_refused")
+#: Nothing is answered.
+CLOSED_ON_PURPOSE = Failure("fault", 0, "closed before the answer, on purpose")
 
 
 def failure_of(config: ProxyConfig, kind: str, detail: str) -> Failure:
     """A failure with the status that is configured for its kind."""
-    if kind == "fault":
-        return Failure(kind, 0, detail)
     if kind.isdecimal():
         return Failure(kind, int(kind), detail, "http_response_incomplete")
     key, error = _KINDS[kind]
@@ -86,11 +86,14 @@ def answer_of(
         closes: whether the connection ends after it.
         fields: what else it carries.
     """
-    media_type, body = _BODIES[config.errors.text](failure.status, failure.detail)
     written = [*fields]
-    if body:
-        written.append((b"Content-Type", media_type))
-    written += [(b"Cache-Control", b"no-store"), (b"Content-Length", b"%d" % len(body))]
+    body = b""
+    if failure.status not in (204, 304):  # RFC 9110 15.3.5, 15.4.5
+        media_type, body = _BODIES[config.errors.text](failure.status, failure.detail)
+        if body:
+            written.append((b"Content-Type", media_type))
+        written.append((b"Content-Length", b"%d" % len(body)))
+    written.append((b"Cache-Control", b"no-store"))
     if failure.status == 503:
         written.append(retry_after(config.errors.retry_after))
     if config.headers.server:
@@ -102,6 +105,11 @@ def answer_of(
         written.append((b"Connection", b"close"))
     head = encode_response(failure.status, phrase_of(failure.status).encode(), written)
     return head if is_head else head + body
+
+
+def interim_answers(statuses: Iterable[int]) -> bytes:
+    """Answers before the answer (RFC 9110 15.2), with nothing but their status."""
+    return b"".join(encode_response(status, phrase_of(status).encode(), ()) for status in statuses)
 
 
 def _problem(status: int, detail: str) -> tuple[bytes, bytes]:

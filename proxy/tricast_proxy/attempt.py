@@ -5,120 +5,48 @@ answer down. The first thing that goes wrong in either ends both.
 """
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
 
 import trio
 
 from tricast.errors import ConnectionLost
 from tricast.wire.http1 import LAST_CHUNK, chunk
-from tricast_proxy.answers import INCREMENTAL_REFUSED, Failure, failure_of, phrase_of, refusal
-from tricast_proxy.bodies import BadBody, BodyReader, NoBody, OpenBody, reader_of
+from tricast_proxy.answers import CLOSED_ON_PURPOSE, INCREMENTAL_REFUSED, Failure, failure_of
+from tricast_proxy.bodies import BadBody, BodyReader, NoBody
 from tricast_proxy.buffering import IncrementalRefused
 from tricast_proxy.coalesce import Fetch, SharedSource
-from tricast_proxy.config import ProxyConfig
 from tricast_proxy.delivery import Delivery
-from tricast_proxy.faults import Injected
-from tricast_proxy.fields import Hop
+from tricast_proxy.errand import (
+    Errand,
+    Established,
+    Unusable,
+    mistake_of,
+    rules_before_the_head,
+    rules_behind_the_head,
+    upgrade_fields,
+)
 from tricast_proxy.heads import (
     BadHead,
     Fields,
     HeadLimits,
     HeadReader,
-    RequestHead,
     ResponseHead,
     ResponseParser,
-    encode_request,
     encode_response,
 )
 from tricast_proxy.relay import Cut, Source
-from tricast_proxy.request_body import ClientSide, RequestBody
-from tricast_proxy.shared import Shared
+from tricast_proxy.request_body import read_ahead
 from tricast_proxy.streams import ClientBody, ServerBody
 from tricast_proxy.timers import CLIENT, UPSTREAM, Rule, Watch
 from tricast_proxy.upstream import ConnectFailed, Upstream
 
-#: Pipelined bytes that are read while an answer is waited for; behind them, a client that leaves is seen late.
-_MAX_READ_AHEAD = 64 * 2**10
 #: For the answer to a request that is sent once more on purpose, to nobody.
 _LISTENS_SECONDS = 5.0
 
 
-class Established(NamedTuple):
-    """The answer was 101: what follows is a tunnel.
-
-    Attributes:
-        upstream: its other end.
-        head: the answer as the client gets it.
-        protocol: what is spoken in it.
-    """
-
-    upstream: Upstream
-    head: bytes
-    protocol: bytes
-
-
-class Errand(NamedTuple):
-    """What is to be done, whoever does it.
-
-    Attributes:
-        shared: what all exchanges share.
-        client: who asks.
-        request: what for.
-        body: what goes with it.
-        hop: the client's side, for the fields that tell of it.
-        closing: says whether the client's connection ends after the answer, as of now.
-        injected: what goes wrong on purpose.
-    """
-
-    shared: Shared
-    client: ClientSide
-    request: RequestHead
-    body: RequestBody
-    hop: Hop
-    closing: Callable[[], bool]
-    injected: Injected
-
-    @property
-    def forwards_upgrade(self) -> bool:
-        """Whether the server hears of the upgrade: a request with a body asks for it in vain (RFC 9110 7.8)."""
-        allowed = self.shared.config.tunnel.upgrade
-        upgrades = self.request.upgrades
-        return not self.request.has_body and bool(
-            upgrades and (allowed == "any" or (allowed == "websocket" and upgrades == [b"websocket"]))
-        )
-
-    def answers_continue(self, *, is_held: bool) -> bool:
-        """Whether it is for the proxy to say that the body may come (RFC 9110 10.1.1)."""
-        config = self.shared.config
-        is_ours = is_held or config.request.expect == "answer" or config.upstream.http_version == "1.0"
-        return is_ours and self.request.is_http_11 and bool(self.request.members(b"expect"))
-
-
-def mistake_of(config: ProxyConfig, error: BadBody | TimeoutError) -> Failure:
-    """What a client is told of its request's body."""
-    if isinstance(error, TimeoutError):
-        kind = "client" if config.client.header_timeout_reply == "close" else "refused"
-        return Failure(kind, 408, "the body did not come in time", "http_request_error")
-    if error.is_too_large:
-        return failure_of(config, "body", error.detail)
-    return refusal(400, error.detail)
-
-
-class _Unusable(Exception):
-    """What a server said, or that it said nothing, cannot become an answer.
-
-    Attributes:
-        kind: see ``Failure.kind``.
-        detail: why.
-    """
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
-        self.detail = detail
+class _ClosedOnPurpose(Exception):
+    """An answer has come, and the client is not to get any."""
 
 
 class Attempt:
@@ -160,7 +88,7 @@ class Attempt:
         The connection is given back to the pool, or closed, but where it is a tunnel's.
         """
         watch, upstream, config = self._watch, self._upstream, self._config
-        watch.obey(*self._rules_before_the_head())
+        watch.obey(*rules_before_the_head(self._config.upstream))
         outcome: Established | bool | None = None
         try:
             with watch.scope:
@@ -195,23 +123,8 @@ class Attempt:
 
     # Time
 
-    def _rules_before_the_head(self) -> tuple[Rule, ...]:
-        config = self._config.upstream
-        return (
-            Rule("timeout", config.response_header_timeout, by_client=True),
-            Rule("response-timeout", config.response_timeout),
-            Rule("response-timeout", config.max_stream_duration),
-        )
-
     def _rules_behind_the_head(self) -> tuple[Rule, ...]:
-        config = self._config.upstream
-        since = min(self._sent_at, trio.current_time())
-        return (
-            Rule("read-timeout", config.read_timeout, by_upstream=True, when_awaited=True),
-            Rule("stream-idle", config.stream_idle_timeout, by_upstream=True, by_client=True),
-            Rule("response-timeout", config.response_timeout, since=since),
-            Rule("stream-duration", config.max_stream_duration, since=since),
-        )
+        return rules_behind_the_head(self._config.upstream, min(self._sent_at, trio.current_time()))
 
     async def _begin_at_least(self) -> None:
         """Sends the head of an answer whose body was held when its time ran out, unless nothing of it may be seen."""
@@ -227,10 +140,13 @@ class Attempt:
 
     async def _send_up(self) -> None:
         """Sends the request, and from then on watches whether the client leaves."""
-        # Where it takes no more, its answer may be there all the same: a server may refuse a request before it has come
-        # (RFC 9112 9.3).
-        with suppress(ConnectionLost):
+        try:
             self._is_sent = await self._send_request()
+        except ConnectionLost as lost:
+            # Where it has closed, its answer may be there all the same: a server may refuse a request before all of it
+            # has come (RFC 9112 9.3).
+            if lost.reason == "write-timeout":
+                self._fail(failure_of(self._config, "timeout", f"{self._upstream.server.label}: {lost}"))
         if self._is_sent:
             self._sent_at = trio.current_time()
         if self._failed() is None:
@@ -244,7 +160,7 @@ class Attempt:
         """
         body, connection = self._errand.body, self._upstream.connection
         frames = self._errand.request.is_chunked and body.buffered_length is None
-        head = self._encoded_request()
+        head = self._errand.encoded_request(self._upstream.server)
         if self._errand.injected.duplicate_request and not self._errand.request.has_body:
             self._errand.shared.background.start_soon(self._send_once_more, head)
         try:
@@ -281,40 +197,9 @@ class Attempt:
             self._fail(Failure("client", 0, str(lost)))
             return b""
 
-    def _encoded_request(self) -> bytes:
-        errand, config = self._errand, self._config
-        request, shared = errand.request, errand.shared
-        fields = shared.policy.for_server(request, errand.hop, self._upstream.server.address)
-        fields = errand.injected.request_fields(shared.balancer.without_cookie(fields))
-        buffered = errand.body.buffered_length
-        # RFC 9110 10.1.1: in HTTP/1.0 it says nothing.
-        if errand.answers_continue(is_held=buffered is not None) or not request.is_http_11:
-            fields = [field for field in fields if field[0].lower() != b"expect"]
-        length = buffered if buffered is not None else request.length
-        if length is not None:
-            fields.append((b"Content-Length", b"%d" % length))
-        elif request.is_chunked:
-            fields.append((b"Transfer-Encoding", b"chunked"))
-        if errand.forwards_upgrade:
-            fields += [(b"Connection", b"upgrade"), (b"Upgrade", b", ".join(request.all(b"upgrade")))]
-        elif config.upstream.http_version == "1.0" or not config.upstream.keepalive:
-            fields.append((b"Connection", b"close"))
-        return encode_request(request.method, request.target, fields, config.upstream.http_version.encode())
-
     async def _watch_client(self) -> None:
-        """Reads ahead what the client sends, and notices when it leaves."""
-        client, leaves = self._errand.client, self._config.client.leaves
-        try:
-            while not client.has_left and len(client.data) < _MAX_READ_AHEAD:
-                data = await client.connection.receive()
-                client.data += data
-                client.has_left = not data
-            if client.has_left and leaves == "abort":
-                self._fail(Failure("client", 0, "left"))
-        except ConnectionLost as lost:
-            client.has_left = True
-            if leaves == "abort":
-                self._fail(Failure("client", 0, str(lost)))
+        if why := await read_ahead(self._errand.client, self._config.client.leaves):
+            self._fail(Failure("client", 0, why))
 
     # Down
 
@@ -327,18 +212,25 @@ class Attempt:
         """
         try:
             if self._errand.forwards_upgrade and not self._config.tunnel.check_101:
+                self._check_answered()
                 return Established(self._upstream, b"", self._errand.request.upgrades[0])
             answer = await self._next_answer()
             return answer if isinstance(answer, Established) else await self._give(answer)
-        except _Unusable as unusable:
+        except Unusable as unusable:
             self._fail(failure_of(self._config, unusable.kind, unusable.detail))
         except Cut as cut:
             self._fail(failure_of(self._config, "cut", cut.detail))
+        except _ClosedOnPurpose:
+            self._fail(CLOSED_ON_PURPOSE)
         except IncrementalRefused:
             self._fail(INCREMENTAL_REFUSED)
         except ConnectionLost as lost:
             self._fail(Failure("client", 0, str(lost)))
         return None
+
+    def _check_answered(self) -> None:
+        if self._errand.injected.close_before_response:
+            raise _ClosedOnPurpose
 
     async def _next_answer(self) -> ResponseHead | Established:
         """The final head, after those that come before it."""
@@ -354,8 +246,8 @@ class Attempt:
                 return head
             interim += 1
             if interim > config.limits.informational or config.response.informational == "refuse":
-                raise _Unusable("invalid", "an answer before the answer")
-            self._watch.obey(*self._rules_before_the_head())
+                raise Unusable("invalid", "an answer before the answer")
+            self._watch.obey(*rules_before_the_head(self._config.upstream))
             await self._pass_on_interim(head)
 
     async def _pass_on_interim(self, head: ResponseHead) -> None:
@@ -381,12 +273,12 @@ class Attempt:
                     data = b""
                 if not data:
                     kind = "invalid" if upstream.data else "empty"
-                    raise _Unusable(kind, f"{upstream.server.label} closed the connection instead of an answer")
+                    raise Unusable(kind, f"{upstream.server.label} closed the connection instead of an answer")
                 self._watch.touch(UPSTREAM)
                 upstream.data += data
             return parser.parse(head)
         except BadHead as bad:
-            raise _Unusable("invalid", f"{upstream.server.label} answered with something else: {bad.detail}") from None
+            raise Unusable("invalid", f"{upstream.server.label} answered with something else: {bad.detail}") from None
 
     def _established(self, head: ResponseHead) -> Established:
         """The tunnel that a server has agreed to, if it was asked to (RFC 9110 7.8, 15.2.2)."""
@@ -394,42 +286,39 @@ class Attempt:
         chosen = head.members(b"upgrade")
         asked = errand.request.upgrades if errand.forwards_upgrade else []
         if not chosen or not set(chosen) <= set(asked):
-            raise _Unusable("upgrade", f"{upstream.server.label} switched to a protocol that nobody asked for")
-        if errand.injected.close_before_response:
-            raise _Unusable("fault", "closed before the answer, on purpose")
-        fields = errand.injected.response_fields(errand.shared.policy.for_client(head))
-        fields += [*self._fields, *_upgrade_fields(head)]
+            raise Unusable("upgrade", f"{upstream.server.label} switched to a protocol that nobody asked for")
+        self._check_answered()
+        fields = [*errand.shared.policy.for_client(head), *self._fields, *upgrade_fields(head)]
         self.status = 101
-        return Established(upstream, encode_response(101, head.reason, fields), chosen[0])
+        answer = encode_response(101, head.reason, errand.injected.response_fields(fields))
+        return Established(upstream, answer, chosen[0])
 
     async def _give(self, head: ResponseHead) -> bool:
         """Gives the answer to the client; returns whether the connection to the server can be used again."""
         errand, upstream, config = self._errand, self._upstream, self._config
         if head.status in self._refused_statuses:
-            raise _Unusable(str(head.status), f"{upstream.server.label} answered {head.status}")
-        if errand.injected.close_before_response:
-            raise _Unusable("fault", "closed before the answer, on purpose")
-        reader = self._reader_of(head)
+            raise Unusable(str(head.status), f"{upstream.server.label} answered {head.status}")
+        self._check_answered()
+        reader = errand.reader_of(head)
         body, is_shared = self._shared_or_own(head, reader)
-        if not is_shared:
-            self._watch.obey(*self._rules_behind_the_head())
-        delivery = Delivery(
-            errand.request,
-            body,
-            self._fields,
-            connection=errand.client.connection,
-            watch=self._watch,
-            config=config.response,
-            has_body=not isinstance(reader, NoBody),
-            passes_end=reader.ends_with_connection and config.response.open_ended == "close",
-            closing=errand.closing,
-            ignores_loss=config.client.leaves == "never",
-        )
-        self.sink = delivery.sink
-        self.status = head.status
-        for status in errand.injected.inject_1xx if errand.request.is_http_11 else ():
-            await errand.client.connection.send(encode_response(status, phrase_of(status).encode(), ()))
         try:
+            # What is shared has a watch of its own, as it goes on without this client.
+            self._watch.obey(*(() if is_shared else self._rules_behind_the_head()))
+            delivery = Delivery(
+                errand.request,
+                body,
+                self._fields,
+                connection=errand.client.connection,
+                watch=self._watch,
+                config=config.response,
+                has_body=not isinstance(reader, NoBody),
+                passes_end=reader.ends_with_connection and config.response.open_ended == "close",
+                closing=errand.closing,
+                ignores_loss=config.client.leaves == "never",
+                injected=errand.injected,
+            )
+            self.sink = delivery.sink
+            self.status = head.status
             await delivery.run()
         finally:
             if isinstance(body, SharedSource):
@@ -439,9 +328,9 @@ class Attempt:
     def _shared_or_own(self, head: ResponseHead, reader: BodyReader) -> tuple[Source, bool]:
         """The answer, and whether it is shared with others: then the connection to the server is theirs as well."""
         errand, upstream = self._errand, self._upstream
-        fields = errand.injected.response_fields(errand.shared.policy.for_client(head))
+        fields = errand.shared.policy.for_client(head)
         if head.status == 426:
-            fields += _upgrade_fields(head)
+            fields += upgrade_fields(head)
         has_length = not head.is_chunked and head.status >= 200 and head.status != 204
         coalescer = errand.shared.coalescer
         watch = self._watch if coalescer is None else Watch(errand.shared.timers)
@@ -452,7 +341,7 @@ class Attempt:
             is_chunked=head.is_chunked,
             length=head.length if has_length else None,
             watch=watch,
-            passed=partial(self._trailers, head),
+            passed=partial(errand.trailers_of, head),
         )
         if coalescer is None:
             return body, False
@@ -491,37 +380,3 @@ class Attempt:
             self._errand.shared.pool.give_back(self._upstream)
         else:
             self._upstream.end(with_reset=is_cut and self._config.upstream.abort == "rst")
-
-    def _trailers(self, head: ResponseHead, trailers: Fields) -> Fields:
-        """What goes on to the client of the fields behind the body.
-
-        Raises:
-            Cut: there are some, and the configuration has none of them.
-        """
-        mode = self._config.response.trailers
-        if mode == "refuse" and trailers:
-            raise Cut("fields stand behind the answer's body")
-        return self._errand.shared.policy.trailers_for_client(head, trailers) if mode == "forward" else []
-
-    def _reader_of(self, head: ResponseHead) -> BodyReader:
-        """What reads the body, if there can be one (RFC 9112 6.3)."""
-        if head.status < 200:
-            return OpenBody()  # an interim answer that is taken for the final one
-        if not head.has_body(self._errand.request.method):
-            return NoBody()
-        limits = self._config.limits
-        try:
-            return reader_of(
-                head,
-                is_request=False,
-                max_extensions=limits.chunk_extensions,
-                max_trailers=limits.response_header_total,
-            )
-        except BadHead as bad:
-            raise _Unusable("invalid", bad.detail) from None
-
-
-def _upgrade_fields(head: ResponseHead) -> Fields:
-    """``Upgrade`` is for this connection alone, so it is taken off and put on again (RFC 9110 7.8)."""
-    upgrades = head.all(b"upgrade")
-    return [(b"Connection", b"upgrade"), (b"Upgrade", b", ".join(upgrades))] if upgrades else []

@@ -8,8 +8,8 @@ import trio
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost
 from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
-from tricast_proxy.attempt import Established
 from tricast_proxy.counted import CountedSocket
+from tricast_proxy.errand import Established
 from tricast_proxy.exchange import Exchange
 from tricast_proxy.faults import Disturbed, Duplex, Injected
 from tricast_proxy.fields import Hop
@@ -251,7 +251,13 @@ class Client:
     def _injected(self, request: RequestHead | None) -> Injected:
         """What goes wrong on purpose from now on."""
         injected = self._shared.faults.choose(next(self._shared.numbers), request)
-        self.connection = injected.disturb(self.connection, self._shared.background) or self.connection
+        disturbed = injected.disturb(self.connection, self._shared.background)
+        if disturbed is not None:
+            # What came in one piece with the head is on its way all the same; behind it, its end is seen once more.
+            disturbed.hold(bytes(self.data))
+            self.has_left = self.has_left and not self.data
+            self.data.clear()
+            self.connection = disturbed
         return injected
 
     def _calm_down(self) -> None:
@@ -304,8 +310,6 @@ class Client:
             if self.data:
                 await upstream.connection.send(bytes(self.data))
             self.data, upstream.data = bytearray(), bytearray()
-            if self.has_left:
-                upstream.connection.shutdown_write()
             await tunnel.run(shared.timers, rules_of(shared.config.tunnel, shared.random))
         finally:
             upstream.server.active -= 1

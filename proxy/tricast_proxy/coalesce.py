@@ -282,6 +282,7 @@ class Coalescer:
             with answer.scope:
                 while payload := await answer.source.receive():
                     await self._add(answer, payload)
+                _ = answer.source.trailers  # which the configuration may have none of
                 cut = None
         except Cut as broken:
             cut = broken

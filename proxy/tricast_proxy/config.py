@@ -165,6 +165,10 @@ class ServerEntry(Section):
         return self.name or self.address
 
 
+#: What happens when a client leaves before its answer has ended.
+Leaves = Literal["abort", "on-write", "never"]
+
+
 class ClientSection(Section):
     """What the proxy expects of clients, and grants them."""
 
@@ -176,7 +180,7 @@ class ClientSection(Section):
     keepalive_timeout: Timer = 75.0
     keepalive_requests: Count = 1000
     max_age: Timer = OFF
-    leaves: Literal["abort", "on-write", "never"] = "abort"
+    leaves: Leaves = "abort"
     http_1_0: bool = True
 
 

@@ -8,17 +8,27 @@ from collections.abc import Callable
 
 import trio
 
-from tricast_proxy.answers import INCREMENTAL_REFUSED, Failure, answer_of, failure_of, refusal
-from tricast_proxy.attempt import Attempt, Errand, Established, mistake_of
+from tricast.errors import ConnectionLost
+from tricast_proxy.answers import (
+    CLOSED_ON_PURPOSE,
+    INCREMENTAL_REFUSED,
+    Failure,
+    answer_of,
+    failure_of,
+    interim_answers,
+    refusal,
+)
+from tricast_proxy.attempt import Attempt
 from tricast_proxy.bodies import BadBody, reader_of
 from tricast_proxy.buffering import IncrementalRefused, buffers_request
-from tricast_proxy.coalesce import SharedSource
+from tricast_proxy.coalesce import Coalescer, SharedSource
 from tricast_proxy.delivery import Delivery
+from tricast_proxy.errand import Errand, Established, mistake_of
 from tricast_proxy.faults import Injected
 from tricast_proxy.fields import Hop, forwards_left
 from tricast_proxy.heads import BadHead, Fields, RequestHead, encode_response
 from tricast_proxy.relay import Cut
-from tricast_proxy.request_body import ClientSide, RequestBody
+from tricast_proxy.request_body import ClientSide, RequestBody, read_ahead
 from tricast_proxy.servers import Server
 from tricast_proxy.shared import Shared
 from tricast_proxy.streams import ClientBody
@@ -119,7 +129,8 @@ class Exchange:
             self.status = self._attempt.status
             self.closes = self.closes or (self._attempt.sink is not None and self._attempt.sink.closes)
         if isinstance(outcome, Failure):
-            await self._end_badly(outcome)
+            is_closed = self._errand.injected.close_before_response and not self.is_answering
+            await self._end_badly(CLOSED_ON_PURPOSE if is_closed and outcome.kind != "client" else outcome)
             return None
         return outcome
 
@@ -178,18 +189,34 @@ class Exchange:
         coalescer = self._shared.coalescer
         if coalescer is None:
             return await self._ask()
-        joined = await coalescer.join(self.request)
-        if joined is not None:
-            return await self._give_joined(joined)
         try:
-            return await self._ask()
+            outcome = await self._join(coalescer)
+            if outcome is False:
+                return await self._ask()
+            return None if outcome is True else outcome
         finally:
             coalescer.forgo(self.request)
 
-    async def _give_joined(self, source: SharedSource) -> Failure | None:
-        """Gives the client what somebody else has asked for."""
+    async def _join(self, coalescer: Coalescer) -> Failure | bool:
+        """Gives the client what somebody else has asked for; returns False where there is no such thing."""
+        outcome: Failure | bool = Failure("client", 0, "left")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_client, nursery.cancel_scope)
+            joined = await coalescer.join(self.request)
+            outcome = joined is not None and await self._give_joined(joined)
+            nursery.cancel_scope.cancel()
+        return outcome
+
+    async def _watch_client(self, scope: trio.CancelScope) -> None:
+        if await read_ahead(self._client, self._config.client.leaves):
+            scope.cancel()
+
+    async def _give_joined(self, source: SharedSource) -> Failure | bool:
+        """Gives the client what somebody else has asked for; returns True when it has it."""
         self.server = "shared"
         try:
+            if self._errand.injected.close_before_response:
+                return CLOSED_ON_PURPOSE
             delivery = Delivery(
                 self.request,
                 source,
@@ -200,7 +227,8 @@ class Exchange:
                 has_body=self.request.method != b"HEAD",
                 passes_end=False,
                 closing=self._closing,
-                ignores_loss=False,
+                ignores_loss=self._config.client.leaves == "never",
+                injected=self._errand.injected,
             )
             self._joined = delivery.sink
             self.status = source.head.status
@@ -209,9 +237,11 @@ class Exchange:
             return failure_of(self._config, "cut", cut.detail)
         except IncrementalRefused:
             return INCREMENTAL_REFUSED
+        except ConnectionLost as lost:
+            return Failure("client", 0, str(lost))
         finally:
             source.close()
-        return None
+        return True
 
     # Servers
 
@@ -319,7 +349,9 @@ class Exchange:
             self.status = failure.status
             self._shared.counters.refused[failure.kind] += 1
             is_head = self.request.method == b"HEAD"
-            await connection.send(answer_of(self._config, failure, is_head=is_head, closes=self.closes))
+            interim = self._errand.injected.inject_1xx if self.request.is_http_11 else ()
+            answer = answer_of(self._config, failure, is_head=is_head, closes=self.closes)
+            await connection.send(interim_answers(interim) + answer)
 
     async def _cut(self) -> None:
         """Ends an answer that has begun and will not be completed."""

@@ -282,6 +282,10 @@ def _ends(entry: FaultEntry) -> tuple[End, ...]:
     return tuple(end for end in ends if end.after != NEVER)
 
 
+def _no_jitter() -> float:
+    return 0.0
+
+
 class Disturbed:
     """A client's connection that does to its bytes what a bad network does. A ``Duplex``.
 
@@ -300,6 +304,7 @@ class Disturbed:
         self._wire = wire
         self._jitter = jitter
         self._is_black = False
+        self._has_left = False
         self._sent = 0
         self._held = bytearray()
         self._due = -math.inf
@@ -317,6 +322,10 @@ class Disturbed:
         """
         self._timer.cancel()
         self._end_by_size = None
+        self._wire, self._jitter = UNDISTURBED, _no_jitter
+        if isinstance(self._inner, Disturbed):
+            # It still had something to give when this one took its place.
+            self._inner = self._inner.stop()
         return self if self._is_black or self._held else self._inner
 
     # How it ends
@@ -349,6 +358,15 @@ class Disturbed:
             if self._inner.is_closed:
                 raise ConnectionLost(f"{end.how} by a fault", reason="fault")
 
+    def _check_heard(self) -> None:
+        """Sees to it that nobody talks into a black hole for ever: no write would fail there.
+
+        Raises:
+            ConnectionLost: the client has left it.
+        """
+        if self._is_black and self._has_left:
+            raise ConnectionLost("left a black hole", reason="fault")
+
     def _step(self, size: float, rate: float) -> int:
         """How much of so much goes through at once."""
         by_rate = max(1, rate * _RATE_STEP_SECONDS)
@@ -357,9 +375,10 @@ class Disturbed:
     # Down
 
     async def send(self, data: bytes) -> None:
-        """See ``Connection.send``. What falls into a black hole counts as sent."""
+        """See ``Connection.send``. What falls into a black hole counts as sent, while there is somebody behind it."""
         await trio.sleep(self._wire.delay_down + self._jitter())
         self._end_if_enough()
+        self._check_heard()
         rest = memoryview(data)
         rate = self._wire.rate_down
         while rest and not self._is_black:
@@ -379,11 +398,17 @@ class Disturbed:
     # Up
 
     async def receive(self) -> bytes:
-        """See ``Connection.receive``. What falls into a black hole never comes, but that the client leaves is seen."""
+        """See ``Connection.receive``. What falls into a black hole never comes.
+
+        Raises:
+            ConnectionLost: as there, or the client has left a black hole.
+        """
         while True:
             while not self._held:
                 data = await self._inner.receive()
                 if not data:
+                    self._has_left = True
+                    self._check_heard()
                     return b""
                 self._hold(data)
             await trio.sleep_until(self._due)
@@ -398,6 +423,11 @@ class Disturbed:
                 return data
             self._hold(data)
         return self._released()
+
+    def hold(self, data: bytes) -> None:
+        """Holds what has come as what comes from now on, as if it came only now."""
+        if data:
+            self._hold(data)
 
     def _hold(self, data: bytes) -> None:
         if not self._is_black:

@@ -38,7 +38,6 @@ _HOST = re.compile(
 _ABSOLUTE_FORM = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
 _DIGITS = re.compile(rb"[0-9]+")
-_LENGTH_LINE = re.compile(rb"^content-length[ \t]*:([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 
 
 class BadHead(Exception):
@@ -365,11 +364,6 @@ def _checked_lines(head: bytes, strictness: Strictness, *, is_request: bool) -> 
     Raises:
         BadHead: something in it is not for anybody.
     """
-    if is_request and strictness == "strict":
-        # RFC 9112 6.3 would let equal ones be taken for one, and h11 does so.
-        lengths = _LENGTH_LINE.findall(head)
-        if len(lengths) > 1 or b"," in b"".join(lengths):
-            raise BadHead("more than one Content-Length")
     folded = _OBS_FOLD.search(head)
     if folded is not None:
         # RFC 9112 5.2: refused, or replaced by a space; a space in place of the first field is refused (RFC 9112 2.2).

@@ -37,7 +37,13 @@ class Source(Protocol):
     is_chunked: bool
 
     @property
-    def trailers(self) -> Fields: ...  # noqa: D102 - see above
+    def trailers(self) -> Fields:
+        """See above.
+
+        Raises:
+            Cut: there are some, and there must be none.
+        """
+        ...
 
     async def receive(self) -> bytes:
         """The next bytes of the body as soon as there are any; empty at its end, and from then on.

@@ -64,15 +64,15 @@ class ServerBody:
     async def receive(self) -> bytes:
         """See ``Source.receive``."""
         while not (payload := self._taken()) and not self._reader.is_complete:
-            # Its time does not run while it was the client that was waited for.
-            self.watch.touch(UPSTREAM)
-            self.watch.is_awaited = True
+            # Its time does not run while it was the client that was waited for. Nor does it begin anew: who holds an
+            # answer back stops to wait now and then, to let go what is held.
+            self.watch.await_server()
             try:
                 self._received(await self._upstream.connection.receive())
             except ConnectionLost as lost:
                 raise Cut(f"the server broke off: {lost}") from None
             finally:
-                self.watch.is_awaited = False
+                self.watch.stand_still()
         return payload
 
     def receive_now(self) -> bytes | None:
@@ -191,6 +191,15 @@ class ClientBody:
             fields = [*fields, (b"Connection", b"close")]
         self.has_begun = True
         return encode_response(self.head.status, self.head.reason, fields)
+
+    async def precede(self, data: bytes) -> None:
+        """Sends what comes before the head, without beginning.
+
+        Raises:
+            ConnectionLost: the client is gone, or takes nothing.
+        """
+        if data:
+            await self._send(data)
 
     async def begin(self) -> None:
         """See ``Sink.begin``."""

@@ -55,11 +55,6 @@ class Upstream:
         self.data = bytearray()
         self.served = 0
 
-    @property
-    def is_used(self) -> bool:
-        """Whether a request was sent on it before, so that the server may close it any time (RFC 9112 9.5)."""
-        return self.served > 0
-
     def end(self, *, with_reset: bool) -> None:
         """Closes it, with a reset or without."""
         if with_reset:

@@ -55,7 +55,7 @@ async def test_a_relay_that_takes_upgrade_out():
     assert TOKEN not in out
 
 
-@pytest.mark.parametrize(("conditions", "code"), [("buffered,host", 0), ("buffered,no-ws", 2)])
+@pytest.mark.parametrize(("conditions", "code"), [("retries,host", 0), ("host,no-ws", 2)])
 async def test_what_to_fail_on(conditions, code):
     async with stripping() as (url, _):
         ended, out, _ = await run("probe", url, *QUICK, "--token", TOKEN, "--fail-on", conditions)
@@ -153,6 +153,12 @@ async def test_what_speaks_no_http():
     [
         (("--fail-on", "nonsense"), "expected any of no-ws, buffered"),
         (("--quick", "--fail-on", "idle<30"), "cannot be known with --quick"),
+        (("--fail-on", ","), "expected any of no-ws, buffered"),
+        (
+            ("--transport", "sse", "--fail-on", "buffered,no-ws"),
+            "no-ws in --fail-on cannot be known with --transport sse",
+        ),
+        (("--transport", "ws", "--fail-on", "poll<30"), "poll<30 in --fail-on cannot be known"),
         (("--quick", "--deep"), "exclude each other"),
         (("--idle", "5"), "not in the range"),
         (("--transport", "smoke"), "expected any of ws, sse, poll, found 'smoke'"),

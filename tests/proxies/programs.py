@@ -115,6 +115,8 @@ _CLIENT = dict.fromkeys(("header_timeout", "body_timeout", "send_timeout", "keep
 _UPSTREAM = dict.fromkeys(("send_timeout", "response_header_timeout", "read_timeout"), _T)
 _HTTP = {"client": _CLIENT, "upstream": _UPSTREAM}
 _TUNNEL = _HTTP | {"tunnel": {"idle_timeout": _T}}
+# Where a client pauses in the middle of a body, it is the server's timer that runs out.
+_NO_BODY = {"client": {name: value for name, value in _CLIENT.items() if name != "body_timeout"}}
 
 
 def _nginx(name: str, settings: dict[str, dict[str, str]], more: str = "") -> Program:
@@ -151,10 +153,10 @@ PROGRAMS = {
         _nginx("nginx-websocket", _TUNNEL, _UPGRADE),
         _nginx("nginx-sse", _HTTP, "proxy_buffering off;"),
         _haproxy("haproxy-default", {}),
-        _haproxy("haproxy-debian", _TUNNEL, connect=5, client=TIMER, server=TIMER),
+        _haproxy("haproxy-debian", _TUNNEL | _NO_BODY, connect=5, client=TIMER, server=TIMER),
         _haproxy(
             "haproxy-tunnel",
-            _HTTP | {"tunnel": {"idle_timeout": f"{2 * TIMER:.0f}s"}},
+            _HTTP | _NO_BODY | {"tunnel": {"idle_timeout": f"{2 * TIMER:.0f}s"}},
             connect=5,
             client=TIMER,
             server=TIMER,
@@ -171,7 +173,7 @@ PROGRAMS = {
         ),
         _apache("apache-default", _HTTP),
         _apache("apache-websocket", _TUNNEL, "upgrade=websocket"),
-        _varnish("varnish-default", _HTTP),
-        _varnish("varnish-pipe", _TUNNEL, _VARNISH_PIPE),
+        _varnish("varnish-default", _HTTP | _NO_BODY),
+        _varnish("varnish-pipe", _TUNNEL | _NO_BODY, _VARNISH_PIPE),
     )
 }

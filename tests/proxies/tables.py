@@ -1,7 +1,9 @@
 """The comparison of profiles and programs as Markdown: the part of the proxy's README that is made from a run."""
 
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from fnmatch import fnmatch
+from io import StringIO
 from pathlib import Path
 
 import trio
@@ -45,7 +47,7 @@ def _differences() -> Iterator[str]:
     yield "| --- | --- |"
     for one in ACCEPTED:
         titles = [scenario.title for scenario in SCENARIOS.values() if fnmatch(scenario.name, one.scenarios)]
-        yield _escaped(f"| {one.reason} ({'; '.join(titles)}) | {one.programs} |")
+        yield f"| {_escaped(one.reason)} ({'; '.join(titles)}) | {_escaped(one.programs)} |"
 
 
 def _details(played: Played) -> Iterator[str]:
@@ -69,7 +71,7 @@ def _stories(played: Played, scenario: Scenario) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n").replace("*", "\\*")
+    return text.replace("\r", "\\r").replace("\n", "\\n").replace("*", "\\*").replace("|", "\\|")
 
 
 def of_matrix(matrix: str) -> list[Scenario]:
@@ -86,7 +88,8 @@ def replaced(text: str, made: str) -> str:
 
 def main() -> None:
     """Plays everything and writes the tables into the README."""
-    played = trio.run(play_everything)
+    with redirect_stdout(StringIO()):  # what the programs logged
+        played = trio.run(play_everything)
     README.write_text(replaced(README.read_text(encoding="utf-8"), tables(played)), encoding="utf-8")
     for program, names in played.different().items():
         for name in names:

@@ -263,7 +263,7 @@ async def test_a_scenario_that_breaks_is_told_and_hides_no_other(monkeypatch: py
     async with origin.listening():
         outcomes = await play_all(origin.port, origin, ["c-tunnel-breaks", "c-tunnel-works-alone"], Pace(0))
     assert str(outcomes["c-tunnel-breaks"]) == f"{BROKEN}: KeyError('c-tunnel-breaks') / nothing"
-    assert str(outcomes["c-tunnel-works-alone"], Pace(0)) == "200 'origin', stays open / nothing"
+    assert str(outcomes["c-tunnel-works-alone"]) == "200 'origin', stays open / nothing"
     assert all(peer.end is not None or peer.sock.fileno() == -1 for peer in origin.connections)
 
 

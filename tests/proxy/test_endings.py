@@ -67,10 +67,8 @@ async def test_a_reset_is_not_the_end_of_an_answer() -> None:
                 await read_any(wire)
 
 
-@pytest.mark.parametrize(
-    ("on_cut", "rest"), [("truncate", b"5\r\nhello\r\n"), ("clean", b"5\r\nhello\r\n0\r\n\r\n"), ("rst", None)]
-)
-async def test_how_an_answer_that_breaks_off_looks(on_cut: str, rest: bytes | None) -> None:
+@pytest.mark.parametrize("on_cut", ["truncate", "clean", "rst"])
+async def test_how_an_answer_that_breaks_off_looks(on_cut: str) -> None:
     shown = trio.Event()
 
     async def break_off(visit: Visit) -> None:
@@ -85,11 +83,16 @@ async def test_how_an_answer_that_breaks_off_looks(on_cut: str, rest: bytes | No
             got = await read_chunk(wire)
             assert got == b"hello"
             shown.set()
-            if rest is None:
+            if on_cut == "rst":
                 with pytest.raises(Closed, match="reset"):
                     await wire.receive()
+            elif on_cut == "clean":  # as Caddy 2.6.2 does, and goes on
+                assert await wire.until(b"0\r\n\r\n") == b"0\r\n\r\n"
+                shown.set()
+                await wire.send(head("GET", "/"))
+                assert (await read_any(wire)).body == b"hello"
             else:
-                assert b"5\r\nhello\r\n" + await wire.rest() == rest
+                assert await wire.rest() == b""
 
 
 async def test_nothing_of_an_answer_that_was_to_be_stored_is_shown_where_it_breaks_off() -> None:
@@ -442,18 +445,15 @@ async def test_a_client_that_has_only_stopped_sending_may_be_answered() -> None:
             assert await wire.rest() == b""
 
 
-async def test_a_reset_client_is_gone_at_any_rate_but_never() -> None:
+async def test_that_a_client_has_reset_its_connection_need_not_be_told_either() -> None:
     for leaves in ("on-write", "never"):
         async with origin(silent) as server, forwarding(server.url, client={"leaves": leaves}) as proxy:
             with await Wire.open(proxy.url) as wire:
                 await waits_for_an_answer(wire, server)
                 wire.reset()
-            if leaves == "on-write":
-                await server.wait_left()
-            else:
-                for _ in range(100):
-                    await trio.lowlevel.checkpoint()
-                assert server.open == 1
+            for _ in range(100):
+                await trio.lowlevel.checkpoint()
+            assert server.open == 1
 
 
 async def test_a_client_that_leaves_before_anything_comes_is_no_matter() -> None:

@@ -310,8 +310,22 @@ async def test_a_black_hole_swallows_both_ways_but_not_that_the_client_leaves(au
         await connection.finish()
         assert connection.receive_now() is None
         assert connection.stop() is connection
-        assert await connection.receive() == b""
+        with pytest.raises(ConnectionLost, match="left a black hole"):
+            await connection.receive()
+        with pytest.raises(ConnectionLost, match="left a black hole"):
+            await connection.send(b"4")
     assert wire.got == [(1.0, b"1")]
+
+
+async def test_who_has_left_before_there_was_a_black_hole_is_not_talked_to(autojump_clock: MockClock) -> None:
+    wire = FakeWire(1.0, leaves=True)
+    async with trio.open_nursery() as nursery:
+        connection = disturbed(wire, nursery, blackhole_after="2s")
+        assert await connection.receive() == b""
+        await connection.send(b"1")  # it may have closed only its side
+        await trio.sleep(2)
+        with pytest.raises(ConnectionLost, match="left a black hole"):
+            await connection.send(b"2")
 
 
 async def test_a_black_hole_after_bytes_is_silent_until_the_client_leaves(autojump_clock: MockClock) -> None:
@@ -331,7 +345,26 @@ async def test_what_was_held_falls_into_the_black_hole(autojump_clock: MockClock
     wire = FakeWire(1.8, b"late", 5.0, leaves=True)
     async with trio.open_nursery() as nursery:
         connection = disturbed(wire, nursery, blackhole_after="2s", delay_up="500ms")
-        assert await connection.receive() == b""
+        with pytest.raises(ConnectionLost, match="left a black hole"):
+            await connection.receive()
+
+
+async def test_what_is_held_for_the_next_exchange_is_not_disturbed_again(autojump_clock: MockClock) -> None:
+    wire = FakeWire()
+    async with trio.open_nursery() as nursery:
+        first = disturbed(wire, nursery, delay_up="1s", delay_down="1s", segment=1, jitter="1s")
+        first.hold(b"ab")
+        connection = first.stop()
+        assert connection is first
+        second = disturbed(connection, nursery, delay_down="2s")
+        began = trio.current_time()
+        assert await second.receive() == b"ab"
+        assert 1 <= trio.current_time() - began <= 2
+        began = trio.current_time()
+        await second.send(b"cd")
+        assert trio.current_time() - began == 2  # the first has nothing to do with it any more
+        assert second.stop() is wire
+    assert [what for _, what in wire.got] == [b"cd"]
 
 
 async def test_a_reset_behind_a_black_hole(autojump_clock: MockClock) -> None:

@@ -94,7 +94,7 @@ async def test_nor_do_limits_let_anything_through() -> None:
         (431, head("GET", "/", *("X: " + "y" * 90 for _ in range(5)))),
         (431, head("GET", "/", *(f"X{n}:" for n in range(5)))),
         (413, head("POST", "/", "Content-Length: 11") + b"x" * 11),
-        (413, head("POST", "/", "Transfer-Encoding: chunked") + b"b\r\n" + b"x" * 11 + b"\r\n"),
+        (413, head("POST", "/", "Transfer-Encoding: chunked") + b"1000\r\n" + b"x" * 11),
     ]
     async with origin(door.handle) as server, forwarding(server.url, limits=limits) as proxy:
         for status, data in too_much:

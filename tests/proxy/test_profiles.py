@@ -192,7 +192,7 @@ def test_what_decides_over_push_traffic(name: str) -> None:
         ("apache-default", "headers.join", True, "O"),
         ("apache-websocket", "tunnel.half_close", "forward", "O"),
         ("varnish-default", "response.cache", "coalesce", "O"),
-        ("varnish-default", "client.leaves", "never", "O"),
+        ("varnish-default", "client.leaves", "on-write", "O"),
         ("varnish-pipe", "tunnel.check_101", False, "O"),
         ("envoy-default", "upstream.stream_idle_timeout", 300, "D"),
         ("envoy-websocket", "tunnel.idle_timeout", 300, "?"),

@@ -98,7 +98,7 @@ async def leave_body(cell: Cell) -> Outcome:
 
 
 #: More than the kernel holds on the way: in the proxy 6 MB received and 4 MB to be sent (tcp_rmem, tcp_wmem).
-BIG = 12 * 1024 * 1024
+BIG = 20 * 1024 * 1024
 
 
 async def send_big(exchange: Exchange) -> None:
