@@ -73,6 +73,7 @@ class Attempt:
         self._is_sent = False
         self._is_handed_over = False
         self._sent_at = math.inf
+        self._awaits_client = False
         self._failure: Failure | None = None
         self.sink: ClientBody | None = None
         self.status = 0
@@ -132,6 +133,9 @@ class Attempt:
             await self.sink.begin()
 
     def _ran_out(self, name: str) -> Failure:
+        if name == "timeout" and self._awaits_client:
+            # HAProxy answers the same there (observed with 2.6.12), but it is not the server that is slow.
+            return failure_of(self._config, name, "the body did not come in time")._replace(kind="request-timeout")
         if not self.status and name in ("timeout", "response-timeout"):
             return failure_of(self._config, name, f"{self._upstream.server.label} did not answer in time")
         return failure_of(self._config, "cut", f"cut off: {name}")._replace(kind=name)
@@ -191,11 +195,15 @@ class Attempt:
                 upstream.end(with_reset=False)
 
     async def _next_payload(self) -> bytes:
+        # Whoever is cancelled here goes on to wait, for the one who asks why it was.
+        self._awaits_client = True
         try:
-            return await self._errand.body.receive(self._watch)
+            payload = await self._errand.body.receive(self._watch)
         except ConnectionLost as lost:
             self._fail(Failure("client", 0, str(lost)))
             return b""
+        self._awaits_client = False
+        return payload
 
     async def _watch_client(self) -> None:
         if why := await read_ahead(self._errand.client, self._config.client.leaves):

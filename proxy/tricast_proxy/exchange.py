@@ -306,9 +306,11 @@ class Exchange:
                 upstream.connection.close()
             self._attempt = Attempt(self._errand, upstream, fields, refused)
             outcome = await self._attempt.run()
-            # It was closed while the request was on its way (RFC 9112 9.5): that says nothing of the server.
-            if not (isinstance(outcome, Failure) and outcome.kind == "empty" and self._may_be_repeated):
+            if not (isinstance(outcome, Failure) and outcome.kind == "empty"):
                 return outcome
+            # It was closed while the request was on its way (RFC 9112 9.5): that says nothing of the server.
+            if not self._may_be_repeated:
+                return outcome._replace(kind="stale")
             self._body.rewind()
         try:
             upstream = await self._shared.pool.open(server)
