@@ -1,6 +1,7 @@
 """The checks that wait for no timers, against a server itself and through relays that misbehave."""
 
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -196,6 +197,19 @@ async def test_a_target_that_is_rewritten():
     async with served() as ports:
         findings, _ = await checked(check_fields, ports=ports, target=lambda target: target.replace(b"%2F", b"/"))
     assert titles(findings) == {"request target"}
+
+
+async def test_a_token_in_a_target_that_is_rewritten_is_not_told():
+    token = "hidden/0123456789+hidden="
+
+    def rewritten(target):
+        return target.replace(b"%2F", b"/").replace(b"%20", b"+")
+
+    async with probed(probe={"token": token}) as (server, _), relaying(server.port, target=rewritten) as url:
+        way = Way(replace(target_of(url, token), token_in_query=True), [])
+        findings, _, _ = await requests.check_fields(way, None)
+    assert by_title(findings, "request target").verdict is Verdict.ADVICE
+    assert "hidden" not in repr(findings)
 
 
 async def test_a_limit_and_who_has_it():

@@ -1,5 +1,6 @@
 """Measures requests: P7 fields, P8 limits, P10 bodies, P11 retries."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -85,15 +86,15 @@ async def _echoed(way: Way) -> Received:
         except Cut as cut:
             raise Lost(f"a request with many fields was not answered ({cut.ending.how})") from None
         echo = read(answer, Echo)
-        return Received(sent, echo, (_own_part(path, target.token), _own_part(echo.target, target.token)))
+        return Received(sent, echo, (_own_part(path), _own_part(echo.target)))
     raise Lost("a request with many fields was not answered in time")
 
 
-def _own_part(target: str, token: str) -> str:
-    """From the probe's own path on: what is before it belongs to the proxy."""
+def _own_part(target: str) -> str:
+    """From the probe's own path on, without the token: what is before it belongs to the proxy."""
     _, found, rest = target.partition(PROBE_PREFIX)
     part = found + rest if found else target
-    return part.replace(token, "…") if token else part
+    return re.sub(r"(?<=[?&]token=)[^&]*", "…", part)  # however the way has written it
 
 
 # P8
