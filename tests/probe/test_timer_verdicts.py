@@ -240,6 +240,7 @@ def pooled(end: str | None, idle: float) -> Outcome:
             Verdict.ADVICE,
             "the server ends one first, after 75.0 s",
         ),
+        ([pooled("own", 75.0)], Verdict.ADVICE, "limits.idle_timeout has to be longer"),
         ([pooled(None, 0.0), pooled("fin", 0.0)], Verdict.INFO, "within 100.0 s"),
         ([], Verdict.UNKNOWN, "not measured"),
     ],

@@ -400,7 +400,8 @@ def _pool(outcomes: Sequence[Outcome], plan: Plan) -> Finding:
     if not seen:
         return finding(Verdict.UNKNOWN, next((o.why for o in outcomes if o.why), "not measured"))
     if kept["own"]:
-        summary = f"the server ends one first, after {_seconds(min(kept['own']))}: a request that comes then is lost"
+        summary = f"the server ends one first, after {_seconds(min(kept['own']))}: a request that comes then is lost; "
+        summary += "limits.idle_timeout has to be longer than connections are kept on the way"
         return finding(Verdict.ADVICE, summary, SERVER_KEEPALIVE)
     if away:
         return finding(Verdict.OK, f"ended before the server does, after {_seconds(max(away))} of silence")
