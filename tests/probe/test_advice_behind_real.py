@@ -14,7 +14,7 @@ from tricast.probe.run import Outcome, Plan, examine
 
 def advised(proxy):
     """The whole snippet for one proxy."""
-    ((_, lines),) = advise([proxy], [problem for problem in PROBLEMS if problem != "sticky"])
+    ((_, lines),) = advise([proxy], PROBLEMS)
     return "\n".join(lines)
 
 
