@@ -74,6 +74,17 @@ async def test_ctrl_c():
     assert "Interrupted: this is what was known by then." in out
 
 
+async def test_ctrl_c_before_it_is_known_what_to_fail_on():
+    async with probed(within=60) as (server, _):
+        args = (server.url, "--idle", "60", "--transport", "ws", "--token", TOKEN, "--fail-on", "idle<30")
+        async with running("probe", *args) as probe:
+            await probe.err.until("waiting for timers")
+            probe.process.send_signal(signal.SIGINT)
+            code, out, _ = await probe.end()
+    assert code == 130
+    assert "Interrupted: this is what was known by then." in out
+
+
 async def test_shortened_timers_behind_a_server_itself():
     async with probed(within=60) as (server, _):
         code, out, _ = await run("probe", server.url, "--idle", "20", "--speed", "20", "--token", TOKEN, "--json")
