@@ -231,6 +231,13 @@ def test_a_foreign_server_may_end_what_it_likes(how: End) -> None:
     assert found[0].verdict is Verdict.INFO
 
 
+@pytest.mark.parametrize(("status", "culprit"), [(504, Culprit.PATH), (500, Culprit.UNKNOWN), (503, Culprit.UNKNOWN)])
+def test_a_status_that_a_foreign_server_may_have_said_itself(status: int, culprit: Culprit) -> None:
+    plan = plan_of(130, is_foreign=True)
+    found = timing([outcome("sse", Mode.IDLE, State.CUT, 5.0, quiet=5.0, how=End.STATUS, code=status)], "sse", plan)
+    assert found.culprit == culprit
+
+
 # P17
 
 
@@ -250,6 +257,7 @@ def pooled(end: str | None, idle: float) -> Outcome:
             Verdict.ADVICE,
             "the server ends one first, after 75.0 s",
         ),
+        ([pooled("own", 75.0)], Verdict.ADVICE, "limits.idle_timeout has to be longer"),
         ([pooled(None, 0.0), pooled("fin", 0.0)], Verdict.INFO, "within 100.0 s"),
         ([], Verdict.UNKNOWN, "not measured"),
     ],

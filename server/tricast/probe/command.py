@@ -1,7 +1,7 @@
 """The command ``tricast probe``.
 
 Exit codes: 0 all is well, 1 something can be improved, 2 something is broken, cannot be reached, or wrong usage; 130
-interrupted before anything was known.
+interrupted before anything was known, or before it was whether what --fail-on names is so.
 """
 # ruff: noqa: PLC0415 - everything heavy is imported when it is needed, so that --help is quick.
 
@@ -201,7 +201,9 @@ async def _probe(
     except* Unusable as errors:
         raise Broken(*(line for error in leaves(errors) for line in str(error).splitlines())) from None
     failed = [condition.text for condition in conditions or () if condition.holds(outcome.findings)]
-    code = exit_code(outcome.findings) if conditions is None else 2 if failed else 0
+    code = exit_code(outcome.findings)
+    if conditions is not None:
+        code = 2 if failed else INTERRUPTED if outcome.was_interrupted else 0
     if outcome.was_interrupted and not outcome.findings:
         raise click.exceptions.Exit(INTERRUPTED)
     (print_json if as_json else print_report)(Report(outcome, advised, code, failed), sys.stdout)

@@ -156,7 +156,7 @@ def limit(name: str, path: Refusal, direct: Refusal | None = None, *, is_servers
     """
     unit = (lambda number: f"{number} of them") if name.startswith("number") else size
     passes, fails = path.limit
-    verdict, problem = Verdict.INFO, None
+    verdict = Verdict.INFO
     if fails is None:
         words = f"at least {unit(passes)}"
     else:
@@ -179,7 +179,6 @@ def limit(name: str, path: Refusal, direct: Refusal | None = None, *, is_servers
             "status": path.status,
             "direct": None if direct is None else list(direct.limit),
         },
-        advice=problem,
     )
 
 
