@@ -31,6 +31,16 @@ async def stripping():
             yield url, server.url
 
 
+@asynccontextmanager
+async def answering(answer):
+    """Something that answers each connection by itself; yields its URL."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, answer, listeners)
+        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_server_with_nothing_in_front(monkeypatch):
     monkeypatch.setenv("TRICAST_PROBE__TOKEN", TOKEN)
     async with probed(within=60) as (server, _):
@@ -131,6 +141,22 @@ async def test_what_is_no_tricast_server():
     assert code == 0
     assert out.startswith("There is no Tricast server at this URL")
     assert "unknown WebSocket" in out
+
+
+@pytest.mark.parametrize("token", [(), ("--token", TOKEN)])
+async def test_a_proxy_that_reaches_no_server(token):
+    problem = b'{"type":"urn:tricast:proxy","title":"Bad gateway","detail":"nobody \\u001blistens"}'
+    head = b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: application/problem+json\r\nConnection: close\r\n"
+
+    async def answer(stream):
+        async with stream:
+            await stream.receive_some(65536)
+            await stream.send_all(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(problem), problem))
+
+    async with answering(answer) as url:
+        code, out, err = await run("probe", url, *QUICK, "--fail-on", "no-ws,buffered", *token)
+    assert (code, out) == (2, "")
+    assert err == "error: the proxy answers 502 (nobody listens): it cannot reach a server\n"
 
 
 async def test_what_speaks_no_http():

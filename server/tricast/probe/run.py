@@ -14,7 +14,7 @@ from tricast.probe import fingerprint
 from tricast.probe.asking import Refused, find_companion
 from tricast.probe.cells import plan_of
 from tricast.probe.checks import blackbox, connections, requests, streams
-from tricast.probe.checks.asked import Way, is_servers
+from tricast.probe.checks.asked import Way, is_servers, problem_of
 from tricast.probe.checks.holding import Paths
 from tricast.probe.checks.leaving import measure_leaving
 from tricast.probe.checks.timers import Bound, Timers
@@ -26,6 +26,8 @@ from tricast.probe.verdicts.leaving import Left, leaving
 from tricast.probe.verdicts.timers import timers as timer_findings
 
 TRANSPORTS = ("ws", "sse", "poll")
+#: What a proxy answers that gets nothing from a server (RFC 9110 15.6.3 to 15.6.5).
+_GATEWAY_FAILED = (502, 503, 504)
 
 
 class Unusable(TricastError):
@@ -206,9 +208,11 @@ class _Run:
     async def _without_help(self, target: Target, origin: Target | None, refused: Refused) -> None:
         """What can be said of any server."""
         is_tricast = is_servers(refused.answer)
-        self._outcome.notes.append(_why_without(refused, self._plan.token, is_tricast=is_tricast))
         way, direct = Way(target, []), None if origin is None else Way(origin, [])
         paths = blackbox.Places.at(target, is_tricast=is_tricast)
+        if refused.status in _GATEWAY_FAILED and await blackbox.is_gateway_failed(way, paths, _GATEWAY_FAILED):
+            raise Unusable(_unreached(refused, is_tricast=is_tricast))
+        self._outcome.notes.append(_why_without(refused, self._plan.token, is_tricast=is_tricast))
         async with trio.open_nursery() as nursery:
             if self._plan.seconds:
                 nursery.start_soon(self._wait_for_timers, way, direct, paths.to_hold(target))
@@ -266,6 +270,14 @@ async def _found(origin: Target) -> Target:
         return await find_companion(origin)
     except (Lost, ClientError) as error:
         raise Unusable(f"the server itself, {origin.endpoint}: {error}") from None
+
+
+def _unreached(refused: Refused, *, is_tricast: bool) -> str:
+    said = problem_of(refused.answer)
+    detail = f" ({said})" if said else ""
+    if is_tricast:
+        return f"the server answers {refused.status}{detail}"
+    return f"the proxy answers {refused.status}{detail}: it cannot reach a server"
 
 
 def _why_without(refused: Refused, token: str, *, is_tricast: bool) -> str:

@@ -1,6 +1,6 @@
 """What shows from outside, of a server that does not help: P2 by its errors, P3, P4 and P8."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Self
 
 import trio
@@ -157,20 +157,32 @@ async def check_limits(way: Way, direct: Way | None, paths: Places) -> list[Find
 
 async def _limits(way: Way, paths: Places) -> dict[str, Refusal]:
     async def ask(query: Query, fields: Fields) -> HttpAnswer | None:
-        path = paths.plain + "".join(f"?{name}={value}" for name, value in query)
-        with trio.move_on_after(way.target.settings.answer_timeout):
-            try:
-                async with open_http(way.target) as http:
-                    await http.ask("GET", path, fields)
-                    return way.note(await refusal_or_head(http, await http.head()))
-            except (Cut, Lost):
-                pass
-        return None
+        return await _answer(way, paths.plain + "".join(f"?{name}={value}" for name, value in query), fields)
 
     small = await ask((), ())
     if small is None:
         raise Lost("a small request is not answered")
     return await requests.limits_of(ask, {}, status=small.status)
+
+
+async def _answer(way: Way, path: str, fields: Fields) -> HttpAnswer | None:
+    with trio.move_on_after(way.target.settings.answer_timeout):
+        try:
+            async with open_http(way.target) as http:
+                await http.ask("GET", path, fields)
+                return way.note(await refusal_or_head(http, await http.head()))
+        except (Cut, Lost):
+            pass
+    return None
+
+
+async def is_gateway_failed(way: Way, paths: Places, statuses: Collection[int]) -> bool:
+    """Whether whatever is asked for is answered with one of these statuses, by whoever it is that answers."""
+    for path in dict.fromkeys((way.target.path("/healthz"), way.target.endpoint.prefix or "/", paths.plain)):
+        answer = await _answer(way, path, ())
+        if answer is None or answer.status not in statuses:
+            return False
+    return True
 
 
 async def provoke(way: Way) -> None:
