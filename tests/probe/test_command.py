@@ -13,6 +13,10 @@ from probe.misbehaving import relaying
 from probe.probing import TOKEN, probed
 from serving import serving
 
+from tricast.probe.advice import BUFFERED
+from tricast.probe.findings import Verdict
+from tricast.probe.run import Outcome, Plan, examine
+
 QUICK = ("--quick", "--transport", "ws")
 
 
@@ -157,6 +161,35 @@ async def test_a_proxy_that_reaches_no_server(token):
         code, out, err = await run("probe", url, *QUICK, "--fail-on", "no-ws,buffered", *token)
     assert (code, out) == (2, "")
     assert err == "error: the proxy answers 502 (nobody listens): it cannot reach a server\n"
+
+
+@pytest.mark.parametrize("is_origin_known", [False, True])
+async def test_a_proxy_that_holds_a_stream_back_from_its_head_on(monkeypatch, is_origin_known):
+    monkeypatch.setattr("tricast.probe.run._FIRST_SECONDS", 0.3)
+    monkeypatch.setattr("tricast.probe.checks.blackbox._STREAM_SECONDS", 1.0)
+
+    async def hold(stream):
+        async with stream:
+            if b"nonsense" in await stream.receive_some(65536):  # as nginx does, whatever it holds back else
+                await stream.send_all(b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\nContent-Length: 0\r\n\r\n")
+            await stream.receive_some(1)
+
+    async def begin(stream):
+        async with stream:
+            await stream.receive_some(65536)
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+            await stream.receive_some(1)
+
+    async with answering(hold) as url, answering(begin) as origin:
+        outcome = Outcome(plan=Plan(url=f"{url}/stream", origin=f"{origin}/stream" if is_origin_known else None))
+        assert outcome.doing != "connecting"
+        await examine(outcome)
+    assert outcome.notes == ["It connects, but there is no answer within 0.3 s."]
+    (held,) = [finding for finding in outcome.findings if finding.check == "P4"]
+    assert ("that begins at once at the server itself shows nothing" in held.summary) is is_origin_known
+    assert ("--origin tells which" in held.summary) is not is_origin_known
+    assert (held.verdict, held.advice) == (Verdict.BROKEN, BUFFERED)
+    assert outcome.proxies == ["nginx"]
 
 
 async def test_what_speaks_no_http():

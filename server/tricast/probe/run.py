@@ -11,7 +11,7 @@ from tricast.client.endpoint import Endpoint
 from tricast.client.failures import ClientError, Lost
 from tricast.errors import TricastError, leaves
 from tricast.probe import fingerprint
-from tricast.probe.asking import Refused, find_companion
+from tricast.probe.asking import Refused, Unanswered, find_companion
 from tricast.probe.cells import plan_of
 from tricast.probe.checks import blackbox, connections, requests, streams
 from tricast.probe.checks.asked import Way, is_servers, problem_of
@@ -28,6 +28,8 @@ from tricast.probe.verdicts.timers import timers as timer_findings
 TRANSPORTS = ("ws", "sse", "poll")
 #: What a proxy answers that gets nothing from a server (RFC 9110 15.6.3 to 15.6.5).
 _GATEWAY_FAILED = (502, 503, 504)
+#: How long the very first answer may take.
+_FIRST_SECONDS = 10.0
 
 
 class Unusable(TricastError):
@@ -76,7 +78,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     is_companion: bool = False
     was_interrupted: bool = False
-    doing: str = "connecting"
+    doing: str = "asking who answers"
 
     timers: Timers | None = None
 
@@ -123,9 +125,12 @@ class _Run:
         target = Target(endpoint=_endpoint(plan.url), token=plan.token)
         origin = None if plan.origin is None else Target(endpoint=_endpoint(plan.origin), token=plan.token)
         try:
-            target = await find_companion(target)
+            target = await find_companion(target, seconds=_FIRST_SECONDS)
         except Refused as refused:
             await self._without_help(target, origin, refused)
+            return
+        except Unanswered as unanswered:
+            await self._without_answer(target, origin, unanswered)
             return
         except (Lost, ClientError) as error:
             raise Unusable(str(error)) from None
@@ -223,6 +228,15 @@ class _Run:
             await self._do("limits", "P8", "limits", partial(blackbox.check_limits, way, direct, paths))
             await self._do("the proxy's name", "P2", "in front", partial(self._who, way, (), set()))
             self._outcome.doing = "waiting for timers"
+
+    async def _without_answer(self, target: Target, origin: Target | None, unanswered: Unanswered) -> None:
+        """What can be said where even the head of an answer does not come."""
+        self._outcome.notes.append(f"It connects, but there is no answer within {unanswered.seconds:g} s.")
+        way, direct = Way(target, []), None if origin is None else Way(origin, [])
+        paths = blackbox.Places.at(target, is_tricast=False)
+        check = partial(blackbox.check_stream, way, direct, paths, is_answered=False)
+        await self._do("event stream", "P4", "SSE", check)
+        await self._do("the proxy's name", "P2", "in front", partial(self._who, way, (), set()))
 
     async def _do(self, doing: str, check: str, title: str, step: Step) -> None:
         """One check; a proxy that makes it impossible is a finding as well."""

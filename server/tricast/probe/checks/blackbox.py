@@ -92,20 +92,28 @@ class Looked(NamedTuple):
         return self.status == 200 and self.kind.startswith("text/event-stream")
 
 
-async def check_stream(way: Way, direct: Way | None, paths: Places) -> Finding:
-    """P4, as far as it shows: whether a stream begins at once."""
+async def check_stream(way: Way, direct: Way | None, paths: Places, *, is_answered: bool = True) -> Finding:
+    """P4, as far as it shows: whether a stream begins at once.
+
+    Args:
+        way: to what is probed.
+        direct: to the server itself.
+        paths: where to ask.
+        is_answered: whether anything that was asked so far was answered.
+    """
     path = await _look(way, paths.stream)
     there = None if direct is None else await _look(direct, paths.stream)
-    return judge_stream(path, there, is_tricast=paths.is_tricast)
+    return judge_stream(path, there, is_tricast=paths.is_tricast, is_answered=is_answered)
 
 
-def judge_stream(path: Looked, there: Looked | None, *, is_tricast: bool) -> Finding:
+def judge_stream(path: Looked, there: Looked | None, *, is_tricast: bool, is_answered: bool = True) -> Finding:
     """Whether a stream is held back, if that can be said.
 
     Args:
         path: what came through whatever is in the way.
         there: what came from the server itself.
         is_tricast: whether the server is one that begins its streams with a comment.
+        is_answered: whether anything that was asked before was answered.
     """
     should_begin = is_tricast or (there is not None and bool(there.pieces) and there.is_stream)
     verdict, kind = Verdict.UNKNOWN, None
@@ -117,7 +125,15 @@ def judge_stream(path: Looked, there: Looked | None, *, is_tricast: bool) -> Fin
         words = f"not known: there is no event stream at this URL (the answer is {path.status} {path.kind})"
     elif should_begin:
         verdict, kind = Verdict.BROKEN, "held"
-        words = f"events are held back: a stream that begins at once shows nothing within {_STREAM_SECONDS:g} s"
+        words = (
+            f"events are held back: a stream that begins at once{_at(there)} shows nothing within {_STREAM_SECONDS:g} s"
+        )
+    elif not is_answered and there is None:
+        verdict, kind = Verdict.BROKEN, "unanswered"
+        words = "no answer: the server gives none, or the proxy in front holds the stream back (--origin tells which)"
+    elif not is_answered:
+        verdict, kind = Verdict.BROKEN, "unanswered"
+        words = "no answer; but the server itself sends no event stream at once either"
     else:
         words = f"not known: nothing came within {_STREAM_SECONDS:g} s"
     return Finding(
@@ -126,8 +142,12 @@ def judge_stream(path: Looked, there: Looked | None, *, is_tricast: bool) -> Fin
         verdict=verdict,
         summary=words,
         detail={"kind": kind, "status": path.status, "pieces": [round(at, 3) for at in path.pieces]},
-        advice=advice.BUFFERED if verdict is Verdict.BROKEN else None,
+        advice=advice.BUFFERED if verdict is Verdict.BROKEN and (there is None or kind == "held") else None,
     )
+
+
+def _at(there: Looked | None) -> str:
+    return " at the server itself" if there is not None and there.pieces else ""
 
 
 async def _look(way: Way, path: str) -> Looked:
