@@ -69,7 +69,7 @@ async def test_a_relay_that_takes_upgrade_out():
     assert TOKEN not in out
 
 
-@pytest.mark.parametrize(("conditions", "code"), [("buffered,host", 0), ("buffered,no-ws", 2)])
+@pytest.mark.parametrize(("conditions", "code"), [("host,retries", 0), ("host,no-ws", 2)])
 async def test_what_to_fail_on(conditions, code):
     async with stripping() as (url, _):
         ended, out, _ = await run("probe", url, *QUICK, "--token", TOKEN, "--fail-on", conditions)
@@ -77,15 +77,25 @@ async def test_what_to_fail_on(conditions, code):
     assert ("Not wanted, but so: no-ws." in out) is bool(code)
 
 
+async def test_what_is_not_known_is_no_pass():
+    async with serving(within=60) as server:
+        code, out, _ = await run("probe", server.url, *QUICK, "--fail-on", "no-ws,buffered,host")
+    assert code == 2
+    assert "Not known: buffered, host." in out
+
+
 async def test_ctrl_c():
-    async with stripping() as (url, _), running("probe", url, "--idle", "60", "--token", TOKEN) as probe:
+    async with (
+        stripping() as (url, _),
+        running("probe", url, "--idle", "60", "--token", TOKEN, "--fail-on", "idle<60,total,host") as probe,
+    ):
         await probe.err.until("waiting for timers")
         probe.process.send_signal(signal.SIGINT)
         code, out, _ = await probe.end()
     assert code == 2
     assert "broken  WebSocket" in out
     assert "nothing ends a silence of" in out
-    assert "Interrupted: this is what was known by then." in out
+    assert "Interrupted: this is what was known by then. Not known: idle<60, total." in out
 
 
 async def test_shortened_timers_behind_a_server_itself():
@@ -224,6 +234,13 @@ async def test_wrong_usage(args, words):
     code, out, err = await run("probe", "http://127.0.0.1:1", *args)
     assert (code, out) == (2, "")
     assert words in " ".join(err.split())
+
+
+async def test_nothing_to_probe():
+    code, out, err = await run("probe")
+    assert (code, out) == (2, "")
+    assert "Missing argument 'URL'" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("args", [("--idle", "URL"), ("URL", "--deep"), ("--full", "400", "URL")])

@@ -77,7 +77,7 @@ class _WithHorizons(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Puts in the number where there is none."""
         filled = []
-        for word, follower in zip(args, [*args[1:], ""], strict=True):
+        for word, follower in zip(args, [*args[1:], ""], strict=False):
             filled.append(word)
             if word in _HORIZONS and re.fullmatch(r"[0-9.]+", follower) is None:
                 filled.append(_HORIZONS[word])
@@ -140,8 +140,8 @@ class _WithHorizons(click.Command):
     metavar="C,…",
     callback=_check_conditions,
     show_default="anything broken",
-    help="Exit with 2 when any of these is so, and else with 0: no-ws, buffered, compressed, shared, host, "
-    "retries, total, idle<S, poll<S.",
+    help="Exit with 2 when any of these is so or not known, and else with 0: no-ws, buffered, compressed, shared, "
+    "host, retries, total, idle<S, poll<S.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def probe(
@@ -196,9 +196,16 @@ async def _probe(
     except* Unusable as errors:
         raise Broken(*(line for error in leaves(errors) for line in str(error).splitlines())) from None
     failed = [condition.text for condition in conditions or () if condition.holds(outcome.findings)]
-    code = exit_code(outcome.findings) if conditions is None else 2 if failed else 0
+    unknown = [
+        condition.text
+        for condition in conditions or ()
+        if condition.text not in failed
+        # A run that was ended early did not wait for what ends connections in any case.
+        and (not condition.is_known(outcome.findings) or (condition.text == "total" and outcome.was_interrupted))
+    ]
+    code = exit_code(outcome.findings) if conditions is None else 2 if failed or unknown else 0
     if outcome.was_interrupted and not outcome.findings:
         raise click.exceptions.Exit(INTERRUPTED)
-    (print_json if as_json else print_report)(Report(outcome, advised, code, failed), sys.stdout)
+    (print_json if as_json else print_report)(Report(outcome, advised, code, failed, unknown), sys.stdout)
     if code:
         raise click.exceptions.Exit(code)

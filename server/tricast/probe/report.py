@@ -44,12 +44,14 @@ class Report(NamedTuple):
         advised: the proxies that advice is wanted for; None for those that seem to be there.
         exit_code: what the command ends with.
         failed: the conditions of ``--fail-on`` that hold.
+        unknown: those of which it was not found out.
     """
 
     outcome: Outcome
     advised: Sequence[str] | None
     exit_code: int
     failed: Sequence[str] = ()
+    unknown: Sequence[str] = ()
 
     @property
     def problems(self) -> list[str]:
@@ -83,6 +85,7 @@ def _as_data(report: Report) -> dict[str, Any]:
         "was_interrupted": outcome.was_interrupted,
         "exit_code": report.exit_code,
         "failed": report.failed,
+        "unknown": report.unknown,
         "notes": outcome.notes,
         "proxies": outcome.proxies,
         "findings": [msgspec.to_builtins(finding) for finding in outcome.findings],
@@ -188,6 +191,8 @@ def _result(report: Report) -> Text:
         words.append("Interrupted: this is what was known by then.")
     if report.failed:
         words.append(f"Not wanted, but so: {', '.join(report.failed)}.")
+    if report.unknown:
+        words.append(f"Not known: {', '.join(report.unknown)}.")
     words += [
         f"{label}: {', '.join(names)}."
         for verdict, label in ((Verdict.BROKEN, "Broken"), (Verdict.ADVICE, "To improve"))
