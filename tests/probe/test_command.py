@@ -16,6 +16,7 @@ from serving import serving
 from tricast.probe.advice import BUFFERED
 from tricast.probe.findings import Verdict
 from tricast.probe.run import Outcome, Plan, examine
+from tricast.probe.target import server_of
 
 QUICK = ("--quick", "--transport", "ws")
 
@@ -146,14 +147,12 @@ async def test_what_is_no_tricast_server():
             await stream.receive_some(65536)
             await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
 
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, answer, listeners)
-        port = listeners[0].socket.getsockname()[1]
-        code, out, _ = await run("probe", f"http://127.0.0.1:{port}", *QUICK)
-        nursery.cancel_scope.cancel()
+    async with answering(answer) as url:
+        code, out, _ = await run("probe", url, *QUICK)
+        _, queried, _ = await run("probe", f"{url}/?topic=news", *QUICK)
     assert code == 0
     assert out.startswith("There is no Tricast server at this URL")
+    assert queried.startswith(f"Probing {url}/, without what is behind it.\nThere is no Tricast server")
     assert "unknown WebSocket" in out
 
 
@@ -234,6 +233,32 @@ async def test_wrong_usage(args, words):
     code, out, err = await run("probe", "http://127.0.0.1:1", *args)
     assert (code, out) == (2, "")
     assert words in " ".join(err.split())
+
+
+@pytest.mark.parametrize("path", ["/events?topic=news", "/?topic=news", "/healthz"])
+async def test_a_path_of_the_server(path):
+    async with stripping() as (url, _):
+        code, out, _ = await run("probe", f"{url}{path}", *QUICK, "--token", TOKEN, "--fail-on", "no-ws")
+    assert code == 2
+    assert out.startswith(f"{url}{path} is a path of a Tricast server; probing {url}.")
+    assert "Not wanted, but so: no-ws." in out
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("http://a/events", "http://a"),
+        ("http://a/push/events/?topic=x#y", "http://a/push"),
+        ("http://a:8/.tricast/probe/echo", "http://a:8"),
+        ("http://a/?topic=news", "http://a"),
+        ("http://a/push", None),
+        ("http://a", None),
+        ("http://a/stream?x=1", None),
+        ("http://[", None),
+    ],
+)
+def test_whose_path_it_would_be(url, server):
+    assert server_of(url) == server
 
 
 async def test_nothing_to_probe():

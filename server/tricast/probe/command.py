@@ -32,10 +32,11 @@ class Broken(Failure):
 def _check_url(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     from tricast.client import ClientError
     from tricast.client.endpoint import Endpoint
+    from tricast.probe.target import server_of
 
     try:
         if value is not None:
-            Endpoint.parse(value)
+            Endpoint.parse(server_of(value) or value)
     except ClientError as error:
         raise click.BadParameter(str(error), context, parameter) from None
     return value

@@ -1,5 +1,6 @@
 """One run of the probe: which checks, in which order, and what to do when one of them cannot be made."""
 
+import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from tricast.probe.checks.leaving import measure_leaving
 from tricast.probe.checks.timers import Bound, Timers
 from tricast.probe.findings import Finding, Verdict
 from tricast.probe.link import Cut
-from tricast.probe.target import Target
+from tricast.probe.target import Target, server_of
 from tricast.probe.verdicts.connections import fingerprint as who
 from tricast.probe.verdicts.leaving import Left, leaving
 from tricast.probe.verdicts.timers import timers as timer_findings
@@ -122,8 +123,9 @@ class _Run:
 
     async def run(self) -> None:
         plan = self._plan
-        target = Target(endpoint=_endpoint(plan.url), token=plan.token)
-        origin = None if plan.origin is None else Target(endpoint=_endpoint(plan.origin), token=plan.token)
+        url, origin_url = await self._servers()
+        target = Target(endpoint=_endpoint(url), token=plan.token)
+        origin = None if origin_url is None else Target(endpoint=_endpoint(origin_url), token=plan.token)
         try:
             target = await find_companion(target, seconds=_FIRST_SECONDS)
         except Refused as refused:
@@ -136,6 +138,31 @@ class _Run:
             raise Unusable(str(error)) from None
         self._outcome.is_companion = True
         await self._with_help(Way(target, []), None if origin is None else Way(await _found(origin), []))
+
+    async def _servers(self) -> tuple[str, str | None]:
+        """The URLs that are probed: where those given are of paths of a Tricast server, those of the server."""
+        url, origin = self._plan.url, self._plan.origin
+        server = server_of(url)
+        if server is None:
+            return url, origin
+        if not await self._is_tricast(server):
+            bare = re.split("[?#]", url)[0]
+            if bare != url:
+                self._outcome.notes.append(f"Probing {bare}, without what is behind it.")
+            return bare, origin
+        self._outcome.notes.append(f"{url} is a path of a Tricast server; probing {server}.")
+        return server, origin and (server_of(origin) or origin)
+
+    async def _is_tricast(self, url: str) -> bool:
+        try:
+            await find_companion(Target(endpoint=_endpoint(url), token=self._plan.token), seconds=_FIRST_SECONDS)
+        except Refused as refused:
+            return is_servers(refused.answer)
+        except (Lost, ClientError) as error:
+            if isinstance(error, Unanswered):
+                return False
+            raise Unusable(str(error)) from None
+        return True
 
     async def _with_help(self, way: Way, direct: Way | None) -> None:
         """All checks, with the server's companion endpoints."""
