@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -26,10 +27,10 @@ def timer(transport, seconds, check="P13"):
     return finding(check, f"{transport} idle", Verdict.OK, transport=transport, idle=idle, total=None, culprit="path")
 
 
-def report(*findings, proxies=("nginx",), advised=None, exit_code=0, failed=(), **outcome):
-    plan = Plan(url="http://127.0.0.1:1", token="secret")
+def report(*findings, proxies=("nginx",), advised=None, exit_code=0, failed=(), unknown=(), speed=1.0, **outcome):
+    plan = Plan(url="http://127.0.0.1:1", speed=speed)
     run = Outcome(plan=plan, findings=list(findings), proxies=list(proxies), **outcome)
-    return Report(run, advised, exit_code, failed)
+    return Report(run, advised, exit_code, failed, unknown)
 
 
 def printed(given, stream=None):
@@ -79,6 +80,17 @@ def test_advice_is_for_what_failed_and_for_who_is_there():
     assert "--advice" not in printed(report())
 
 
+def test_who_is_known_by_what_it_does():
+    nobody = finding("P2", "in front", Verdict.INFO, "nothing that gives its name away")
+    slow = finding("P4", "SSE", Verdict.ADVICE, advice="buffered", kind="coalesced", period=0.2)
+    text = printed(report(nobody, slow, proxies=()))
+    assert "In front: probably HAProxy (events are coalesced)\n" in text
+    assert "option http-no-delay" in text
+    fast = finding("P4", "SSE", Verdict.ADVICE, advice="buffered", kind="coalesced", period=0.02)
+    assert "In front: nothing that gives its name away\n" in printed(report(nobody, fast, proxies=()))
+    assert "probably" not in printed(report(nobody, slow, proxies=["envoy"]))
+
+
 def test_settings_of_the_server():
     needed = printed(report(timer("ws", 10.0), timer("sse", 60.0)))
     assert '[websocket]\n    ping_interval = "4s"' in needed
@@ -90,6 +102,14 @@ def test_settings_of_the_server():
     ("given", "words"),
     [
         (report(finding("P4", "SSE", Verdict.OK)), "Nothing wrong was found."),
+        (
+            report(finding("P4", "SSE", Verdict.OK)),
+            "Nothing wrong was found. Not looked at: timers (--quick), holding back, fields and retries (no token).",
+        ),
+        (report(finding("P3", "WebSocket", Verdict.UNKNOWN)), "Not found out: WebSocket."),
+        (report(STRIPPED, unknown=("buffered",)), "Not known: buffered. Broken: WebSocket."),
+        (report(finding("P7", "Host", Verdict.ADVICE, advice="host"), proxies=["heroku"]), "No advice for: Host (in H"),
+        (report(speed=20.0), "Timers are told at 20 times what was measured, for --speed."),
         (report(), "Nothing was found out."),
         (report(STRIPPED, was_interrupted=True), "Interrupted: this is what was known by then. Broken: WebSocket."),
         (report(STRIPPED, failed=("no-ws",)), "Not wanted, but so: no-ws."),
@@ -117,7 +137,9 @@ def test_what_has_been_said_is_not_said_again():
 
 def test_json():
     stream = io.StringIO()
-    print_json(report(STRIPPED, timer("ws", 10.0), exit_code=2, notes=["a note"]), stream)
+    given = report(STRIPPED, timer("ws", 10.0), exit_code=2, notes=["a note"])
+    given.outcome.plan = replace(given.outcome.plan, token="secret")
+    print_json(given, stream)
     found = json.loads(stream.getvalue())
     assert (found["schema"], found["exit_code"], found["proxies"]) == (1, 2, ["nginx"])
     assert found["findings"][0] == {

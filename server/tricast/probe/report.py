@@ -14,7 +14,8 @@ from tricast.probe.findings import Finding, Verdict
 from tricast.probe.fingerprint import NAMES
 from tricast.probe.measured import timers_of
 from tricast.probe.recommend import Setting, recommend, remarks
-from tricast.probe.run import Outcome
+from tricast.probe.run import TRANSPORTS, Outcome
+from tricast.probe.verdicts.connections import Guess, guess
 
 SCHEMA = 1
 
@@ -54,6 +55,18 @@ class Report(NamedTuple):
     unknown: Sequence[str] = ()
 
     @property
+    def guess(self) -> Guess | None:
+        """Who is in front where nobody gave a name."""
+        return None if self.outcome.proxies else guess(self.outcome.findings)
+
+    @property
+    def proxies(self) -> Sequence[str]:
+        """Whose configuration advice is for."""
+        if self.advised is not None:
+            return self.advised
+        return self.outcome.proxies or ([] if self.guess is None else [self.guess.proxy])
+
+    @property
     def problems(self) -> list[str]:
         """What went wrong, as ``advice`` names it."""
         bad = (f.advice for f in self.outcome.findings if f.verdict in (Verdict.ADVICE, Verdict.BROKEN) and f.advice)
@@ -62,7 +75,17 @@ class Report(NamedTuple):
     @property
     def snippets(self) -> list[tuple[Snippet, list[str]]]:
         """What to write into the configuration of the proxies."""
-        return list(advise(self.outcome.proxies if self.advised is None else self.advised, self.problems))
+        return list(advise(self.proxies, self.problems))
+
+    @property
+    def unadvised(self) -> list[str]:
+        """Titles of what went wrong and could be put right in the proxy, if it were known how."""
+        shown = {problem for snippet, _ in self.snippets for line in snippet.lines for problem in line.against}
+        return _titles(
+            (f for f in self.outcome.findings if f.advice in PROBLEMS and f.advice not in shown),
+            Verdict.BROKEN,
+            Verdict.ADVICE,
+        )
 
     @property
     def settings(self) -> list[Setting]:
@@ -87,7 +110,9 @@ def _as_data(report: Report) -> dict[str, Any]:
         "failed": report.failed,
         "unknown": report.unknown,
         "notes": outcome.notes,
+        "speed": outcome.plan.speed,
         "proxies": outcome.proxies,
+        "probably": None if report.guess is None else report.guess.proxy,
         "findings": [msgspec.to_builtins(finding) for finding in outcome.findings],
         "settings": [setting._asdict() for setting in report.settings],
         "remarks": remarks(timers_of(outcome.findings)),
@@ -106,7 +131,11 @@ def print_report(report: Report, stream: TextIO) -> None:
         console.print(Text(_harmless(note), "yellow"), soft_wrap=True)
     in_front = [f for f in outcome.findings if f.check == "P2"]
     for finding in in_front:
-        console.print(Text.assemble(("In front: ", "bold"), _harmless(finding.summary)), soft_wrap=True)
+        likely = report.guess
+        words = f"probably {NAMES[likely.proxy]} ({likely.why})" if likely is not None else finding.summary
+        console.print(Text.assemble(("In front: ", "bold"), _harmless(words)), soft_wrap=True)
+    if outcome.plan.speed != 1:
+        console.print(Text(f"Timers are told at {outcome.plan.speed:g} times what was measured, for --speed."))
     for heading, checks in _SECTIONS:
         found = [f for check in checks for f in outcome.findings if f.check == check and not _says_nothing(f, outcome)]
         if found:
@@ -157,12 +186,15 @@ def _advice(report: Report) -> Iterator[Text]:
         yield Text()
         yield Text.assemble((f"What helps in {NAMES[snippet.proxy]}", "bold"), f" ({snippet.where})")
         yield Text(textwrap.indent("\n".join(lines), _MARGIN * 2), "cyan")
-    if report.problems and not snippets:
+    if report.problems and not report.proxies:
         yield Text()
         yield Text(
-            "Which proxy is in front is not known, or there is no advice for it: "
-            "--advice nginx,haproxy,… prints what to write for one that you name."
+            "Which proxy is in front is not known: --advice nginx,haproxy,… prints what to write for one that you name."
         )
+    elif report.unadvised:
+        yield Text()
+        names = ", ".join(NAMES[proxy] for proxy in report.proxies)
+        yield Text(f"No advice for: {', '.join(report.unadvised)} (in {names}).")
 
 
 def _settings(report: Report) -> Iterator[Text]:
@@ -200,11 +232,26 @@ def _result(report: Report) -> Text:
     ]
     if not _titles(findings, Verdict.BROKEN) and not _titles(findings, Verdict.ADVICE):
         words.append("Nothing wrong was found." if findings else "Nothing was found out.")
+        if unknown := _titles(findings, Verdict.UNKNOWN):
+            words.append(f"Not found out: {', '.join(unknown)}.")
+        if findings and (missing := list(_not_looked_at(report.outcome))):
+            words.append(f"Not looked at: {', '.join(missing)}.")
     return Text(" ".join(words), style)
 
 
-def _titles(findings: Iterable[Finding], verdict: Verdict) -> list[str]:
-    return list(dict.fromkeys(finding.title for finding in findings if finding.verdict is verdict))
+def _not_looked_at(outcome: Outcome) -> Iterator[str]:
+    plan = outcome.plan
+    if not plan.seconds:
+        yield "timers (--quick)"
+    if not outcome.is_companion:
+        why = "no probe endpoints" if plan.token else "no token"
+        yield f"holding back, fields and retries ({why})"
+    if left_out := [transport for transport in TRANSPORTS if transport not in plan.transports]:
+        yield f"{' and '.join(left_out)} (--transport)"
+
+
+def _titles(findings: Iterable[Finding], *verdicts: Verdict) -> list[str]:
+    return list(dict.fromkeys(finding.title for finding in findings if finding.verdict in verdicts))
 
 
 def _harmless(text: str) -> str:

@@ -119,7 +119,7 @@ def judge_stream(path: Looked, there: Looked | None, *, is_tricast: bool, is_ans
     verdict, kind = Verdict.UNKNOWN, None
     if path.is_stream and path.pieces:
         verdict, kind = Verdict.OK, "begins"
-        words = f"a stream begins after {path.pieces[0] * 1000:.0f} ms, and brings {len(path.pieces)} pieces in "
+        words = f"a stream begins after {path.pieces[0] * 1000:.0f} ms, and brings {_pieces(len(path.pieces))} in "
         words += f"{_STREAM_SECONDS:g} s; whether events wait on the way is not known"
     elif path.status not in (None, 200) or (path.status == 200 and not path.is_stream):
         words = f"not known: there is no event stream at this URL (the answer is {path.status} {path.kind})"
@@ -148,6 +148,10 @@ def judge_stream(path: Looked, there: Looked | None, *, is_tricast: bool, is_ans
 
 def _at(there: Looked | None) -> str:
     return " at the server itself" if there is not None and there.pieces else ""
+
+
+def _pieces(count: int) -> str:
+    return "1 piece" if count == 1 else f"{count} pieces"
 
 
 async def _look(way: Way, path: str) -> Looked:
