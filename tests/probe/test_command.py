@@ -225,7 +225,8 @@ async def test_what_speaks_no_http():
         (("--idle", "5"), "not in the range"),
         (("--transport", "smoke"), "expected any of ws, sse, poll, found 'smoke'"),
         (("--transport", ","), "expected any of ws, sse, poll, found nothing"),
-        (("--advice", "squid"), "expected any of nginx, haproxy"),
+        (("--advice", "squid"), "expected any of auto, nginx, haproxy"),
+        (("--advice", "auto,nginx"), "auto cannot be combined"),
         (("--origin", "ftp://x"), "expected the URL of a server"),
     ],
 )
@@ -259,6 +260,22 @@ async def test_a_path_of_the_server(path):
 )
 def test_whose_path_it_would_be(url, server):
     assert server_of(url) == server
+
+
+async def test_what_help_tells():
+    _, commands, _ = await run("--help")
+    assert "Find out what a proxy in front does.\n" in commands
+    _, out, _ = await run("probe", "--help")
+    assert "130 when it was interrupted" in " ".join(out.split())
+
+
+async def test_websocket_is_ws():
+    async with stripping() as (url, _):
+        code, out, _ = await run("probe", url, "--quick", "--transport", "websocket", "--token", TOKEN, "--json")
+    found = json.loads(out)
+    assert code == 2
+    assert {"P3", "P7"} <= {finding["check"] for finding in found["findings"]}
+    assert "P4" not in {finding["check"] for finding in found["findings"]}
 
 
 async def test_nothing_to_probe():

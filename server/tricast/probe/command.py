@@ -51,14 +51,18 @@ def _names(context: click.Context, parameter: click.Parameter, value: str, known
 
 
 def _check_transports(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
-    return _names(context, parameter, value, ("ws", "sse", "poll"))
+    written = re.sub(r"\bwebsockets?\b", "ws", value, flags=re.IGNORECASE)
+    return _names(context, parameter, written, ("ws", "sse", "poll"))
 
 
 def _check_advice(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...] | None:
     """The proxies, or None for ``auto``."""
     from tricast.probe.advice import KNOWN
 
-    return None if value == "auto" else _names(context, parameter, value, KNOWN)
+    names = _names(context, parameter, value, ("auto", *KNOWN))
+    if "auto" in names and len(names) > 1:
+        raise click.BadParameter("auto cannot be combined with names of proxies", context, parameter)
+    return None if names == ("auto",) else names
 
 
 def _check_conditions(
@@ -85,7 +89,7 @@ class _WithHorizons(click.Command):
         return super().parse_args(ctx, filled)
 
 
-@click.command(cls=_WithHorizons)
+@click.command(cls=_WithHorizons, short_help="Find out what a proxy in front does.")
 @click.argument("url", metavar="URL", callback=_check_url)
 @click.option(
     "--token",
@@ -167,7 +171,8 @@ def probe(
     server's [probe] token; any other server is looked at from outside. Ctrl-C ends it with what is known so far.
 
     The exit code is 0 when all is well, 1 when something can be improved, and 2 when something is broken or the server
-    cannot be reached, and as ever when the command line is wrong.
+    cannot be reached, and as ever when the command line is wrong; 130 when it was interrupted before anything was
+    known. With --fail-on it is 2 when one of the conditions is so or is not known, and else 0.
     """
     from tricast.probe.run import Plan
 
