@@ -241,7 +241,7 @@ async def test_a_path_of_the_server(path):
     async with stripping() as (url, _):
         code, out, _ = await run("probe", f"{url}{path}", *QUICK, "--token", TOKEN, "--fail-on", "no-ws")
     assert code == 2
-    assert out.startswith(f"{url}{path} is a path of a Tricast server; probing {url}.")
+    assert " ".join(out.split()).startswith(f"{url}{path} is a path of a Tricast server; probing {url}.")
     assert "Not wanted, but so: no-ws." in out
 
 

@@ -50,9 +50,17 @@ def test_plain_lines():
     assert "\x1b" not in text
 
 
-def test_a_long_line_is_one_line_where_nobody_watches():
+def test_long_lines_are_wrapped_where_nobody_watches():
     words = "word " * 60
-    assert words.strip() in printed(report(finding("P4", "SSE", Verdict.OK, words.strip())))
+    lines = printed(report(finding("P4", "SSE", Verdict.OK, words.strip()), notes=[words])).splitlines()
+    assert max(len(line) for line in lines) in range(90, 101)
+    assert sum(line.count("word") for line in lines) == 120
+    assert sum(line.startswith(" " * 35 + "word") for line in lines) > 2
+
+
+def test_what_is_to_be_copied_is_not_wrapped():
+    lines = printed(report(timer("sse", 10.0), finding("P4", "SSE", Verdict.BROKEN, advice="idle"))).splitlines()
+    assert any(len(line) > 100 for line in lines)
 
 
 def test_a_terminal(monkeypatch):
@@ -118,7 +126,7 @@ def test_settings_of_the_server():
     ],
 )
 def test_the_rest(given, words):
-    assert words in printed(given)
+    assert words in " ".join(printed(given).split())
 
 
 def test_every_check_is_shown():

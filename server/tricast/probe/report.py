@@ -34,6 +34,8 @@ _SECTIONS = (
     ("Limits", ("P8",)),
 )
 _MARGIN = "  "
+#: How long lines are where nobody watches.
+_WIDTH = 100
 _TITLE_WIDTH = 24
 
 
@@ -125,17 +127,17 @@ def _as_data(report: Report) -> dict[str, Any]:
 
 def print_report(report: Report, stream: TextIO) -> None:
     """Writes it for people: with colours on a terminal, and otherwise plain lines."""
-    console = Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else _WIDTH)
     outcome = report.outcome
     for note in outcome.notes:
-        console.print(Text(_harmless(note), "yellow"), soft_wrap=True)
+        _print(console, Text(_harmless(note), "yellow"))
     in_front = [f for f in outcome.findings if f.check == "P2"]
     for finding in in_front:
         likely = report.guess
         words = f"probably {NAMES[likely.proxy]} ({likely.why})" if likely is not None else finding.summary
-        console.print(Text.assemble(("In front: ", "bold"), _harmless(words)), soft_wrap=True)
+        _print(console, Text.assemble(("In front: ", "bold"), _harmless(words)))
     if outcome.plan.speed != 1:
-        console.print(Text(f"Timers are told at {outcome.plan.speed:g} times what was measured, for --speed."))
+        _print(console, Text(f"Timers are told at {outcome.plan.speed:g} times what was measured, for --speed."))
     for heading, checks in _SECTIONS:
         found = [f for check in checks for f in outcome.findings if f.check == check and not _says_nothing(f, outcome)]
         if found:
@@ -143,7 +145,12 @@ def print_report(report: Report, stream: TextIO) -> None:
             console.print(Text(heading, "bold"))
             _print_findings(console, found)
     for line in _closing(report):
-        console.print(line, soft_wrap=True)
+        _print(console, line)
+
+
+def _print(console: Console, text: Text) -> None:
+    """Wraps words and not what is to be copied: that has ``no_wrap``."""
+    console.print(text, soft_wrap=bool(text.no_wrap))
 
 
 def _says_nothing(finding: Finding, outcome: Outcome) -> bool:
@@ -156,10 +163,15 @@ def _says_nothing(finding: Finding, outcome: Outcome) -> bool:
 def _print_findings(console: Console, findings: Sequence[Finding]) -> None:
     if not console.is_terminal:
         for finding in findings:
-            title = _harmless(finding.title)
-            console.print(
-                Text(f"{_MARGIN}{finding.verdict:8}{title:{_TITLE_WIDTH}} {_harmless(finding.summary)}"), soft_wrap=True
+            title = f"{_MARGIN}{finding.verdict:8}{_harmless(finding.title):{_TITLE_WIDTH}} "
+            summary = textwrap.wrap(
+                _harmless(finding.summary),
+                _WIDTH - len(title),
+                break_long_words=False,
+                break_on_hyphens=False,
             )
+            text = f"\n{'':{len(title)}}".join(summary)
+            console.print(Text(f"{title}{text}"), soft_wrap=True)
         return
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column(width=len(_MARGIN))
@@ -185,7 +197,7 @@ def _advice(report: Report) -> Iterator[Text]:
     for snippet, lines in snippets:
         yield Text()
         yield Text.assemble((f"What helps in {NAMES[snippet.proxy]}", "bold"), f" ({snippet.where})")
-        yield Text(textwrap.indent("\n".join(lines), _MARGIN * 2), "cyan")
+        yield Text(textwrap.indent("\n".join(lines), _MARGIN * 2), "cyan", no_wrap=True)
     if report.problems and not report.proxies:
         yield Text()
         yield Text(
@@ -208,7 +220,7 @@ def _settings(report: Report) -> Iterator[Text]:
             yield Text(f"{_MARGIN * 2}[{section}]", "cyan")
             for setting in (each for each in needed if each.section == section):
                 line = f'{setting.key} = "{setting.value}"'
-                yield Text.assemble((f"{_MARGIN * 2}{line:28}", "cyan"), (f"# {setting.why}", "dim"))
+                yield Text.assemble((f"{_MARGIN * 2}{line:28}", "cyan"), (f"# {setting.why}", "dim"), no_wrap=True)
     fine = [f"{each.section}.{each.key} = {each.default}" for each in settings if not each.is_needed]
     if fine:
         yield Text(f"These defaults of Tricast suit the timers: {', '.join(fine)}.")
