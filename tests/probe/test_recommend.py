@@ -114,6 +114,8 @@ def found(check, verdict=Verdict.OK, **detail):
         ("no-ws", [found("P3", Verdict.UNKNOWN)], False),
         ("no-ws", [found("P3")], True),
         ("buffered", [found("P4", kind="begins")], False),
+        ("buffered", [found("P4", kind="begins", pieces=[0.1, 0.2, 0.3])], False),
+        ("buffered", [found("P4", kind="begins", pieces=[0.1, 1.1, 2.1])], True),
         ("buffered", [found("P4", kind="streaming")], True),
         ("host", [found("P7", Verdict.INFO)], True),
         ("idle<60", [], False),

@@ -27,8 +27,10 @@ def timer(transport, seconds, check="P13"):
     return finding(check, f"{transport} idle", Verdict.OK, transport=transport, idle=idle, total=None, culprit="path")
 
 
-def report(*findings, proxies=("nginx",), advised=None, exit_code=0, failed=(), unknown=(), speed=1.0, **outcome):
-    plan = Plan(url="http://127.0.0.1:1", speed=speed)
+def report(
+    *findings, proxies=("nginx",), advised=None, exit_code=0, failed=(), unknown=(), speed=1.0, seconds=0.0, **outcome
+):
+    plan = Plan(url="http://127.0.0.1:1", speed=speed, seconds=seconds)
     run = Outcome(plan=plan, findings=list(findings), proxies=list(proxies), **outcome)
     return Report(run, advised, exit_code, failed, unknown)
 
@@ -53,6 +55,7 @@ def test_plain_lines():
 def test_long_lines_are_wrapped_where_nobody_watches():
     words = "word " * 60
     lines = printed(report(finding("P4", "SSE", Verdict.OK, words.strip()), notes=[words])).splitlines()
+    assert all(line == line.rstrip() for line in lines)
     assert max(len(line) for line in lines) in range(90, 101)
     assert sum(line.count("word") for line in lines) == 120
     assert sum(line.startswith(" " * 35 + "word") for line in lines) > 2
@@ -113,6 +116,10 @@ def test_settings_of_the_server():
         (
             report(finding("P4", "SSE", Verdict.OK)),
             "Nothing wrong was found. Not looked at: timers (--quick), holding back, fields and retries (no token).",
+        ),
+        (
+            report(finding("P4", "SSE", Verdict.OK), seconds=130.0),
+            "Not looked at: timers, holding back, fields and retries (no token).",
         ),
         (report(finding("P3", "WebSocket", Verdict.UNKNOWN)), "Not found out: WebSocket."),
         (report(STRIPPED, unknown=("buffered",)), "Not known: buffered. Broken: WebSocket."),

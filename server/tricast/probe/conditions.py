@@ -72,8 +72,10 @@ def _is_about(finding: Finding, problem: str) -> bool:
 
 
 def _tells_of(finding: Finding, check: str) -> bool:
-    # That a stream begins says nothing of what becomes of events that come later.
-    only_begins = check == "P4" and finding.detail.get("kind") == "begins"
+    # That a stream begins says nothing of what becomes of events that come later, unless some were seen to.
+    pieces = finding.detail.get("pieces", ())
+    has_flowed = len(pieces) >= _SEVERAL and pieces[-1] - pieces[0] >= _FLOWING_SECONDS
+    only_begins = check == "P4" and finding.detail.get("kind") == "begins" and not has_flowed
     return finding.check == check and finding.verdict is not Verdict.UNKNOWN and not only_begins
 
 
@@ -88,6 +90,8 @@ def _are_held(findings: Sequence[Finding], transports: Collection[str], limit: f
     return bool(limits) and all(each and (each["high"] is not None or each["low"] >= limit) for each in limits)
 
 
+#: So many pieces, with so long between the first and the last, are a stream that flows.
+_SEVERAL, _FLOWING_SECONDS = 3, 2.0
 #: Which check tells of each.
 _BY_PROBLEM = {
     advice.NO_WEBSOCKET: "P3",

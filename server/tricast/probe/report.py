@@ -150,7 +150,13 @@ def print_report(report: Report, stream: TextIO) -> None:
 
 def _print(console: Console, text: Text) -> None:
     """Wraps words and not what is to be copied: that has ``no_wrap``."""
+    if not console.is_terminal and not text.no_wrap:
+        text = Text("\n".join(_lines(text.plain, _WIDTH)), no_wrap=True)
     console.print(text, soft_wrap=bool(text.no_wrap))
+
+
+def _lines(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _says_nothing(finding: Finding, outcome: Outcome) -> bool:
@@ -164,13 +170,7 @@ def _print_findings(console: Console, findings: Sequence[Finding]) -> None:
     if not console.is_terminal:
         for finding in findings:
             title = f"{_MARGIN}{finding.verdict:8}{_harmless(finding.title):{_TITLE_WIDTH}} "
-            summary = textwrap.wrap(
-                _harmless(finding.summary),
-                _WIDTH - len(title),
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-            text = f"\n{'':{len(title)}}".join(summary)
+            text = f"\n{'':{len(title)}}".join(_lines(_harmless(finding.summary), _WIDTH - len(title)))
             console.print(Text(f"{title}{text}"), soft_wrap=True)
         return
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
@@ -257,7 +257,8 @@ def _not_looked_at(outcome: Outcome) -> Iterator[str]:
         yield "timers (--quick)"
     if not outcome.is_companion:
         why = "no probe endpoints" if plan.token else "no token"
-        yield f"holding back, fields and retries ({why})"
+        has_timers = not plan.seconds or any(f.detail.get("transport") in TRANSPORTS for f in outcome.findings)
+        yield f"{'' if has_timers else 'timers, '}holding back, fields and retries ({why})"
     if left_out := [transport for transport in TRANSPORTS if transport not in plan.transports]:
         yield f"{' and '.join(left_out)} (--transport)"
 
