@@ -13,6 +13,11 @@ from probe.misbehaving import relaying
 from probe.probing import TOKEN, probed
 from serving import serving
 
+from tricast.probe.advice import BUFFERED
+from tricast.probe.findings import Verdict
+from tricast.probe.run import Outcome, Plan, examine
+from tricast.probe.target import server_of
+
 QUICK = ("--quick", "--transport", "ws")
 
 
@@ -29,6 +34,16 @@ async def stripping():
         assert port is not None
         async with relaying(port, upgrade="strip") as url:
             yield url, server.url
+
+
+@asynccontextmanager
+async def answering(answer):
+    """Something that answers each connection by itself; yields its URL."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, answer, listeners)
+        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_server_with_nothing_in_front(monkeypatch):
@@ -55,7 +70,7 @@ async def test_a_relay_that_takes_upgrade_out():
     assert TOKEN not in out
 
 
-@pytest.mark.parametrize(("conditions", "code"), [("retries,host", 0), ("host,no-ws", 2)])
+@pytest.mark.parametrize(("conditions", "code"), [("host,retries", 0), ("host,no-ws", 2)])
 async def test_what_to_fail_on(conditions, code):
     async with stripping() as (url, _):
         ended, out, _ = await run("probe", url, *QUICK, "--token", TOKEN, "--fail-on", conditions)
@@ -63,26 +78,25 @@ async def test_what_to_fail_on(conditions, code):
     assert ("Not wanted, but so: no-ws." in out) is bool(code)
 
 
+async def test_what_is_not_known_is_no_pass():
+    async with serving(within=60) as server:
+        code, out, _ = await run("probe", server.url, *QUICK, "--fail-on", "no-ws,buffered,host")
+    assert code == 2
+    assert "Not known: buffered, host." in out
+
+
 async def test_ctrl_c():
-    async with stripping() as (url, _), running("probe", url, "--idle", "60", "--token", TOKEN) as probe:
+    async with (
+        stripping() as (url, _),
+        running("probe", url, "--idle", "60", "--token", TOKEN, "--fail-on", "idle<60,total,host") as probe,
+    ):
         await probe.err.until("waiting for timers")
         probe.process.send_signal(signal.SIGINT)
         code, out, _ = await probe.end()
     assert code == 2
     assert "broken  WebSocket" in out
     assert "nothing ends a silence of" in out
-    assert "Interrupted: this is what was known by then." in out
-
-
-async def test_ctrl_c_before_it_is_known_what_to_fail_on():
-    async with probed(within=60) as (server, _):
-        args = (server.url, "--idle", "60", "--transport", "ws", "--token", TOKEN, "--fail-on", "idle<30")
-        async with running("probe", *args) as probe:
-            await probe.err.until("waiting for timers")
-            probe.process.send_signal(signal.SIGINT)
-            code, out, _ = await probe.end()
-    assert code == 130
-    assert "Interrupted: this is what was known by then." in out
+    assert "Interrupted: this is what was known by then. Not known: idle<60, total." in out
 
 
 async def test_shortened_timers_behind_a_server_itself():
@@ -127,36 +141,64 @@ async def test_a_server_without_a_token():
     assert "ok      WebSocket" in out
 
 
-@asynccontextmanager
-async def answering(status):
-    """What says the same to everybody; yields its URL."""
+async def test_what_is_no_tricast_server():
+    async def answer(stream):
+        async with stream:
+            await stream.receive_some(65536)
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+
+    async with answering(answer) as url:
+        code, out, _ = await run("probe", url, *QUICK)
+        _, queried, _ = await run("probe", f"{url}/?topic=news", *QUICK)
+    assert code == 0
+    assert out.startswith("There is no Tricast server at this URL")
+    assert queried.startswith(f"Probing {url}/, without what is behind it.\nThere is no Tricast server")
+    assert "unknown WebSocket" in out
+
+
+@pytest.mark.parametrize("token", [(), ("--token", TOKEN)])
+async def test_a_proxy_that_reaches_no_server(token):
+    problem = b'{"type":"urn:tricast:proxy","title":"Bad gateway","detail":"nobody \\u001blistens"}'
+    head = b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: application/problem+json\r\nConnection: close\r\n"
 
     async def answer(stream):
         async with stream:
             await stream.receive_some(65536)
-            await stream.send_all(b"HTTP/1.1 %d\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi" % status)
+            await stream.send_all(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(problem), problem))
 
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, answer, listeners)
-        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-        nursery.cancel_scope.cancel()
-
-
-async def test_what_is_no_tricast_server():
-    async with answering(200) as url:
-        code, out, _ = await run("probe", url, *QUICK)
-    assert code == 0
-    assert out.startswith("There is no Tricast server at this URL")
-    assert "unknown WebSocket" in out
-
-
-@pytest.mark.parametrize("status", [502, 503, 504])
-async def test_a_proxy_with_nobody_behind_it(status):
-    async with answering(status) as url:
-        code, out, err = await run("probe", url, *QUICK, "--token", TOKEN)
+    async with answering(answer) as url:
+        code, out, err = await run("probe", url, *QUICK, "--fail-on", "no-ws,buffered", *token)
     assert (code, out) == (2, "")
-    assert err == f"error: the server cannot be asked: something on the way answers {status}\n"
+    assert err == "error: the proxy answers 502 (nobody listens): it cannot reach a server\n"
+
+
+@pytest.mark.parametrize("is_origin_known", [False, True])
+async def test_a_proxy_that_holds_a_stream_back_from_its_head_on(monkeypatch, is_origin_known):
+    monkeypatch.setattr("tricast.probe.run._FIRST_SECONDS", 0.3)
+    monkeypatch.setattr("tricast.probe.checks.blackbox._STREAM_SECONDS", 1.0)
+
+    async def hold(stream):
+        async with stream:
+            if b"nonsense" in await stream.receive_some(65536):  # as nginx does, whatever it holds back else
+                await stream.send_all(b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\nContent-Length: 0\r\n\r\n")
+            await stream.receive_some(1)
+
+    async def begin(stream):
+        async with stream:
+            await stream.receive_some(65536)
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+            await stream.receive_some(1)
+
+    async with answering(hold) as url, answering(begin) as origin:
+        outcome = Outcome(plan=Plan(url=f"{url}/stream", origin=f"{origin}/stream" if is_origin_known else None))
+        assert outcome.doing != "connecting"
+        await examine(outcome)
+    assert outcome.notes == ["It connects, but there is no answer within 0.3 s."]
+    (held,) = [finding for finding in outcome.findings if finding.check == "P4"]
+    assert ("that begins at once at the server itself shows nothing" in held.summary) is is_origin_known
+    assert ("--origin tells which" in held.summary) is not is_origin_known
+    assert (held.verdict, held.advice) == (Verdict.BROKEN, BUFFERED)
+    assert outcome.proxies == ["nginx"]
 
 
 async def test_what_speaks_no_http():
@@ -178,18 +220,19 @@ async def test_what_speaks_no_http():
     ("args", "words"),
     [
         (("--fail-on", "nonsense"), "expected any of no-ws, buffered"),
-        (("--quick", "--fail-on", "idle<30"), "cannot be known with --quick"),
         (("--fail-on", ","), "expected any of no-ws, buffered"),
         (
             ("--transport", "sse", "--fail-on", "buffered,no-ws"),
             "no-ws in --fail-on cannot be known with --transport sse",
         ),
         (("--transport", "ws", "--fail-on", "poll<30"), "poll<30 in --fail-on cannot be known"),
+        (("--quick", "--fail-on", "idle<30"), "cannot be known with --quick"),
         (("--quick", "--deep"), "exclude each other"),
         (("--idle", "5"), "not in the range"),
         (("--transport", "smoke"), "expected any of ws, sse, poll, found 'smoke'"),
         (("--transport", ","), "expected any of ws, sse, poll, found nothing"),
-        (("--advice", "squid"), "expected any of nginx, haproxy"),
+        (("--advice", "squid"), "expected any of auto, nginx, haproxy"),
+        (("--advice", "auto,nginx"), "auto cannot be combined"),
         (("--origin", "ftp://x"), "expected the URL of a server"),
     ],
 )
@@ -197,6 +240,55 @@ async def test_wrong_usage(args, words):
     code, out, err = await run("probe", "http://127.0.0.1:1", *args)
     assert (code, out) == (2, "")
     assert words in " ".join(err.split())
+
+
+@pytest.mark.parametrize("path", ["/events?topic=news", "/?topic=news", "/healthz"])
+async def test_a_path_of_the_server(path):
+    async with stripping() as (url, _):
+        code, out, _ = await run("probe", f"{url}{path}", *QUICK, "--token", TOKEN, "--fail-on", "no-ws")
+    assert code == 2
+    assert " ".join(out.split()).startswith(f"{url}{path} is a path of a Tricast server; probing {url}.")
+    assert "Not wanted, but so: no-ws." in out
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("http://a/events", "http://a"),
+        ("http://a/push/events/?topic=x#y", "http://a/push"),
+        ("http://a:8/.tricast/probe/echo", "http://a:8"),
+        ("http://a/?topic=news", "http://a"),
+        ("http://a/push", None),
+        ("http://a", None),
+        ("http://a/stream?x=1", None),
+        ("http://[", None),
+    ],
+)
+def test_whose_path_it_would_be(url, server):
+    assert server_of(url) == server
+
+
+async def test_what_help_tells():
+    _, commands, _ = await run("--help")
+    assert "Find out what a proxy in front does.\n" in commands
+    _, out, _ = await run("probe", "--help")
+    assert "130 when it was interrupted" in " ".join(out.split())
+
+
+async def test_websocket_is_ws():
+    async with stripping() as (url, _):
+        code, out, _ = await run("probe", url, "--quick", "--transport", "websocket", "--token", TOKEN, "--json")
+    found = json.loads(out)
+    assert code == 2
+    assert {"P3", "P7"} <= {finding["check"] for finding in found["findings"]}
+    assert "P4" not in {finding["check"] for finding in found["findings"]}
+
+
+async def test_nothing_to_probe():
+    code, out, err = await run("probe")
+    assert (code, out) == (2, "")
+    assert "Missing argument 'URL'" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("args", [("--idle", "URL"), ("URL", "--deep"), ("--full", "400", "URL")])

@@ -33,6 +33,7 @@ def test_every_mark_names_a_proxy():
         (Seen([("server", "envoy"), ("x-envoy-upstream-service-time", "1")]), [], "envoy"),
         (Seen([("Server", "awselb/2.0")]), [], "alb"),
         (Seen([]), [("X-Amzn-Trace-Id", "Root=1-67891233-abcdef")], "alb"),
+        (Seen([]), [("X-Amzn-Trace-Id", "Self=1-67891233-abc;Root=1-67891233-abcdef")], "alb"),
         (Seen([("CF-RAY", "8f"), ("Server", "cloudflare")]), [], "cloudflare"),
         (Seen([("Via", "1.1 vegur")]), [], "heroku"),
         (Seen([("X-Azure-Ref", "0")]), [], "azure"),

@@ -105,6 +105,36 @@ def test_conditions(text, findings, holds):
     assert [condition.holds(findings) for condition in parse(text)] == holds
 
 
+def found(check, verdict=Verdict.OK, **detail):
+    return Finding(check=check, title=check, verdict=verdict, summary="", detail=detail)
+
+
+@pytest.mark.parametrize(
+    ("text", "findings", "is_known"),
+    [
+        ("no-ws", [], False),
+        ("no-ws", [found("P3", Verdict.UNKNOWN)], False),
+        ("no-ws", [found("P3")], True),
+        ("buffered", [found("P4", kind="begins")], False),
+        ("buffered", [found("P4", kind="begins", pieces=[0.1, 0.2, 0.3])], False),
+        ("buffered", [found("P4", kind="begins", pieces=[0.1, 1.1, 2.1])], True),
+        ("buffered", [found("P4", kind="streaming")], True),
+        ("host", [found("P7", Verdict.INFO)], True),
+        ("idle<60", [], False),
+        ("idle<60", [timer("P13", "keepalive", 130.0)], False),
+        ("idle<60", [timer("P13", "ws", 3.0)], False),
+        ("idle<60", [timer("P13", "ws", 70.0), timer("P13", "sse", 130.0)], True),
+        ("idle<60", [timer("P13", "ws", 70.0), found("P13", Verdict.UNKNOWN, transport="sse")], False),
+        ("idle<60", [timer("P13", "ws", 20.0, 20.0, culprit="server")], True),
+        ("poll<30", [timer("P13", "ws", 70.0)], False),
+        ("total", [], False),
+        ("total", [timer("P13", "ws", 70.0)], True),
+    ],
+)
+def test_what_was_never_measured_is_not_known(text, findings, is_known):
+    assert [condition.is_known(findings) for condition in parse(text)] == [is_known]
+
+
 @pytest.mark.parametrize("text", ["nonsense", "idle<", "idle<x", "idle>3", "no-ws,idle"])
 def test_no_condition(text):
     with pytest.raises(BadCondition, match="expected any of no-ws, buffered"):

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -26,10 +27,12 @@ def timer(transport, seconds, check="P13"):
     return finding(check, f"{transport} idle", Verdict.OK, transport=transport, idle=idle, total=None, culprit="path")
 
 
-def report(*findings, proxies=("nginx",), advised=None, exit_code=0, failed=(), **outcome):
-    plan = Plan(url="http://127.0.0.1:1", token="secret")
+def report(
+    *findings, proxies=("nginx",), advised=None, exit_code=0, failed=(), unknown=(), speed=1.0, seconds=0.0, **outcome
+):
+    plan = Plan(url="http://127.0.0.1:1", speed=speed, seconds=seconds)
     run = Outcome(plan=plan, findings=list(findings), proxies=list(proxies), **outcome)
-    return Report(run, advised, exit_code, failed)
+    return Report(run, advised, exit_code, failed, unknown)
 
 
 def printed(given, stream=None):
@@ -49,9 +52,18 @@ def test_plain_lines():
     assert "\x1b" not in text
 
 
-def test_a_long_line_is_one_line_where_nobody_watches():
+def test_long_lines_are_wrapped_where_nobody_watches():
     words = "word " * 60
-    assert words.strip() in printed(report(finding("P4", "SSE", Verdict.OK, words.strip())))
+    lines = printed(report(finding("P4", "SSE", Verdict.OK, words.strip()), notes=[words])).splitlines()
+    assert all(line == line.rstrip() for line in lines)
+    assert max(len(line) for line in lines) in range(90, 101)
+    assert sum(line.count("word") for line in lines) == 120
+    assert sum(line.startswith(" " * 35 + "word") for line in lines) > 2
+
+
+def test_what_is_to_be_copied_is_not_wrapped():
+    lines = printed(report(timer("sse", 10.0), finding("P4", "SSE", Verdict.BROKEN, advice="idle"))).splitlines()
+    assert any(len(line) > 100 for line in lines)
 
 
 def test_a_terminal(monkeypatch):
@@ -79,6 +91,17 @@ def test_advice_is_for_what_failed_and_for_who_is_there():
     assert "--advice" not in printed(report())
 
 
+def test_who_is_known_by_what_it_does():
+    nobody = finding("P2", "in front", Verdict.INFO, "nothing that gives its name away")
+    slow = finding("P4", "SSE", Verdict.ADVICE, advice="buffered", kind="coalesced", period=0.2)
+    text = printed(report(nobody, slow, proxies=()))
+    assert "In front: probably HAProxy (events are coalesced)\n" in text
+    assert "option http-no-delay" in text
+    fast = finding("P4", "SSE", Verdict.ADVICE, advice="buffered", kind="coalesced", period=0.02)
+    assert "In front: nothing that gives its name away\n" in printed(report(nobody, fast, proxies=()))
+    assert "probably" not in printed(report(nobody, slow, proxies=["envoy"]))
+
+
 def test_settings_of_the_server():
     needed = printed(report(timer("ws", 10.0), timer("sse", 60.0)))
     assert '[websocket]\n    ping_interval = "4s"' in needed
@@ -90,6 +113,18 @@ def test_settings_of_the_server():
     ("given", "words"),
     [
         (report(finding("P4", "SSE", Verdict.OK)), "Nothing wrong was found."),
+        (
+            report(finding("P4", "SSE", Verdict.OK)),
+            "Nothing wrong was found. Not looked at: timers (--quick), holding back, fields and retries (no token).",
+        ),
+        (
+            report(finding("P4", "SSE", Verdict.OK), seconds=130.0),
+            "Not looked at: timers, holding back, fields and retries (no token).",
+        ),
+        (report(finding("P3", "WebSocket", Verdict.UNKNOWN)), "Not found out: WebSocket."),
+        (report(STRIPPED, unknown=("buffered",)), "Not known: buffered. Broken: WebSocket."),
+        (report(finding("P7", "Host", Verdict.ADVICE, advice="host"), proxies=["heroku"]), "No advice for: Host (in H"),
+        (report(speed=20.0), "Timers are told at 20 times what was measured, for --speed."),
         (report(), "Nothing was found out."),
         (report(STRIPPED, was_interrupted=True), "Interrupted: this is what was known by then. Broken: WebSocket."),
         (report(STRIPPED, failed=("no-ws",)), "Not wanted, but so: no-ws."),
@@ -98,7 +133,7 @@ def test_settings_of_the_server():
     ],
 )
 def test_the_rest(given, words):
-    assert words in printed(given)
+    assert words in " ".join(printed(given).split())
 
 
 def test_every_check_is_shown():
@@ -117,7 +152,9 @@ def test_what_has_been_said_is_not_said_again():
 
 def test_json():
     stream = io.StringIO()
-    print_json(report(STRIPPED, timer("ws", 10.0), exit_code=2, notes=["a note"]), stream)
+    given = report(STRIPPED, timer("ws", 10.0), exit_code=2, notes=["a note"])
+    given.outcome.plan = replace(given.outcome.plan, token="secret")
+    print_json(given, stream)
     found = json.loads(stream.getvalue())
     assert (found["schema"], found["exit_code"], found["proxies"]) == (1, 2, ["nginx"])
     assert found["findings"][0] == {

@@ -43,7 +43,7 @@ def test_an_idle_timer() -> None:
     assert found.culprit == Culprit.PATH
     said = finding(outcomes, "ws idle")
     assert said.verdict is Verdict.OK
-    assert "60.0 s (x3, spread 0.03)" in said.summary
+    assert said.summary.startswith("cut after 60.0 s by something on the way; your 15 s pings fit (x3, spread 0.03; ")
     assert "FIN here, FIN at the server" in said.summary
     assert "nginx proxy_read_timeout" in said.summary
     assert finding(outcomes, "ws with 15 s pings").verdict is Verdict.OK
@@ -185,7 +185,7 @@ def test_the_longest_poll() -> None:
     short = finding([cut("poll", Mode.IDLE, 15.0, **values)], "longest poll")
     assert (short.verdict, short.advice) == (Verdict.BROKEN, "poll")
     assert "server: nginx" in short.summary
-    assert "poll.timeout" in short.summary
+    assert short.summary.startswith("cut after 15.0 s by something on the way; your 25 s polls (poll.timeout) fail")
 
 
 @pytest.mark.parametrize("calls", [1, 2])  # one, where another server saw the other one

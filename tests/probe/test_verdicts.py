@@ -7,7 +7,7 @@ from tricast.probe.arrivals import Verdict as Kind
 from tricast.probe.checks.blackbox import Looked, judge_stream
 from tricast.probe.differences import Difference
 from tricast.probe.differences import Kind as Change
-from tricast.probe.findings import Verdict
+from tricast.probe.findings import Finding, Verdict
 from tricast.probe.fingerprint import Suspect
 from tricast.probe.limits import Limit
 from tricast.probe.verdicts.connections import (
@@ -15,6 +15,7 @@ from tricast.probe.verdicts.connections import (
     Handshake,
     Visits,
     fingerprint,
+    guess,
     stickiness,
     versions,
     websocket,
@@ -268,3 +269,29 @@ SILENT = Looked(200, "text/event-stream", 0.01, [])
 )
 def test_a_stream_that_is_only_looked_at(path, there, is_tricast, verdict):
     assert judge_stream(path, there, is_tricast=is_tricast).verdict is verdict
+
+
+def owned(transport, owners, culprit="path"):
+    idle = {"low": 50.0, "high": 50.0, "constant": 50.0, "owners": owners}
+    detail = {"transport": transport, "idle": idle, "total": None, "culprit": culprit, "hint": ""}
+    return Finding(check="P13", title=transport, verdict=Verdict.OK, summary="", detail=detail)
+
+
+@pytest.mark.parametrize(
+    ("findings", "proxy"),
+    [
+        ([owned("ws", "HAProxy timeout client"), owned("sse", "HAProxy timeout client")], "haproxy"),
+        ([owned("ws", "HAProxy timeout client")], None),
+        ([owned("ws", "HAProxy timeout client", "server"), owned("sse", "HAProxy timeout client")], None),
+        ([owned("ws", "nginx proxy_read_timeout, Apache Timeout"), owned("sse", "nginx or Apache")], None),
+        ([owned("ws", "Azure App Service"), owned("sse", "Azure App Service")] * 2, "azure"),
+    ],
+)
+def test_who_is_guessed_by_timers(findings, proxy):
+    found = guess(findings)
+    assert (found and found.proxy) == proxy
+
+
+def test_one_piece():
+    looked = Looked(200, "text/event-stream", 0.1, [0.1])
+    assert "and brings 1 piece in" in judge_stream(looked, None, is_tricast=True).summary

@@ -36,6 +36,18 @@ class Refused(ClientError):
         self.answer = answer
 
 
+class Unanswered(Lost):
+    """It connects, and then no answer comes in time.
+
+    Attributes:
+        seconds: how long it was waited for.
+    """
+
+    def __init__(self, why: str, seconds: float) -> None:
+        super().__init__(why)
+        self.seconds = seconds
+
+
 class Seen(NamedTuple):
     """What the server, or the servers, saw of a nonce.
 
@@ -57,12 +69,14 @@ async def ask(target: Target, name: str, query: Query = (), *, seconds: float | 
     """The answer of a companion endpoint to a GET on a connection of its own, whatever its status.
 
     Raises:
-        Lost: none came in time, or not whole.
+        Unanswered: none came in time.
+        Lost: it cannot be connected to now, or the answer did not come whole.
         ClientError: the server cannot be connected to, ever.
     """
     seconds = target.settings.answer_timeout if seconds is None else seconds
-    with deadline(seconds, Lost(f"no answer from {target.endpoint}")):
-        async with open_http(target) as http:
+    late = Unanswered(f"no answer from {target.endpoint} within {seconds:g} s", seconds)
+    async with open_http(target) as http:
+        with deadline(seconds, late):
             try:
                 await http.ask("GET", target.companion(name, query), target.credentials())
                 head = await http.head()
@@ -73,33 +87,35 @@ async def ask(target: Target, name: str, query: Query = (), *, seconds: float | 
                 raise Lost(f"the connection ended before the answer: {cut}") from None
 
 
-async def echo(target: Target, query: Query = ()) -> tuple[Echo, Head]:
+async def echo(target: Target, query: Query = (), *, seconds: float | None = None) -> tuple[Echo, Head]:
     """The request as it came to the server, and the head of the answer as it came back.
 
     Raises:
         Refused: there are no such endpoints, or not for this token.
-        Lost: no answer came.
+        Unanswered: no answer came in time.
+        Lost: it cannot be connected to now, or the answer did not come whole.
     """
-    answer = await ask(target, "echo", query)
+    answer = await ask(target, "echo", query, seconds=seconds)
     return read(answer, Echo), answer.head
 
 
-async def find_companion(target: Target) -> Target:
+async def find_companion(target: Target, *, seconds: float | None = None) -> Target:
     """The target with the token where it arrives: in Authorization, or else in the URL.
 
     Raises:
         Refused: there are no such endpoints, or not for this token.
-        Lost: no answer came.
+        Unanswered: no answer came in time.
+        Lost: it cannot be connected to now, or the answer did not come whole.
         ClientError: the server cannot be connected to, ever.
     """
     try:
-        await echo(target)
+        await echo(target, seconds=seconds)
     except Refused as refused:
         # In a URL it ends up in logs, so nobody gets it there who did not ask for one.
         if target.token_in_query or not target.token or refused.status not in (401, 403):
             raise
         target = replace(target, token_in_query=True)
-        await echo(target)
+        await echo(target, seconds=seconds)
     return target
 
 

@@ -32,10 +32,11 @@ class Broken(Failure):
 def _check_url(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     from tricast.client import ClientError
     from tricast.client.endpoint import Endpoint
+    from tricast.probe.target import server_of
 
     try:
         if value is not None:
-            Endpoint.parse(value)
+            Endpoint.parse(server_of(value) or value)
     except ClientError as error:
         raise click.BadParameter(str(error), context, parameter) from None
     return value
@@ -50,14 +51,18 @@ def _names(context: click.Context, parameter: click.Parameter, value: str, known
 
 
 def _check_transports(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
-    return _names(context, parameter, value, ("ws", "sse", "poll"))
+    written = re.sub(r"\bwebsockets?\b", "ws", value, flags=re.IGNORECASE)
+    return _names(context, parameter, written, ("ws", "sse", "poll"))
 
 
 def _check_advice(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...] | None:
     """The proxies, or None for ``auto``."""
     from tricast.probe.advice import KNOWN
 
-    return None if value == "auto" else _names(context, parameter, value, KNOWN)
+    names = _names(context, parameter, value, ("auto", *KNOWN))
+    if "auto" in names and len(names) > 1:
+        raise click.BadParameter("auto cannot be combined with names of proxies", context, parameter)
+    return None if names == ("auto",) else names
 
 
 def _check_conditions(
@@ -77,14 +82,14 @@ class _WithHorizons(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Puts in the number where there is none."""
         filled = []
-        for word, follower in zip(args, [*args[1:], ""], strict=True):
+        for word, follower in zip(args, [*args[1:], ""], strict=False):
             filled.append(word)
             if word in _HORIZONS and re.fullmatch(r"[0-9.]+", follower) is None:
                 filled.append(_HORIZONS[word])
         return super().parse_args(ctx, filled)
 
 
-@click.command(cls=_WithHorizons)
+@click.command(cls=_WithHorizons, short_help="Find out what a proxy in front does.")
 @click.argument("url", metavar="URL", callback=_check_url)
 @click.option(
     "--token",
@@ -140,8 +145,8 @@ class _WithHorizons(click.Command):
     metavar="C,…",
     callback=_check_conditions,
     show_default="anything broken",
-    help="Exit with 2 when any of these is so, and else with 0: no-ws, buffered, compressed, shared, host, "
-    "retries, total, idle<S, poll<S.",
+    help="Exit with 2 when any of these is so or not known, and else with 0: no-ws, buffered, compressed, shared, "
+    "host, retries, total, idle<S, poll<S.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def probe(
@@ -166,7 +171,8 @@ def probe(
     server's [probe] token; any other server is looked at from outside. Ctrl-C ends it with what is known so far.
 
     The exit code is 0 when all is well, 1 when something can be improved, and 2 when something is broken or the server
-    cannot be reached, and as ever when the command line is wrong.
+    cannot be reached, and as ever when the command line is wrong; 130 when it was interrupted before anything was
+    known. With --fail-on it is 2 when one of the conditions is so or is not known, and else 0.
     """
     from tricast.probe.run import Plan
 
@@ -201,11 +207,16 @@ async def _probe(
     except* Unusable as errors:
         raise Broken(*(line for error in leaves(errors) for line in str(error).splitlines())) from None
     failed = [condition.text for condition in conditions or () if condition.holds(outcome.findings)]
-    code = exit_code(outcome.findings)
-    if conditions is not None:
-        code = 2 if failed else INTERRUPTED if outcome.was_interrupted else 0
+    unknown = [
+        condition.text
+        for condition in conditions or ()
+        if condition.text not in failed
+        # A run that was ended early did not wait for what ends connections in any case.
+        and (not condition.is_known(outcome.findings) or (condition.text == "total" and outcome.was_interrupted))
+    ]
+    code = exit_code(outcome.findings) if conditions is None else 2 if failed or unknown else 0
     if outcome.was_interrupted and not outcome.findings:
         raise click.exceptions.Exit(INTERRUPTED)
-    (print_json if as_json else print_report)(Report(outcome, advised, code, failed), sys.stdout)
+    (print_json if as_json else print_report)(Report(outcome, advised, code, failed, unknown), sys.stdout)
     if code:
         raise click.exceptions.Exit(code)

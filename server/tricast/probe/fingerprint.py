@@ -96,7 +96,7 @@ MARKS = (
     Mark("request", "x-envoy-expected-rq-timeout-ms", r"", "envoy", 3),
     Mark("request", "x-envoy-external-address", r"", "envoy", 2),
     Mark("answer", "server", r"^awselb/", "alb", 3),
-    Mark("request", "x-amzn-trace-id", r"^Root=", "alb", 3),
+    Mark("request", "x-amzn-trace-id", r"", "alb", 3),
     Mark("answer", "set-cookie", r"^AWSALB(APP|TG)?(CORS)?=", "alb", 3),
     Mark("answer", "x-amz-cf-id", r"", "cloudfront", 3),
     Mark("answer", "via", r"\bcloudfront\b", "cloudfront", 2),

@@ -1,5 +1,6 @@
 """One run of the probe: which checks, in which order, and what to do when one of them cannot be made."""
 
+import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,23 +12,25 @@ from tricast.client.endpoint import Endpoint
 from tricast.client.failures import ClientError, Lost
 from tricast.errors import TricastError, leaves
 from tricast.probe import fingerprint
-from tricast.probe.asking import Refused, find_companion
+from tricast.probe.asking import Refused, Unanswered, find_companion
 from tricast.probe.cells import plan_of
 from tricast.probe.checks import blackbox, connections, requests, streams
-from tricast.probe.checks.asked import Way, is_servers
+from tricast.probe.checks.asked import Way, is_servers, problem_of
 from tricast.probe.checks.holding import Paths
 from tricast.probe.checks.leaving import measure_leaving
 from tricast.probe.checks.timers import Bound, Timers
 from tricast.probe.findings import Finding, Verdict
 from tricast.probe.link import Cut
-from tricast.probe.target import Target
+from tricast.probe.target import Target, server_of
 from tricast.probe.verdicts.connections import fingerprint as who
 from tricast.probe.verdicts.leaving import Left, leaving
 from tricast.probe.verdicts.timers import timers as timer_findings
 
 TRANSPORTS = ("ws", "sse", "poll")
-#: What a gateway says when it does not reach the server: RFC 9110 15.6, and Cloudflare's own.
-_UNREACHED = frozenset({502, 503, 504, *range(520, 528), 530})
+#: What a proxy answers that gets nothing from a server: RFC 9110 15.6.3 to 15.6.5, and Cloudflare's own.
+_GATEWAY_FAILED = frozenset({502, 503, 504, *range(520, 528), 530})
+#: How long the very first answer may take.
+_FIRST_SECONDS = 10.0
 
 
 class Unusable(TricastError):
@@ -76,7 +79,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     is_companion: bool = False
     was_interrupted: bool = False
-    doing: str = "connecting"
+    doing: str = "asking who answers"
 
     timers: Timers | None = None
 
@@ -120,17 +123,46 @@ class _Run:
 
     async def run(self) -> None:
         plan = self._plan
-        target = Target(endpoint=_endpoint(plan.url), token=plan.token)
-        origin = None if plan.origin is None else Target(endpoint=_endpoint(plan.origin), token=plan.token)
+        url, origin_url = await self._servers()
+        target = Target(endpoint=_endpoint(url), token=plan.token)
+        origin = None if origin_url is None else Target(endpoint=_endpoint(origin_url), token=plan.token)
         try:
-            target = await find_companion(target)
+            target = await find_companion(target, seconds=_FIRST_SECONDS)
         except Refused as refused:
             await self._without_help(target, origin, refused)
+            return
+        except Unanswered as unanswered:
+            await self._without_answer(target, origin, unanswered)
             return
         except (Lost, ClientError) as error:
             raise Unusable(str(error)) from None
         self._outcome.is_companion = True
         await self._with_help(Way(target, []), None if origin is None else Way(await _found(origin), []))
+
+    async def _servers(self) -> tuple[str, str | None]:
+        """The URLs that are probed: where those given are of paths of a Tricast server, those of the server."""
+        url, origin = self._plan.url, self._plan.origin
+        server = server_of(url)
+        if server is None:
+            return url, origin
+        if not await self._is_tricast(server):
+            bare = re.split("[?#]", url)[0]
+            if bare != url:
+                self._outcome.notes.append(f"Probing {bare}, without what is behind it.")
+            return bare, origin
+        self._outcome.notes.append(f"{url} is a path of a Tricast server; probing {server}.")
+        return server, origin and (server_of(origin) or origin)
+
+    async def _is_tricast(self, url: str) -> bool:
+        try:
+            await find_companion(Target(endpoint=_endpoint(url), token=self._plan.token), seconds=_FIRST_SECONDS)
+        except Refused as refused:
+            return is_servers(refused.answer)
+        except (Lost, ClientError) as error:
+            if isinstance(error, Unanswered):
+                return False
+            raise Unusable(str(error)) from None
+        return True
 
     async def _with_help(self, way: Way, direct: Way | None) -> None:
         """All checks, with the server's companion endpoints."""
@@ -208,12 +240,11 @@ class _Run:
     async def _without_help(self, target: Target, origin: Target | None, refused: Refused) -> None:
         """What can be said of any server."""
         is_tricast = is_servers(refused.answer)
-        if refused.status in _UNREACHED:
-            who_says = "the server itself" if is_tricast else "something on the way"
-            raise Unusable(f"the server cannot be asked: {who_says} answers {refused.status}")
-        self._outcome.notes.append(_why_without(refused, self._plan.token, is_tricast=is_tricast))
         way, direct = Way(target, []), None if origin is None else Way(origin, [])
         paths = blackbox.Places.at(target, is_tricast=is_tricast)
+        if refused.status in _GATEWAY_FAILED and await blackbox.is_gateway_failed(way, paths, _GATEWAY_FAILED):
+            raise Unusable(_unreached(refused, is_tricast=is_tricast))
+        self._outcome.notes.append(_why_without(refused, self._plan.token, is_tricast=is_tricast))
         async with trio.open_nursery() as nursery:
             if self._plan.seconds:
                 nursery.start_soon(self._wait_for_timers, way, direct, paths.to_hold(target))
@@ -224,6 +255,15 @@ class _Run:
             await self._do("limits", "P8", "limits", partial(blackbox.check_limits, way, direct, paths))
             await self._do("the proxy's name", "P2", "in front", partial(self._who, way, (), set()))
             self._outcome.doing = "waiting for timers"
+
+    async def _without_answer(self, target: Target, origin: Target | None, unanswered: Unanswered) -> None:
+        """What can be said where even the head of an answer does not come."""
+        self._outcome.notes.append(f"It connects, but there is no answer within {unanswered.seconds:g} s.")
+        way, direct = Way(target, []), None if origin is None else Way(origin, [])
+        paths = blackbox.Places.at(target, is_tricast=False)
+        check = partial(blackbox.check_stream, way, direct, paths, is_answered=False)
+        await self._do("event stream", "P4", "SSE", check)
+        await self._do("the proxy's name", "P2", "in front", partial(self._who, way, (), set()))
 
     async def _do(self, doing: str, check: str, title: str, step: Step) -> None:
         """One check; a proxy that makes it impossible is a finding as well."""
@@ -271,6 +311,14 @@ async def _found(origin: Target) -> Target:
         return await find_companion(origin)
     except (Lost, ClientError) as error:
         raise Unusable(f"the server itself, {origin.endpoint}: {error}") from None
+
+
+def _unreached(refused: Refused, *, is_tricast: bool) -> str:
+    said = problem_of(refused.answer)
+    detail = f" ({said})" if said else ""
+    if is_tricast:
+        return f"the server answers {refused.status}{detail}"
+    return f"the proxy answers {refused.status}{detail}: it cannot reach a server"
 
 
 def _why_without(refused: Refused, token: str, *, is_tricast: bool) -> str:

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit, urlunsplit
 
 from tricast.client.endpoint import Endpoint
 from tricast.client.settings import ClientSettings
@@ -44,6 +45,28 @@ class Target:
     def credentials(self) -> list[tuple[str, str]]:
         """The headers with which companion endpoints are asked."""
         return [] if self.token_in_query or not self.token else [("Authorization", f"Bearer {self.token}")]
+
+
+#: Where a Tricast server answers, which is what people copy from their browser.
+_PATHS_OF_SERVER = ("/events", "/ws", "/publish", "/healthz", "/readyz", "/metrics")
+
+
+def server_of(url: str) -> str | None:
+    """The URL of the server of which this would be a path, were it a Tricast server; None if it is none."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    path = parts.path.rstrip("/")
+    before, is_companion, _ = path.partition(PROBE_PREFIX)
+    known = next((known for known in _PATHS_OF_SERVER if path.endswith(known)), None)
+    if is_companion:
+        path = before
+    elif known is not None:
+        path = path.removesuffix(known)
+    elif not (parts.query or parts.fragment) or path:
+        return None
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 
 def new_nonce() -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
 import trio
 
 from tricast.client.failures import Lost
@@ -52,6 +53,24 @@ def is_servers(answer: HttpAnswer) -> bool:
     return (answer.head.header("content-type") or "").startswith("application/problem+json") and (
         _PROBLEM_TYPE in answer.body and _PROXYS_TYPE not in answer.body
     )
+
+
+class _Problem(msgspec.Struct):
+    """What is read of a problem (RFC 9457 3.1)."""
+
+    title: str = ""
+    detail: str = ""
+
+
+def problem_of(answer: HttpAnswer) -> str:
+    """What a problem says of itself, in printable words; empty for any other answer."""
+    if not (answer.head.header("content-type") or "").startswith("application/problem+json"):
+        return ""
+    try:
+        problem = msgspec.json.decode(answer.body, type=_Problem)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    return "".join(filter(str.isprintable, problem.detail or problem.title))
 
 
 async def asked(

@@ -1,6 +1,6 @@
 """What shows from outside, of a server that does not help: P2 by its errors, P3, P4 and P8."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Self
 
 import trio
@@ -92,32 +92,48 @@ class Looked(NamedTuple):
         return self.status == 200 and self.kind.startswith("text/event-stream")
 
 
-async def check_stream(way: Way, direct: Way | None, paths: Places) -> Finding:
-    """P4, as far as it shows: whether a stream begins at once."""
+async def check_stream(way: Way, direct: Way | None, paths: Places, *, is_answered: bool = True) -> Finding:
+    """P4, as far as it shows: whether a stream begins at once.
+
+    Args:
+        way: to what is probed.
+        direct: to the server itself.
+        paths: where to ask.
+        is_answered: whether anything that was asked so far was answered.
+    """
     path = await _look(way, paths.stream)
     there = None if direct is None else await _look(direct, paths.stream)
-    return judge_stream(path, there, is_tricast=paths.is_tricast)
+    return judge_stream(path, there, is_tricast=paths.is_tricast, is_answered=is_answered)
 
 
-def judge_stream(path: Looked, there: Looked | None, *, is_tricast: bool) -> Finding:
+def judge_stream(path: Looked, there: Looked | None, *, is_tricast: bool, is_answered: bool = True) -> Finding:
     """Whether a stream is held back, if that can be said.
 
     Args:
         path: what came through whatever is in the way.
         there: what came from the server itself.
         is_tricast: whether the server is one that begins its streams with a comment.
+        is_answered: whether anything that was asked before was answered.
     """
     should_begin = is_tricast or (there is not None and bool(there.pieces) and there.is_stream)
     verdict, kind = Verdict.UNKNOWN, None
     if path.is_stream and path.pieces:
         verdict, kind = Verdict.OK, "begins"
-        words = f"a stream begins after {path.pieces[0] * 1000:.0f} ms, and brings {len(path.pieces)} pieces in "
+        words = f"a stream begins after {path.pieces[0] * 1000:.0f} ms, and brings {_pieces(len(path.pieces))} in "
         words += f"{_STREAM_SECONDS:g} s; whether events wait on the way is not known"
     elif path.status not in (None, 200) or (path.status == 200 and not path.is_stream):
         words = f"not known: there is no event stream at this URL (the answer is {path.status} {path.kind})"
     elif should_begin:
         verdict, kind = Verdict.BROKEN, "held"
-        words = f"events are held back: a stream that begins at once shows nothing within {_STREAM_SECONDS:g} s"
+        words = (
+            f"events are held back: a stream that begins at once{_at(there)} shows nothing within {_STREAM_SECONDS:g} s"
+        )
+    elif not is_answered and there is None:
+        verdict, kind = Verdict.BROKEN, "unanswered"
+        words = "no answer: the server gives none, or the proxy in front holds the stream back (--origin tells which)"
+    elif not is_answered:
+        verdict, kind = Verdict.BROKEN, "unanswered"
+        words = "no answer; but the server itself sends no event stream at once either"
     else:
         words = f"not known: nothing came within {_STREAM_SECONDS:g} s"
     return Finding(
@@ -126,8 +142,16 @@ def judge_stream(path: Looked, there: Looked | None, *, is_tricast: bool) -> Fin
         verdict=verdict,
         summary=words,
         detail={"kind": kind, "status": path.status, "pieces": [round(at, 3) for at in path.pieces]},
-        advice=advice.BUFFERED if verdict is Verdict.BROKEN else None,
+        advice=advice.BUFFERED if verdict is Verdict.BROKEN and (there is None or kind == "held") else None,
     )
+
+
+def _at(there: Looked | None) -> str:
+    return " at the server itself" if there is not None and there.pieces else ""
+
+
+def _pieces(count: int) -> str:
+    return "1 piece" if count == 1 else f"{count} pieces"
 
 
 async def _look(way: Way, path: str) -> Looked:
@@ -157,20 +181,32 @@ async def check_limits(way: Way, direct: Way | None, paths: Places) -> list[Find
 
 async def _limits(way: Way, paths: Places) -> dict[str, Refusal]:
     async def ask(query: Query, fields: Fields) -> HttpAnswer | None:
-        path = paths.plain + "".join(f"?{name}={value}" for name, value in query)
-        with trio.move_on_after(way.target.settings.answer_timeout):
-            try:
-                async with open_http(way.target) as http:
-                    await http.ask("GET", path, fields)
-                    return way.note(await refusal_or_head(http, await http.head()))
-            except (Cut, Lost):
-                pass
-        return None
+        return await _answer(way, paths.plain + "".join(f"?{name}={value}" for name, value in query), fields)
 
     small = await ask((), ())
     if small is None:
         raise Lost("a small request is not answered")
     return await requests.limits_of(ask, {}, status=small.status)
+
+
+async def _answer(way: Way, path: str, fields: Fields) -> HttpAnswer | None:
+    with trio.move_on_after(way.target.settings.answer_timeout):
+        try:
+            async with open_http(way.target) as http:
+                await http.ask("GET", path, fields)
+                return way.note(await refusal_or_head(http, await http.head()))
+        except (Cut, Lost):
+            pass
+    return None
+
+
+async def is_gateway_failed(way: Way, paths: Places, statuses: Collection[int]) -> bool:
+    """Whether whatever is asked for is answered with one of these statuses, by whoever it is that answers."""
+    for path in dict.fromkeys((way.target.path("/healthz"), way.target.endpoint.prefix or "/", paths.plain)):
+        answer = await _answer(way, path, ())
+        if answer is None or answer.status not in statuses:
+            return False
+    return True
 
 
 async def provoke(way: Way) -> None:

@@ -1,6 +1,7 @@
 """Verdicts about connections: P1 HTTP versions, P2 who is in front, P3 WebSockets, P16 several servers. Does no I/O."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tricast.probe import advice
@@ -63,6 +64,63 @@ def fingerprint(suspects: Sequence[Suspect]) -> Finding:
         summary=words,
         detail={"proxies": [suspect.proxy for suspect in suspects], "marks": {s.proxy: s.marks for s in suspects}},
     )
+
+
+class Guess(NamedTuple):
+    """Who is in the way, going by nothing but what it does.
+
+    Attributes:
+        proxy: a key of ``fingerprint.NAMES``.
+        why: in words.
+    """
+
+    proxy: str
+    why: str
+
+
+#: How the owners of timers are called in ``known`` and ``blame``.
+_CALLED = {
+    "nginx": "nginx",
+    "HAProxy": "haproxy",
+    "Caddy": "caddy",
+    "Apache": "apache",
+    "Varnish": "varnish",
+    "Envoy": "envoy",
+    "Traefik": "traefik",
+    "AWS": "alb",
+    "Google": "gcp",
+    "Azure": "azure",
+    "Cloudflare": "cloudflare",
+    "Heroku": "heroku",
+    "Fastly": "fastly",
+}
+#: HAProxy waits so long for more to send along, where option http-no-delay does not forbid it.
+_HAPROXY_WAITS = (0.1, 0.4)
+#: One timer that somebody is known for can be anybody's.
+_ENOUGH_TIMERS = 2
+
+
+def guess(findings: Iterable[Finding]) -> Guess | None:
+    """Who is in the way where nothing gives its name away: the only one that what was found is known of."""
+    reasons: dict[str, list[str]] = {}
+    timers: Counter[str] = Counter()
+    for finding in findings:
+        detail = finding.detail
+        low, high = _HAPROXY_WAITS
+        if finding.check == "P4" and detail.get("kind") == "coalesced" and low <= detail.get("period", 0.0) <= high:
+            reasons["haproxy"] = ["events are coalesced"]
+        if finding.check in ("P12", "P13") and detail.get("culprit") not in (None, "", "server"):
+            limit = detail.get("total") or detail.get("idle") or {}
+            said = f"{limit.get('owners', '')} {detail.get('hint', '')}"
+            owners = {proxy for name, proxy in _CALLED.items() if name in said}
+            timers.update(owners if len(owners) == 1 else ())
+    for proxy, count in timers.items():
+        if proxy in reasons or count >= _ENOUGH_TIMERS:
+            reasons.setdefault(proxy, []).append("it is known for such timers")
+    if len(reasons) != 1:
+        return None
+    ((proxy, why),) = reasons.items()
+    return Guess(proxy, ", ".join(why))
 
 
 # P3

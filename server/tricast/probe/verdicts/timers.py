@@ -376,7 +376,6 @@ def _poll(found: Timing) -> Finding:
         return about.finding(Verdict.INFO, summary)
     if limit.seconds > _POLL_TIMEOUT * (1 + _ALIKE):
         return about.finding(Verdict.OK, summary)
-    summary += f"; polls of {_POLL_TIMEOUT:g} s (poll.timeout) fail"
     return about.finding(Verdict.BROKEN, summary, advice.POLL)
 
 
@@ -410,7 +409,9 @@ def _pool(outcomes: Sequence[Outcome], plan: Plan) -> Finding:
         summary += "limits.idle_timeout has to be longer than connections are kept on the way"
         return finding(Verdict.ADVICE, summary, SERVER_KEEPALIVE)
     if away:
-        return finding(Verdict.OK, f"ended before the server does, after {_seconds(max(away))} of silence")
+        return finding(
+            Verdict.OK, f"the proxy closes those to the server first, after {_seconds(max(away))} of silence"
+        )
     if any(record.end is None for record in seen):
         longest = max(record.age for record in seen if record.end is None) * plan.speed
         return finding(Verdict.INFO, f"nobody ended one within {_seconds(longest)}")
@@ -418,22 +419,46 @@ def _pool(outcomes: Sequence[Outcome], plan: Plan) -> Finding:
 
 
 def _in_words(found: Timing) -> str:
+    """What it comes to first, and then how that was found."""
     limit = found.total or found.idle
     assert limit is not None
-    what = "whatever is said, ended after" if found.total is not None else "ended after"
-    words = [f"{what} {_about(limit)}"]
-    if limit.count > 1:
-        words.append(f" (x{limit.count}, spread {limit.spread:.2f})")
+    words = [f"{_CUT.get(found.transport, 'cut')} after {_about(limit)}"]
+    if found.total is not None:
+        words.append(", whatever is said,")
     if found.culprit:
-        words.append(f" by {_CULPRITS[Culprit(found.culprit)]}: {found.form}")
-    if found.tcp_keepalive:
-        words.append("; TCP's own keepalive keeps it alive")
+        words.append(f" by {_CULPRITS[Culprit(found.culprit)]}")
+    is_ours = found.culprit not in (Culprit.SERVER, Culprit.UNKNOWN) and found.pinged is not False
+    if found.total is None and found.transport in _OFTEN and is_ours:
+        words.append(f"; {_fit(found.transport, limit)}")
     if found.counts in _COUNTS:
         words.append(f"; {_COUNTS[found.counts]}")
+    if found.tcp_keepalive:
+        words.append("; TCP's own keepalive keeps it alive")
+    measured = [f"x{limit.count}, spread {limit.spread:.2f}"] if limit.count > 1 else []
+    measured += [found.form] if found.form else []
+    if measured:
+        words.append(f" ({'; '.join(measured)})")
     hints = [hint for hint in (found.page, found.hint, limit.owners) if hint]
     return "".join(words) + (f" -> {'; '.join(hints)}" if hints else "")
 
 
+def _fit(transport: str, limit: Estimate) -> str:
+    """Whether what Tricast does by default comes in time."""
+    if transport == "poll":
+        is_fine = limit.seconds > _POLL_TIMEOUT * (1 + _ALIKE)
+        return f"{_OFTEN[transport]} fit" if is_fine else f"{_OFTEN[transport]} (poll.timeout) fail"
+    if limit.low >= 2 * _HEARD_EVERY:
+        return f"{_OFTEN[transport]} fit"
+    return f"{_OFTEN[transport]} {'hardly fit' if limit.low > _HEARD_EVERY else 'come too late'}"
+
+
+_CUT = {"keepalive": "the client's own connection, idle between requests, is closed"}
+#: What Tricast sends, or asks for, by default.
+_OFTEN = {
+    "ws": f"your {_HEARD_EVERY:g} s pings",
+    "sse": f"your {_HEARD_EVERY:g} s comments",
+    "poll": f"your {_POLL_TIMEOUT:g} s polls",
+}
 _COUNTS = {
     "server": "only what the server says keeps it alive",
     "client": "only what the client says keeps it alive",
