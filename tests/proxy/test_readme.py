@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tricast.schema import model_of
 from tricast_proxy.config import OFF, ProxyConfig, load_proxy_config
+from tricast_proxy.listing import list_of_profiles
 from tricast_proxy.profiles import MARKS, Profile, load_profile, profile_names
 
 README = (Path(__file__).parents[2] / "proxy" / "README.md").read_text()
@@ -84,6 +85,16 @@ class Row:
 def test_the_table_says_what_the_profiles_say() -> None:
     table = "\n".join((*HEADER, *(str(Row(load_profile(name))) for name in profile_names())))
     assert table in README, f"it should be:\n{table}"
+
+
+def test_the_command_lists_what_the_table_says() -> None:
+    listed = [re.split(" {2,}", line) for line in list_of_profiles().splitlines()[1:]]
+    table = README.partition("\n".join(HEADER))[2].partition("\n\n")[0].strip()
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    assert len(listed) == len(profile_names())
+    told = {row[0].strip("`"): [re.sub(r" \([A-Z?]\)", "", cell).replace("—", "-") for cell in row] for row in rows}
+    for name, upgrade, idle, head, events, description in listed:
+        assert [description, upgrade, idle, head, events] == [*told[name][1:5], told[name][7]]
 
 
 def test_every_mark_is_explained() -> None:
