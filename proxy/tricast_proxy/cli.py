@@ -7,8 +7,8 @@ import click
 
 _SET = """Set a key, as in tunnel.idle_timeout=10s; a list is retry.on=connect,empty or '["connect","empty"]', a table
 headers.request_add='{X-A="b"}'."""
-_FAULT = """Something that goes wrong on purpose, as in transport=sse,reset_after=10s; once for each. The keys are those of
-[[fault]]."""
+_FAULT = """Something that goes wrong on purpose, as in transport=sse,reset_after=10s; once for each. The keys are those
+of [[fault]], and these take the place of those in the file."""
 
 
 @click.command()

@@ -227,22 +227,8 @@ class Config(Section):
 
 #: The sections of the proxy's configuration that are in no server's, and those that are.
 PROXY_SECTIONS = frozenset(
-    [
-        "proxy",
-        "client",
-        "request",
-        "upstream",
-        "retry",
-        "response",
-        "tunnel",
-        "headers",
-        "balance",
-        "health",
-        "errors",
-        "faults",
-        "fault",
-    ]
-)
+    ("proxy", "client", "request", "upstream", "retry", "response", "tunnel", "headers", "balance", "health")
+) | {"errors", "faults", "fault"}
 SHARED_SECTIONS = frozenset(("server", "limits", "tls", "drain", "admin", "logging"))
 
 _SOURCE = Source(
