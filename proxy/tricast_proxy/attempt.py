@@ -18,6 +18,7 @@ from tricast_proxy.buffering import IncrementalRefused
 from tricast_proxy.coalesce import Fetch, SharedSource
 from tricast_proxy.delivery import Delivery
 from tricast_proxy.errand import (
+    Clock,
     Errand,
     Established,
     Unusable,
@@ -72,7 +73,8 @@ class Attempt:
         self._watch = Watch(errand.shared.timers)
         self._is_sent = False
         self._is_handed_over = False
-        self._sent_at = math.inf
+        self._clock = Clock(trio.current_time(), math.inf)
+        self._awaits_client = False
         self._failure: Failure | None = None
         self.sink: ClientBody | None = None
         self.status = 0
@@ -88,7 +90,7 @@ class Attempt:
         The connection is given back to the pool, or closed, but where it is a tunnel's.
         """
         watch, upstream, config = self._watch, self._upstream, self._config
-        watch.obey(*rules_before_the_head(self._config.upstream))
+        self._obey_before_the_head()
         outcome: Established | bool | None = None
         try:
             with watch.scope:
@@ -123,8 +125,13 @@ class Attempt:
 
     # Time
 
+    def _obey_before_the_head(self) -> None:
+        self._watch.obey(*rules_before_the_head(self._config.upstream, self._clock))
+
     def _rules_behind_the_head(self) -> tuple[Rule, ...]:
-        return rules_behind_the_head(self._config.upstream, min(self._sent_at, trio.current_time()))
+        # The answer may begin before all of the request has been sent.
+        sent = min(self._clock.sent, trio.current_time())
+        return rules_behind_the_head(self._config.upstream, self._clock._replace(sent=sent))
 
     async def _begin_at_least(self) -> None:
         """Sends the head of an answer whose body was held when its time ran out, unless nothing of it may be seen."""
@@ -132,9 +139,14 @@ class Attempt:
             await self.sink.begin()
 
     def _ran_out(self, name: str) -> Failure:
-        if not self.status and name in ("timeout", "response-timeout"):
+        if name == "timeout" and self._awaits_client:
+            # HAProxy answers the same there (observed with 2.6.12), but it is not the server that is slow.
+            return failure_of(self._config, name, "the body did not come in time")._replace(kind="request-timeout")
+        if name == "timeout":
             return failure_of(self._config, name, f"{self._upstream.server.label} did not answer in time")
-        return failure_of(self._config, "cut", f"cut off: {name}")._replace(kind=name)
+        # What a client is told that has seen nothing of an answer: there is none yet, or it was held.
+        kind = "cut" if name == "read-timeout" else "response-timeout"
+        return failure_of(self._config, kind, f"cut off: {name}")._replace(kind=name)
 
     # Up
 
@@ -148,7 +160,9 @@ class Attempt:
             if lost.reason == "write-timeout":
                 self._fail(failure_of(self._config, "timeout", f"{self._upstream.server.label}: {lost}"))
         if self._is_sent:
-            self._sent_at = trio.current_time()
+            self._clock = self._clock._replace(sent=trio.current_time())
+            if self.sink is None:
+                self._obey_before_the_head()
         if self._failed() is None:
             await self._watch_client()
 
@@ -191,11 +205,15 @@ class Attempt:
                 upstream.end(with_reset=False)
 
     async def _next_payload(self) -> bytes:
+        # Whoever is cancelled here goes on to wait, for the one who asks why it was.
+        self._awaits_client = True
         try:
-            return await self._errand.body.receive(self._watch)
+            payload = await self._errand.body.receive(self._watch)
         except ConnectionLost as lost:
             self._fail(Failure("client", 0, str(lost)))
             return b""
+        self._awaits_client = False
+        return payload
 
     async def _watch_client(self) -> None:
         if why := await read_ahead(self._errand.client, self._config.client.leaves):
@@ -247,7 +265,7 @@ class Attempt:
             interim += 1
             if interim > config.limits.informational or config.response.informational == "refuse":
                 raise Unusable("invalid", "an answer before the answer")
-            self._watch.obey(*rules_before_the_head(self._config.upstream))
+            self._obey_before_the_head()
             await self._pass_on_interim(head)
 
     async def _pass_on_interim(self, head: ResponseHead) -> None:

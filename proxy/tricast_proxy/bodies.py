@@ -120,7 +120,7 @@ class ChunkedBody:
     """A body in chunks (RFC 9112 7.1).
 
     Args:
-        max_extensions: bytes that the extensions of all chunks together may have, beside what their data allows.
+        max_extensions: bytes that the extensions of all chunks together may have.
         max_trailers: bytes that the trailers may have.
     """
 

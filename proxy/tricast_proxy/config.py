@@ -5,6 +5,7 @@ keys, their meaning and the danger of changing them are told in ``config/proxy.t
 defaults here. The defaults are those of a proxy that stands in nobody's way.
 """
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -136,6 +137,39 @@ def _is_name(host: str) -> bool:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
+
+#: RFC 9110 5.6.2.
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+#: These say where messages end and which way they go: another one of them is how requests are smuggled.
+_NOT_TO_ADD = frozenset(
+    ("connection", "content-length", "host", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade")
+)
+
+
+def _check_field_name(value: str) -> str:
+    if _TOKEN.fullmatch(value) is None or value.lower() in _NOT_TO_ADD:
+        raise PydanticCustomError(
+            "field", "Input should be a name such as X-Name, and none that messages are framed by"
+        )
+    return value
+
+
+def _check_network(value: str) -> str:
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise PydanticCustomError("network", 'Input should be a network such as "10.0.0.0/8"') from None
+    return value
+
+
+FieldName = Annotated[str, AfterValidator(_check_field_name)]
+#: The same, or empty for no field at all.
+OptionalFieldName = Annotated[str, AfterValidator(lambda value: value and _check_field_name(value))]
+#: RFC 9110 5.5: with no control characters, the ends of lines among them.
+FieldValue = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]*$")]
+#: RFC 9110 7.6.3: a token, or a host with a port.
+Pseudonym = Annotated[str, Field(pattern=r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+(:[0-9]+)?)?$")]
+Network = Annotated[str, AfterValidator(_check_network)]
 
 
 def _matching(pattern: str, expected: str) -> Callable[[str], str]:
@@ -307,18 +341,18 @@ class HeadersSection(Section):
     x_forwarded_proto: Literal["set", "keep", "remove"] = "set"
     x_forwarded_host: Literal["set", "append", "keep", "remove"] = "set"
     x_forwarded_port: Literal["set", "keep", "remove"] = "keep"
-    trusted: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    trusted: tuple[Network, ...] = ("127.0.0.0/8", "::1/128")
     forwarded: bool = False
-    via: str = "tricast"
+    via: Pseudonym = "tricast"
     via_response: bool = False
-    request_id: str = ""
-    request_start: str = ""
-    server: str = ""
+    request_id: OptionalFieldName = ""
+    request_start: OptionalFieldName = ""
+    server: FieldValue = ""
     proxy_status: bool = True
-    accept_encoding: str = ""
-    request_add: Mapping[str, str] = {}
+    accept_encoding: FieldValue = ""
+    request_add: Mapping[FieldName, FieldValue] = {}
     request_remove: tuple[str, ...] = ()
-    response_add: Mapping[str, str] = {}
+    response_add: Mapping[FieldName, FieldValue] = {}
     response_remove: tuple[str, ...] = ()
 
 

@@ -152,20 +152,37 @@ def upgrade_fields(head: ResponseHead) -> Fields:
     return [(b"Connection", b"upgrade"), (b"Upgrade", b", ".join(upgrades))] if upgrades else []
 
 
-def rules_before_the_head(config: UpstreamSection) -> tuple[Rule, ...]:
-    """The timers until the head of the answer is there."""
+class Clock(NamedTuple):
+    """When what the timers count from happened; infinity for what has not.
+
+    Attributes:
+        began: the attempt.
+        sent: the last byte of the request.
+    """
+
+    began: float
+    sent: float
+
+
+def rules_before_the_head(config: UpstreamSection, clock: Clock) -> tuple[Rule, ...]:
+    """The timers until the head of the answer is there; interim answers put off the first two of them."""
     return (
         Rule("timeout", config.response_header_timeout, by_client=True),
-        Rule("response-timeout", config.response_timeout),
-        Rule("response-timeout", config.max_stream_duration),
+        *_rules_of_the_whole(config, clock),
     )
 
 
-def rules_behind_the_head(config: UpstreamSection, since: float) -> tuple[Rule, ...]:
-    """The timers from then on, for a request that was sent ``since``."""
+def rules_behind_the_head(config: UpstreamSection, clock: Clock) -> tuple[Rule, ...]:
+    """The timers from then on."""
     return (
         Rule("read-timeout", config.read_timeout, by_upstream=True, when_awaited=True),
+        *_rules_of_the_whole(config, clock),
+    )
+
+
+def _rules_of_the_whole(config: UpstreamSection, clock: Clock) -> tuple[Rule, ...]:
+    return (
         Rule("stream-idle", config.stream_idle_timeout, by_upstream=True, by_client=True),
-        Rule("response-timeout", config.response_timeout, since=since),
-        Rule("stream-duration", config.max_stream_duration, since=since),
+        Rule("response-timeout", config.response_timeout, since=clock.sent),
+        Rule("stream-duration", config.max_stream_duration, since=clock.began),
     )

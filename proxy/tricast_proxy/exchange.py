@@ -28,7 +28,7 @@ from tricast_proxy.faults import Injected
 from tricast_proxy.fields import Hop, forwards_left
 from tricast_proxy.heads import BadHead, Fields, RequestHead, encode_response
 from tricast_proxy.relay import Cut
-from tricast_proxy.request_body import ClientSide, RequestBody, read_ahead
+from tricast_proxy.request_body import ClientSide, NotKept, RequestBody, read_ahead
 from tricast_proxy.servers import Server
 from tricast_proxy.shared import Shared
 from tricast_proxy.streams import ClientBody
@@ -183,6 +183,9 @@ class Exchange:
                 await self._body.buffer(Watch(self._shared.timers))
             except (BadBody, TimeoutError) as error:
                 return mistake_of(config, error)
+            except NotKept as error:
+                self._shared.logger.warning("a request cannot be kept", error=str(error))
+                return Failure("spool", 500, str(error))
         return None
 
     # Answers that are shared
@@ -308,9 +311,11 @@ class Exchange:
                 upstream.connection.close()
             self._attempt = Attempt(self._errand, upstream, fields, refused)
             outcome = await self._attempt.run()
-            # It was closed while the request was on its way (RFC 9112 9.5): that says nothing of the server.
-            if not (isinstance(outcome, Failure) and outcome.kind == "empty" and self._may_be_repeated):
+            if not (isinstance(outcome, Failure) and outcome.kind == "empty"):
                 return outcome
+            # It was closed while the request was on its way (RFC 9112 9.5): that says nothing of the server.
+            if not self._may_be_repeated:
+                return outcome._replace(kind="stale")
             self._body.rewind()
         try:
             upstream = await self._shared.pool.open(server)

@@ -180,7 +180,7 @@ class Injected(NamedTuple):
 
         Args:
             connection: the client's.
-            nursery: the connection's own, for what happens after a time.
+            nursery: for what happens after a time; ``Disturbed.stop`` and closing the connection end that.
         """
         return None if self.wire == UNDISTURBED else Disturbed(connection, self.wire, self._jitter, nursery)
 

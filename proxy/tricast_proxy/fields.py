@@ -100,11 +100,13 @@ class FieldPolicy:
         if self._via:
             received = b"%b %b" % (request.version, self._via)
             _put(fields, b"Via", b", ".join((*request.all(b"via"), received)))
-        if config.request_id and request.get(config.request_id.lower().encode()) is None:
+        # By what is left of them: a client may have had them taken out by Connection.
+        left = {name.lower() for name, _ in fields}
+        if config.request_id and config.request_id.lower().encode() not in left:
             fields.append((config.request_id.encode(), self._new_id().encode()))
         if config.request_start:
-            fields.append((config.request_start.encode(), b"%d" % (self._clock() * 1000)))
-        if config.accept_encoding and request.get(b"accept-encoding") is None:
+            _put(fields, config.request_start.encode(), b"%d" % (self._clock() * 1000))
+        if config.accept_encoding and b"accept-encoding" not in left:
             fields.append((b"Accept-Encoding", config.accept_encoding.encode()))
         if request.method in (b"TRACE", b"OPTIONS"):
             _count_forward(fields)
@@ -115,13 +117,13 @@ class FieldPolicy:
         config = self._config
         for name, mode, value in (
             (b"X-Forwarded-Proto", config.x_forwarded_proto, hop.scheme.encode()),
-            (b"X-Forwarded-Host", config.x_forwarded_host, request.host),
+            (b"X-Forwarded-Host", config.x_forwarded_host, request.host or None),
             (b"X-Forwarded-Port", config.x_forwarded_port, b"%d" % hop.own_port),
         ):
             if mode == "remove":
                 _put(fields, name, None)
             elif mode == "append":
-                _put(fields, name, b", ".join((*request.all(name.lower()), value)))
+                _put(fields, name, b", ".join((*request.all(name.lower()), *([value] if value else ()))) or None)
             elif mode == "set" and not (trusted and request.get(name.lower())):
                 _put(fields, name, value)
 
@@ -168,7 +170,9 @@ class FieldPolicy:
             return b", ".join(before) if before else None
         if mode == "remove":
             return None
-        peer = f"{hop.peer}:{hop.port}" if self._config.x_forwarded_for_port else hop.peer
+        peer = hop.peer
+        if self._config.x_forwarded_for_port:
+            peer = f"[{peer}]:{hop.port}" if ":" in peer else f"{peer}:{hop.port}"
         if mode == "replace" and not self._is_trusted(hop.peer):
             before = []
         return b", ".join((*before, peer.encode()))

@@ -34,7 +34,7 @@ class ConnectionView(NamedTuple):
         sent: bytes that went to it.
         age: seconds since it was accepted.
         idle_received: seconds since anything came from the client.
-        idle_sent: seconds since anything came for it from a server.
+        idle_sent: seconds since anything was sent to it.
     """
 
     peer: str

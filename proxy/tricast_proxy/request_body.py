@@ -1,7 +1,9 @@
 """The body of a request: as it comes from the client, or from where it was kept so that it can be sent again."""
 
 import tempfile
-from typing import IO, Protocol
+from collections.abc import Callable
+from contextlib import suppress
+from typing import IO, Protocol, TypeVar
 
 import trio
 
@@ -13,9 +15,14 @@ from tricast_proxy.timers import CLIENT, Watch
 
 #: What of a request's body is kept in memory where it is buffered; the rest is on disk.
 _MAX_IN_MEMORY = 2**20
+Item = TypeVar("Item")
 _PIECE = 64 * 2**10
 #: Pipelined bytes that are read while an answer is waited for; behind them, a client that leaves is seen late.
 _MAX_READ_AHEAD = 64 * 2**10
+
+
+class NotKept(Exception):
+    """A body that is to be sent as a whole cannot be kept: it is the machine's fault, and nobody else's."""
 
 
 class ClientSide(Protocol):
@@ -130,16 +137,18 @@ class RequestBody:
         Raises:
             BadBody: see ``receive``.
             ConnectionLost: see ``receive``.
+            NotKept: the temporary file cannot be written.
             TimeoutError: see ``receive``.
         """
         file = tempfile.SpooledTemporaryFile(_MAX_IN_MEMORY)  # noqa: SIM115 - closed with the exchange
         try:
             while payload := await self.receive(watch):
-                file.write(payload)
+                _do(file.write, payload)
+            _do(file.seek, 0)  # which writes what was not yet
         except BaseException:
-            file.close()
+            with suppress(OSError):  # what is still to be written cannot be either
+                file.close()
             raise
-        file.seek(0)
         self._file = file
 
     def rewind(self) -> None:
@@ -152,3 +161,10 @@ class RequestBody:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _do(write: Callable[[Item], object], item: Item) -> None:
+    try:
+        write(item)
+    except OSError as error:
+        raise NotKept(f"the body cannot be kept: {error.strerror}") from None

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tricast.probe import advice
 from tricast.probe.advice import KNOWN, PROBLEMS, SNIPPETS, advise
 from tricast.probe.fingerprint import NAMES
 
+PROBE = Path(advice.__file__).parent
 CONFIG = Path(__file__).parents[2] / "config"
 
 
@@ -28,6 +30,12 @@ def test_nothing_failed(proxy):
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_every_problem_can_be_solved_somewhere(problem):
     assert list(advise(KNOWN, [problem]))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_every_problem_is_one_that_a_check_can_find(problem):
+    name = next(name for name, value in vars(advice).items() if value == problem)
+    assert any(f"advice.{name}" in path.read_text() for path in (PROBE / "verdicts").glob("*.py"))
 
 
 def test_only_what_failed():

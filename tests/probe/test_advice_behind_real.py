@@ -14,7 +14,7 @@ from tricast.probe.run import Outcome, Plan, examine
 
 def advised(proxy):
     """The whole snippet for one proxy."""
-    ((_, lines),) = advise([proxy], [problem for problem in PROBLEMS if problem != "sticky"])
+    ((_, lines),) = advise([proxy], PROBLEMS)
     return "\n".join(lines)
 
 
@@ -25,9 +25,8 @@ def nginx():
 
 
 def haproxy():
-    defaults, _, backend = advised("haproxy").partition("backend tricast\n")
-    backend = f"backend tricast\n{backend}    server origin 127.0.0.1:@origin_port@\n"
-    return f"{defaults}    mode http\nfrontend front\n    bind 127.0.0.1:@port@\n    default_backend tricast\n{backend}"
+    front = "frontend front\n    bind 127.0.0.1:@port@\n    default_backend tricast\n"
+    return f"{advised('haproxy')}\n    mode http\n{front}backend tricast\n    server origin 127.0.0.1:@origin_port@\n"
 
 
 def caddy():
@@ -61,6 +60,7 @@ async def test_what_is_advised_helps():
         assert port is not None
         for kind in CONFIGS:
             nursery.start_soon(probe, kind, port)
+    assert all(outcome.is_companion for outcome in found.values())
     left = {
         kind: [f"{f.title}: {f.summary}" for f in outcome.findings if f.verdict in (Verdict.ADVICE, Verdict.BROKEN)]
         for kind, outcome in found.items()

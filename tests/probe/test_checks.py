@@ -1,6 +1,7 @@
 """The checks that wait for no timers, against a server itself and through relays that misbehave."""
 
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -9,6 +10,7 @@ import trio
 from probe.misbehaving import relaying
 from probe.probing import TOKEN, probed, target_of
 
+from tricast.probe.asking import find_companion
 from tricast.probe.checks import blackbox, connections, requests, streams
 from tricast.probe.checks.asked import Way
 from tricast.probe.findings import Verdict, exit_code
@@ -165,6 +167,10 @@ def with_host(fields):
     return [(name, b"inner" if name.lower() == b"host" else value) for name, value in fields]
 
 
+def with_cookie(more):
+    return lambda fields: [(name, value + more if name.lower() == b"cookie" else value) for name, value in fields]
+
+
 async def check_fields(way, direct):
     return (await requests.check_fields(way, direct))[0]
 
@@ -176,6 +182,7 @@ async def check_fields(way, direct):
         (without(b"x-probe-custom"), ["removed", "X-Probe-Custom"], set()),
         (without(b"last-event-id"), ["removed", "Last-Event-ID"], {"lost fields"}),
         (with_host, ["changed", "Host"], {"Host"}),
+        (with_cookie(b"; srv=a"), ["changed", "Cookie"], set()),
         (lambda fields: [*fields, (b"X-Forwarded-For", b"192.0.2.1")], ["added", "X-Forwarded-For"], set()),
         (lambda fields: [(name.lower(), value) for name, value in fields], ["case", "X-Probe-Custom"], set()),
     ],
@@ -191,6 +198,19 @@ async def test_a_target_that_is_rewritten():
     async with served() as ports:
         findings, _ = await checked(check_fields, ports=ports, target=lambda target: target.replace(b"%2F", b"/"))
     assert titles(findings) == {"request target"}
+
+
+async def test_a_token_in_a_target_that_is_rewritten_is_not_told():
+    token = "hidden/0123456789+hidden="
+
+    def rewritten(target):
+        return target.replace(b"%2F", b"/").replace(b"%20", b"+")
+
+    async with probed(probe={"token": token}) as (server, _), relaying(server.port, target=rewritten) as url:
+        way = Way(replace(target_of(url, token), token_in_query=True), [])
+        findings, _, _ = await requests.check_fields(way, None)
+    assert by_title(findings, "request target").verdict is Verdict.ADVICE
+    assert "hidden" not in repr(findings)
 
 
 async def test_a_limit_and_who_has_it():
@@ -248,6 +268,15 @@ async def test_several_servers(cookie):
     assert servers.detail["cookies"] == ([cookie] if cookie else [])
 
 
+async def test_a_cookie_that_is_not_ascii():
+    async def check(way, _):
+        return await connections.check_stickiness(way)
+
+    async with served(2) as ports:
+        (servers,), _ = await checked(check, ports=ports, cookie="é")
+    assert servers.detail["is_sticky"]
+
+
 # Whole runs
 
 
@@ -256,7 +285,27 @@ async def test_a_token_that_does_not_get_through_is_sent_otherwise():
         outcome = await outcome_of(url, transports=("poll",))
     assert outcome.is_companion
     assert TOKEN not in repr(outcome.findings)
-    assert faults(outcome) == set()
+    assert faults(outcome) == {("P7", "lost fields")}
+    assert found(outcome, "P7", "lost fields").detail == {"fields": ["Authorization"]}
+
+
+async def test_a_path_that_refuses_a_token_that_is_not_its_own():
+    async def refuse(port, stream):
+        async with stream, await trio.open_tcp_stream("127.0.0.1", port) as server:
+            request = await stream.receive_some(65536)
+            if b"\r\nAuthorization:" in request:
+                await stream.send_all(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
+                return
+            await server.send_all(request)
+            await stream.send_all(await server.receive_some(65536))
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with served() as (port,), trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, partial(refuse, port), listeners)
+        target = await find_companion(target_of(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"))
+        findings, _, _ = await requests.check_fields(Way(target, []), None)
+        nursery.cancel_scope.cancel()
+    assert titles(findings) == set()
 
 
 # Without the server's help

@@ -55,7 +55,7 @@ async def test_a_relay_that_takes_upgrade_out():
     assert TOKEN not in out
 
 
-@pytest.mark.parametrize(("conditions", "code"), [("buffered,host", 0), ("buffered,no-ws", 2)])
+@pytest.mark.parametrize(("conditions", "code"), [("retries,host", 0), ("host,no-ws", 2)])
 async def test_what_to_fail_on(conditions, code):
     async with stripping() as (url, _):
         ended, out, _ = await run("probe", url, *QUICK, "--token", TOKEN, "--fail-on", conditions)
@@ -71,6 +71,17 @@ async def test_ctrl_c():
     assert code == 2
     assert "broken  WebSocket" in out
     assert "nothing ends a silence of" in out
+    assert "Interrupted: this is what was known by then." in out
+
+
+async def test_ctrl_c_before_it_is_known_what_to_fail_on():
+    async with probed(within=60) as (server, _):
+        args = (server.url, "--idle", "60", "--transport", "ws", "--token", TOKEN, "--fail-on", "idle<30")
+        async with running("probe", *args) as probe:
+            await probe.err.until("waiting for timers")
+            probe.process.send_signal(signal.SIGINT)
+            code, out, _ = await probe.end()
+    assert code == 130
     assert "Interrupted: this is what was known by then." in out
 
 
@@ -116,21 +127,36 @@ async def test_a_server_without_a_token():
     assert "ok      WebSocket" in out
 
 
-async def test_what_is_no_tricast_server():
+@asynccontextmanager
+async def answering(status):
+    """What says the same to everybody; yields its URL."""
+
     async def answer(stream):
         async with stream:
             await stream.receive_some(65536)
-            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+            await stream.send_all(b"HTTP/1.1 %d\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi" % status)
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, answer, listeners)
-        port = listeners[0].socket.getsockname()[1]
-        code, out, _ = await run("probe", f"http://127.0.0.1:{port}", *QUICK)
+        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         nursery.cancel_scope.cancel()
+
+
+async def test_what_is_no_tricast_server():
+    async with answering(200) as url:
+        code, out, _ = await run("probe", url, *QUICK)
     assert code == 0
     assert out.startswith("There is no Tricast server at this URL")
     assert "unknown WebSocket" in out
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_a_proxy_with_nobody_behind_it(status):
+    async with answering(status) as url:
+        code, out, err = await run("probe", url, *QUICK, "--token", TOKEN)
+    assert (code, out) == (2, "")
+    assert err == f"error: the server cannot be asked: something on the way answers {status}\n"
 
 
 async def test_what_speaks_no_http():
@@ -153,6 +179,12 @@ async def test_what_speaks_no_http():
     [
         (("--fail-on", "nonsense"), "expected any of no-ws, buffered"),
         (("--quick", "--fail-on", "idle<30"), "cannot be known with --quick"),
+        (("--fail-on", ","), "expected any of no-ws, buffered"),
+        (
+            ("--transport", "sse", "--fail-on", "buffered,no-ws"),
+            "no-ws in --fail-on cannot be known with --transport sse",
+        ),
+        (("--transport", "ws", "--fail-on", "poll<30"), "poll<30 in --fail-on cannot be known"),
         (("--quick", "--deep"), "exclude each other"),
         (("--idle", "5"), "not in the range"),
         (("--transport", "smoke"), "expected any of ws, sse, poll, found 'smoke'"),

@@ -88,6 +88,26 @@ async def test_the_probe_finds_out_where_the_token_arrives() -> None:
             await find_companion(target_of(server.url))
 
 
+@pytest.mark.parametrize(
+    ("status", "token", "asked"), [(401, TOKEN, 2), (403, TOKEN, 2), (404, TOKEN, 1), (401, "", 1)]
+)
+async def test_the_token_is_in_the_url_for_those_alone_who_ask_for_one(status: int, token: str, asked: int) -> None:
+    requests: list[bytes] = []
+
+    async def answer(stream: trio.SocketStream) -> None:
+        async with stream:
+            requests.append(bytes(await stream.receive_some(65536)))
+            await stream.send_all(b"HTTP/1.1 %d\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, answer, listeners)
+        with pytest.raises(Refused):
+            await find_companion(target_of(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}", token))
+        nursery.cancel_scope.cancel()
+    assert [b"?token=" in request for request in requests] == [False, True][:asked]
+
+
 async def test_the_token_is_not_logged() -> None:
     records = LogCapture()
     async with probed(records=records, logging={"access": True, "level": "debug"}) as (server, _):

@@ -125,8 +125,10 @@ def test_json():
         "title": "WebSocket",
         "verdict": "broken",
         "summary": "no: taken out",
+        "detail": {},
         "advice": "no-ws",
     }
+    assert found["findings"][1]["advice"] is None
     assert found["settings"][0]["key"] == "ping_interval"
     assert found["advice"][0]["proxy"] == "nginx"
     assert "secret" not in stream.getvalue()

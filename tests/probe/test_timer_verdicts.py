@@ -144,6 +144,16 @@ def test_what_the_server_sent_and_closed_and_did_not_arrive_is_not_the_servers_f
     assert timing([*alive("sse", (Mode.IDLE,), 130), lost, answered], "sse", PLAN).culprit == Culprit.SILENT
 
 
+def test_what_is_reset_when_the_server_uses_it_was_lost_before() -> None:
+    def culprit(ended: float) -> str:
+        lost = outcome("sse", Mode.RUNG, State.LOST, 40, gap=35.0, seen=record(end="rst", ended=ended))
+        answered = outcome("sse", Mode.RUNG, State.ANSWERED, 20, gap=20.0)
+        return timing([*alive("sse", (Mode.IDLE,), 130), lost, answered], "sse", PLAN).culprit
+
+    assert culprit(35.01) == Culprit.SILENT
+    assert culprit(30.0) == Culprit.SERVER_SIDE
+
+
 def test_an_end_at_the_server_alone() -> None:
     seen = record(end="fin", ended=60.0)
     outcomes = [outcome("ws", Mode.IDLE, State.HALF, 60.0, seen=seen), *alive("ws", (Mode.PINGED,), 120)]
@@ -221,6 +231,13 @@ def test_a_foreign_server_may_end_what_it_likes(how: End) -> None:
     assert found[0].verdict is Verdict.INFO
 
 
+@pytest.mark.parametrize(("status", "culprit"), [(504, Culprit.PATH), (500, Culprit.UNKNOWN), (503, Culprit.UNKNOWN)])
+def test_a_status_that_a_foreign_server_may_have_said_itself(status: int, culprit: Culprit) -> None:
+    plan = plan_of(130, is_foreign=True)
+    found = timing([outcome("sse", Mode.IDLE, State.CUT, 5.0, quiet=5.0, how=End.STATUS, code=status)], "sse", plan)
+    assert found.culprit == culprit
+
+
 # P17
 
 
@@ -240,6 +257,7 @@ def pooled(end: str | None, idle: float) -> Outcome:
             Verdict.ADVICE,
             "the server ends one first, after 75.0 s",
         ),
+        ([pooled("own", 75.0)], Verdict.ADVICE, "limits.idle_timeout has to be longer"),
         ([pooled(None, 0.0), pooled("fin", 0.0)], Verdict.INFO, "within 100.0 s"),
         ([], Verdict.UNKNOWN, "not measured"),
     ],

@@ -1,15 +1,20 @@
 """Timers as they are found through relays that have them, and at a server that has none. All on real sockets."""
 
+import ssl
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
 import trio
+from encryption import tls_section
 from probe.probing import probed, target_of
 from probe.relays import Fault, relay
+from serving import until
 
+from tricast.client.settings import ClientSettings
 from tricast.probe.blame import Culprit
-from tricast.probe.cells import TRANSPORTS, plan_of
+from tricast.probe.cells import TRANSPORTS, Mode, State, of, plan_of
 from tricast.probe.checks.holding import Paths
 from tricast.probe.checks.timers import Timers
 from tricast.probe.findings import Verdict
@@ -195,3 +200,21 @@ async def test_a_server_without_companion_endpoints() -> None:
         run = Timers(target, plan, Paths(keepalive=None))
         await run.run()
         assert {timing(run.outcomes, each, plan).refused for each in transports} == {"no path to hold is known"}
+
+
+async def test_a_report_that_cannot_be_had_any_more_ends_no_run() -> None:
+    """As when the certificate expires: what is held goes on, but no connection can be made."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    plan = plan_of(30, speed=SPEED, transports=("sse",), copies=1)
+    async with probed(tls=tls_section()) as (_, target), trio.open_nursery() as nursery:
+        run = Timers(replace(target, settings=ClientSettings(ssl_context=context)), plan)
+
+        async def distrust() -> None:
+            await until(lambda: bool(run.outcomes) and all(each.received_bytes for each in of(run.outcomes, "sse")))
+            context.verify_mode = ssl.CERT_REQUIRED
+
+        nursery.start_soon(distrust)
+        await run.run()
+    assert [each.state for each in of(run.outcomes, "sse", Mode.IDLE)] == [State.OPEN]

@@ -11,6 +11,9 @@ from forwarding import forwarding
 from proxy.origins import OK, Origin, Visit, always, once, origin, read_any, read_chunk, silent
 from serving import until
 
+from tricast_proxy.config import UpstreamSection
+from tricast_proxy.errand import Clock, rules_before_the_head, rules_behind_the_head
+
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -158,6 +161,7 @@ async def test_a_server_that_does_not_let_anybody_in_is_given_up() -> None:
         ({"response_timeout": "100ms"}, {}, 504),
         ({"response_timeout": "100ms"}, {"response_timeout": 408}, 408),
         ({"max_stream_duration": "100ms"}, {}, 504),
+        ({"stream_idle_timeout": "100ms"}, {"response_timeout": 408}, 408),
     ],
 )
 async def test_a_server_that_does_not_answer_is_given_up(
@@ -201,6 +205,42 @@ async def test_an_answer_that_does_not_go_on_is_cut(upstream: dict[str, str], re
         assert proxy.counters.cuts == {reason: 1}
         await server.wait_left()
         assert ends == [False if abort == "fin" else None]
+
+
+@pytest.mark.parametrize("name", ["response_timeout", "max_stream_duration"])
+async def test_interim_answers_do_not_put_the_end_off(name: str) -> None:
+    async def stay_interim(visit: Visit) -> None:
+        await visit.request()
+        while True:
+            await visit.wire.send(b"HTTP/1.1 102 Processing\r\n\r\n")
+            await trio.sleep(0.05)
+
+    sections = {"upstream": {name: "200ms"}, "limits": {"informational": 10_000}, "response": {"informational": "drop"}}
+    async with origin(stay_interim) as server, forwarding(server.url, **sections) as proxy:
+        assert (await ask(proxy.url, "GET", "/")).status == 504
+
+
+async def test_the_time_for_an_answer_begins_when_all_of_the_request_was_sent() -> None:
+    async with origin(always(OK)) as server, forwarding(server.url, upstream={"response_timeout": "200ms"}) as proxy:
+        with await Wire.open(proxy.url) as wire:
+            await wire.send(head("POST", "/", "Content-Length: 10") + b"12345")
+            await trio.sleep(0.4)
+            await wire.send(b"67890")
+            assert (await read_answer(wire, "POST")).status == 200
+
+
+def test_the_time_for_both_begins_with_the_request() -> None:
+    config, clock = UpstreamSection(max_stream_duration=9.0, response_timeout=5.0), Clock(1.0, 3.0)
+    for rules in (rules_before_the_head(config, clock), rules_behind_the_head(config, clock)):
+        ends = {rule.name: rule.since + rule.seconds for rule in rules if rule.since is not None}
+        assert ends == {"stream-duration": 10.0, "response-timeout": 8.0}
+
+
+async def test_of_an_answer_that_was_held_too_long_nothing_is_shown() -> None:
+    sections = {"upstream": {"response_timeout": "100ms"}, "response": {"buffering": "full"}}
+    handler = stalling(CHUNKED + b"5\r\nhello\r\n")
+    async with origin(handler) as server, forwarding(server.url, errors={"response_timeout": 503}, **sections) as proxy:
+        assert (await ask(proxy.url, "GET", "/", "Connection: close")).status == 503
 
 
 @pytest.mark.parametrize("upstream", [{"read_timeout": "300ms"}, {"stream_idle_timeout": "300ms"}])

@@ -126,6 +126,12 @@ def test_what_the_proxy_adds_cannot_be_taken_off() -> None:
     assert of(written, b"x-request-id") == [b"id-1"]
 
 
+def test_what_a_client_has_taken_off_is_missing() -> None:
+    own = [(b"Connection", b"X-Id, Accept-Encoding"), (b"X-Id", b"mine"), (b"Accept-Encoding", b"br")]
+    added = [(b"X-Id", b"id-1"), (b"Accept-Encoding", b"gzip")]
+    assert sent(*own, request_id="X-Id", accept_encoding="gzip") == added
+
+
 @pytest.mark.parametrize(
     ("mode", "hop", "before", "after"),
     [
@@ -146,6 +152,15 @@ def test_who_it_is_for(mode: str, hop: Hop, before: list[bytes], after: list[byt
 
 def test_who_it_is_for_with_the_port() -> None:
     assert sent(x_forwarded_for="append", x_forwarded_for_port=True) == [(b"X-Forwarded-For", b"192.0.2.7:4711")]
+    written = sent(hop=HOP._replace(peer="2001:db8::1"), x_forwarded_for="append", x_forwarded_for_port=True)
+    assert written == [(b"X-Forwarded-For", b"[2001:db8::1]:4711")]
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("set", []), ("append", [b"others"])])
+def test_who_names_no_host_has_none_forwarded(mode: str, expected: list[bytes]) -> None:
+    request = request_of((b"X-Forwarded-Host", b"others"), version=b"1.0")
+    written = policy_of(**(PLAIN | {"x_forwarded_host": mode})).for_server(request, HOP, "10.0.0.1:9001")
+    assert of(written, b"x-forwarded-host") == expected
 
 
 @pytest.mark.parametrize(
@@ -282,6 +297,7 @@ def test_what_else_a_request_may_get() -> None:
     assert sent(request_id="X-Id") == [(b"X-Id", b"id-1")]
     assert sent((b"x-id", b"mine"), request_id="X-Id") == [(b"x-id", b"mine")]
     assert sent(request_start="X-Start") == [(b"X-Start", b"1234567")]
+    assert sent((b"x-start", b"1"), request_start="X-Start") == [(b"X-Start", b"1234567")]
     assert sent(accept_encoding="gzip") == [(b"Accept-Encoding", b"gzip")]
     assert sent((b"accept-encoding", b"br"), accept_encoding="gzip") == [(b"accept-encoding", b"br")]
     assert sent((b"A", b"b"), request_add={"C": "d"}, request_remove=["a"]) == [(b"C", b"d")]

@@ -1,5 +1,7 @@
 """Requests and answers on their way through a proxy, on real sockets: what arrives at each side, and when."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -646,6 +648,15 @@ async def test_bodies_may_be_so_long_and_no_longer() -> None:
         assert len(server.requests) == 1
         got = await ask_any(proxy.url, head("POST", "/", "Transfer-Encoding: chunked") + b"b\r\n" + b"x" * 11 + b"\r\n")
         assert (got.status, got.headers["connection"]) == (413, "close")
+        assert len(server.requests) == 1
+
+
+async def test_where_a_body_cannot_be_kept_the_client_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    async with origin(always(OK)) as server, forwarding(server.url, request={"buffering": "full"}) as proxy:
+        got = await ask(proxy.url, "POST", "/", body=b"x" * 2**21)
+        assert (got.status, got.headers["proxy-status"]) == (500, "tricast; error=proxy_internal_error")
+        assert (await ask(proxy.url, "POST", "/", body=b"x")).status == 200
         assert len(server.requests) == 1
 
 

@@ -16,11 +16,9 @@ IDLE = "idle"
 TOTAL = "total"
 POLL = "poll"
 RETRIES = "retries"
-BODIES = "bodies"
 LEAVERS = "leavers"
-STICKY = "sticky"
 HOST = "host"
-PROBLEMS = (NO_WEBSOCKET, BUFFERED, COMPRESSED, SHARED, IDLE, TOTAL, POLL, RETRIES, BODIES, LEAVERS, STICKY, HOST)
+PROBLEMS = (NO_WEBSOCKET, BUFFERED, COMPRESSED, SHARED, IDLE, TOTAL, POLL, RETRIES, LEAVERS, HOST)
 
 
 class Line(NamedTuple):
@@ -76,7 +74,6 @@ location / {
     proxy_buffering off;                            # or X-Accel-Buffering: no in the answer\tbuffered
     gzip off;                                       # with buffering it holds events back\tcompressed
     proxy_cache off;\tshared
-    proxy_request_buffering off;                    # bodies reach the server as they come\tbodies
     proxy_read_timeout 75s;                         # longer than any silence: pings, comments, long polls\tidle poll
     proxy_next_upstream error;                      # a long poll that timed out is not asked again\tretries
 }
@@ -86,16 +83,14 @@ location / {
         "haproxy",
         "haproxy.cfg; a whole one is config/haproxy.cfg",
         _lines("""
-defaults\tbuffered bodies idle poll retries
+defaults\tbuffered idle poll retries leavers
     option http-no-delay                            # without it each event waits about 200 ms\tbuffered
-    no option http-buffer-request\tbodies
     timeout client 75s                              # longer than any silence: pings, comments, long polls\tidle poll
     timeout server 75s\tidle poll
     timeout tunnel 1h                               # WebSockets; without it they follow client and server\tidle
     retry-on conn-failure                           # nothing that the server may have seen already\tretries
-backend tricast\tleavers sticky
-    option abortonclose                             # clients that leave a long poll are noticed\tleavers
-    cookie srv insert indirect nocache httponly     # and: server a … cookie a\tsticky
+    # clients that leave a long poll are noticed; in a backend alone it does nothing (haproxy/haproxy#2344)\tleavers
+    option abortonclose\tleavers
 # no "compression algo" for text/event-stream\tcompressed
 """),
     ),
@@ -105,10 +100,8 @@ backend tricast\tleavers sticky
         _lines("""
 reverse_proxy 127.0.0.1:8080 {
     # no buffer_responses (before 2.7) and no response_buffers\tbuffered
-    # no buffer_requests (before 2.7) and no request_buffers\tbodies
     # no stream_timeout: it ends WebSockets by the clock\ttotal
     # no lb_retries and no lb_try_duration, which ask again\tretries
-    lb_policy cookie srv\tsticky
     transport http {\tidle poll
         read_timeout 75s                            # only what the server sends counts\tidle poll
         response_header_timeout 75s\tpoll
@@ -130,7 +123,6 @@ CacheDisable /\tshared
 Timeout 75\tidle
 # longer than a long poll\tpoll
 ProxyTimeout 75\tpoll
-ProxyPass        / balancer://tricast/ stickysession=SRV\tsticky
 """),
     ),
     Snippet(
@@ -159,26 +151,23 @@ sub vcl_backend_response { set beresp.do_stream = true; set beresp.do_gzip = fal
 http_connection_manager:\tno-ws idle
   upgrade_configs: [{ upgrade_type: websocket }]\tno-ws
   stream_idle_timeout: 75s                          # longer than any silence\tidle
-route:\tidle total poll retries sticky
-  cluster: tricast\tidle total poll retries sticky
+route:\tidle total poll retries
+  cluster: tricast\tidle total poll retries
   timeout: 0s                                       # the default cuts every stream after 15 s\ttotal poll
   idle_timeout: 75s\tidle
   retry_policy: { retry_on: connect-failure }\tretries
-  hash_policy: [{ cookie: { name: srv, ttl: 0s } }] # with lb_policy RING_HASH\tsticky
-# no buffer and no compressor filter on this route\tbuffered compressed bodies
+# no buffer and no compressor filter on this route\tbuffered compressed
 """),
     ),
     Snippet(
         "traefik",
         "the static and the dynamic configuration",
         _lines("""
-# no buffering and no compress middleware on this router\tbuffered compressed bodies
+# no buffering and no compress middleware on this router\tbuffered compressed
 serversTransport:\tpoll
   forwardingTimeouts: { responseHeaderTimeout: 0s } # long polls\tpoll
 entryPoints:\tidle total
   web: { transport: { respondingTimeouts: { readTimeout: 0, writeTimeout: 0, idleTimeout: 180s } } }\tidle total
-services:\tsticky
-  tricast: { loadBalancer: { sticky: { cookie: { name: srv } } } }\tsticky
 # no retry middleware on this router\tretries
 """),
     ),
@@ -188,8 +177,6 @@ services:\tsticky
         _lines("""
 aws elbv2 modify-load-balancer-attributes --load-balancer-arn ARN \\\tidle poll
     --attributes Key=idle_timeout.timeout_seconds,Value=120\tidle poll
-aws elbv2 modify-target-group-attributes --target-group-arn ARN \\\tsticky
-    --attributes Key=stickiness.enabled,Value=true Key=stickiness.type,Value=lb_cookie\tsticky
 """),
     ),
     Snippet(
@@ -199,7 +186,6 @@ aws elbv2 modify-target-group-attributes --target-group-arn ARN \\\tsticky
 # The timeout counts from the request on, whatever is sent: streams still end, only later.\ttotal
 gcloud compute backend-services update BACKEND --global --timeout=3600\ttotal idle poll
 gcloud compute backend-services update BACKEND --global --no-enable-cdn\tshared
-gcloud compute backend-services update BACKEND --global --session-affinity=GENERATED_COOKIE\tsticky
 """),
     ),
     Snippet(
@@ -207,7 +193,6 @@ gcloud compute backend-services update BACKEND --global --session-affinity=GENER
         "Azure",
         _lines("""
 # Application Gateway: turn response buffering off\tbuffered
-# Application Gateway: turn request buffering off\tbodies
 # Application Gateway: backend settings, request timeout 120 s\tidle poll
 # Front Door: no caching on this route, otherwise Upgrade is dropped\tno-ws shared
 # Front Door does not support Server-Sent Events: use WebSocket or long polling behind it\tbuffered
@@ -227,7 +212,6 @@ gcloud compute backend-services update BACKEND --global --session-affinity=GENER
         "Heroku; nothing can be configured",
         _lines("""
 # A first byte within 30 s and one byte every 55 s are required: long polls have to be shorter\tidle poll
-heroku features:enable http-session-affinity\tsticky
 """),
     ),
     Snippet(
@@ -247,7 +231,6 @@ heroku features:enable http-session-affinity\tsticky
 # the keys of [response]\tbuffered compressed shared
 # the keys of [tunnel] and [upstream]\tidle total poll
 # the keys of [retry]\tretries
-# the key request.buffering\tbodies
 """),
     ),
 )

@@ -94,8 +94,9 @@ async def find_companion(target: Target) -> Target:
     """
     try:
         await echo(target)
-    except Refused:
-        if target.token_in_query:
+    except Refused as refused:
+        # In a URL it ends up in logs, so nobody gets it there who did not ask for one.
+        if target.token_in_query or not target.token or refused.status not in (401, 403):
             raise
         target = replace(target, token_in_query=True)
         await echo(target)

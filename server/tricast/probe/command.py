@@ -1,7 +1,7 @@
 """The command ``tricast probe``.
 
 Exit codes: 0 all is well, 1 something can be improved, 2 something is broken, cannot be reached, or wrong usage; 130
-interrupted before anything was known.
+interrupted before anything was known, or before it was whether what --fail-on names is so.
 """
 # ruff: noqa: PLC0415 - everything heavy is imported when it is needed, so that --help is quick.
 
@@ -176,6 +176,11 @@ def probe(
     wait = given[0] if given else float(_HORIZONS["--idle"])
     if conditions and not wait and (slow := [condition.text for condition in conditions if condition.needs_time]):
         raise click.UsageError(f"{', '.join(slow)} in --fail-on cannot be known with --quick")
+    seen = frozenset(transports)
+    if blind := [each.text for each in conditions or () if each.transports and not each.transports & seen]:
+        raise click.UsageError(
+            f"{', '.join(blind)} in --fail-on cannot be known with --transport {','.join(transports)}"
+        )
     plan = Plan(url=url, origin=origin, token=token or "", seconds=wait, transports=transports, speed=speed)
     run(_probe, plan, advised, conditions, as_json)
 
@@ -196,7 +201,9 @@ async def _probe(
     except* Unusable as errors:
         raise Broken(*(line for error in leaves(errors) for line in str(error).splitlines())) from None
     failed = [condition.text for condition in conditions or () if condition.holds(outcome.findings)]
-    code = exit_code(outcome.findings) if conditions is None else 2 if failed else 0
+    code = exit_code(outcome.findings)
+    if conditions is not None:
+        code = 2 if failed else INTERRUPTED if outcome.was_interrupted else 0
     if outcome.was_interrupted and not outcome.findings:
         raise click.exceptions.Exit(INTERRUPTED)
     (print_json if as_json else print_report)(Report(outcome, advised, code, failed), sys.stdout)

@@ -20,7 +20,7 @@ class Verdict(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of one check, or of one of its parts.
 
     Attributes:
@@ -29,7 +29,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         verdict: how to take it.
         summary: the answer, in one line for a human.
         detail: the numbers behind it, as JSON has them; times in seconds.
-        advice: the key of what to do about it, where there is something to be done: ``idle-timer``.
+        advice: the key of what to do about it, where there is something to be done: ``idle``.
     """
 
     check: str

@@ -26,6 +26,8 @@ from tricast.probe.verdicts.leaving import Left, leaving
 from tricast.probe.verdicts.timers import timers as timer_findings
 
 TRANSPORTS = ("ws", "sse", "poll")
+#: What a gateway says when it does not reach the server: RFC 9110 15.6, and Cloudflare's own.
+_UNREACHED = frozenset({502, 503, 504, *range(520, 528), 530})
 
 
 class Unusable(TricastError):
@@ -206,6 +208,9 @@ class _Run:
     async def _without_help(self, target: Target, origin: Target | None, refused: Refused) -> None:
         """What can be said of any server."""
         is_tricast = is_servers(refused.answer)
+        if refused.status in _UNREACHED:
+            who_says = "the server itself" if is_tricast else "something on the way"
+            raise Unusable(f"the server cannot be asked: {who_says} answers {refused.status}")
         self._outcome.notes.append(_why_without(refused, self._plan.token, is_tricast=is_tricast))
         way, direct = Way(target, []), None if origin is None else Way(origin, [])
         paths = blackbox.Places.at(target, is_tricast=is_tricast)

@@ -1,13 +1,16 @@
 """Measures requests: P7 fields, P8 limits, P10 bodies, P11 retries."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import trio
 
 from tricast.client.failures import Lost
-from tricast.probe.asking import read, reports
+from tricast.probe.asking import Refused, read, reports
 from tricast.probe.checks.asked import Query, Way, asked, is_servers
 from tricast.probe.differences import Difference, Fields, differences, habits
 from tricast.probe.findings import Finding
@@ -59,7 +62,7 @@ class Received(NamedTuple):
 
 async def check_fields(way: Way, direct: Way | None) -> tuple[list[Finding], Fields, set[str]]:
     """P7. Also returns the fields that the server got, and what that says of who is in the way."""
-    path = await _echoed(way)
+    path = await _echoed_with_authorization(way)
     known: Sequence[Difference] = ()
     if direct is not None:
         there = await _echoed(direct)
@@ -72,9 +75,18 @@ async def check_fields(way: Way, direct: Way | None) -> tuple[list[Finding], Fie
     )
 
 
-async def _echoed(way: Way) -> Received:
+async def _echoed_with_authorization(way: Way) -> Received:
+    """Also where the token is in the URL: what became of Authorization there is to be told."""
+    if way.target.token_in_query:
+        with suppress(Refused):
+            return await _echoed(way, replace(way.target, token_in_query=False).credentials())
+    return await _echoed(way)
+
+
+async def _echoed(way: Way, more: Fields = ()) -> Received:
     target = way.target
-    sent = [("Host", target.endpoint.authority), ("User-Agent", "tricast-probe"), *target.credentials(), *_FIELDS]
+    common = [("Host", target.endpoint.authority), ("User-Agent", "tricast-probe")]
+    sent = [*common, *target.credentials(), *more, *_FIELDS]
     path = target.companion("echo")
     path += ("&" if "?" in path else "?") + _QUERY
     with trio.move_on_after(target.settings.answer_timeout):
@@ -85,15 +97,15 @@ async def _echoed(way: Way) -> Received:
         except Cut as cut:
             raise Lost(f"a request with many fields was not answered ({cut.ending.how})") from None
         echo = read(answer, Echo)
-        return Received(sent, echo, (_own_part(path, target.token), _own_part(echo.target, target.token)))
+        return Received(sent, echo, (_own_part(path), _own_part(echo.target)))
     raise Lost("a request with many fields was not answered in time")
 
 
-def _own_part(target: str, token: str) -> str:
-    """From the probe's own path on: what is before it belongs to the proxy."""
+def _own_part(target: str) -> str:
+    """From the probe's own path on, without the token: what is before it belongs to the proxy."""
     _, found, rest = target.partition(PROBE_PREFIX)
     part = found + rest if found else target
-    return part.replace(token, "…") if token else part
+    return re.sub(r"(?<=[?&]token=)[^&]*", "…", part)  # however the way has written it
 
 
 # P8

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import trio
 
-from tricast.client.failures import Lost
-from tricast.probe.asking import Refused, reports
+from tricast.client.failures import ClientError, Lost
+from tricast.probe.asking import reports
 from tricast.probe.cells import POOL, Cell, Mode, Outcome, Plan, State, bracket, cut_after, is_decided, of, pointless
 from tricast.probe.checks.holding import Held, Paths, hold
 from tricast.probe.target import Target, new_nonce
@@ -163,7 +163,7 @@ class Timers:
         if self.plan.is_foreign:
             return
         asked = [o for o in self.outcomes if o.cell.transport != "keepalive" and o.state is not State.REFUSED]
-        with suppress(Lost, Refused), trio.move_on_after(self._target.settings.answer_timeout):
+        with suppress(Lost, ClientError), trio.move_on_after(self._target.settings.answer_timeout):
             seen = await reports(self._target, [o.nonce for o in asked if o.seen is None or o.seen.end is None])
             for outcome in asked:
                 if (found := seen.get(outcome.nonce)) is not None:

@@ -1,5 +1,6 @@
 """Verdicts about requests: P7 fields, P8 limits, P10 bodies, P11 retries. Does no I/O."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -63,7 +64,14 @@ def fields(
 
 
 def _is_loss(difference: Difference) -> bool:
-    return difference.kind in (Kind.REMOVED, Kind.CHANGED) and difference.name.lower() in _NEEDED
+    is_gone = difference.kind in (Kind.REMOVED, Kind.CHANGED)
+    if is_gone and difference.name.lower() == "cookie":  # balancers add their own, and take it out again
+        is_gone = not _cookies(difference.before) <= _cookies(difference.after)
+    return is_gone and difference.name.lower() in _NEEDED
+
+
+def _cookies(value: str) -> set[str]:
+    return {pair for found in re.split("[;,]", value) if (pair := found.strip())}
 
 
 def _host(difference: Difference) -> Finding:
@@ -148,7 +156,7 @@ def limit(name: str, path: Refusal, direct: Refusal | None = None, *, is_servers
     """
     unit = (lambda number: f"{number} of them") if name.startswith("number") else size
     passes, fails = path.limit
-    verdict, problem = Verdict.INFO, None
+    verdict = Verdict.INFO
     if fails is None:
         words = f"at least {unit(passes)}"
     else:
@@ -171,7 +179,6 @@ def limit(name: str, path: Refusal, direct: Refusal | None = None, *, is_servers
             "status": path.status,
             "direct": None if direct is None else list(direct.limit),
         },
-        advice=problem,
     )
 
 

@@ -24,6 +24,8 @@ _POLL_TIMEOUT = 25.0
 _HEARD_EVERY = 15.0
 _ENDED = (State.CUT, State.HALF, State.LOST)
 _STREAMS = ("ws", "sse")
+#: These are said by gateways, of a server that did not answer (RFC 9110 15.6); others a server may say as well.
+_GATEWAYS = (460, 502, 504, 524)
 #: How an end looks at the server that is not its own.
 _AWAY = ("fin", "rst")
 #: What was silent for less was ended with its client.
@@ -118,6 +120,8 @@ def _cut_timing(outcomes: Sequence[Outcome], transport: str, plan: Plan, cut: Se
     first = cut[0]
     how = first.how if first.state is State.CUT else ""
     whose = blame(how, first.code, first.seen, is_idle_http=transport == "keepalive")
+    if plan.is_foreign and first.code not in _GATEWAYS:
+        whose = whose._replace(culprit=Culprit.UNKNOWN)
     total = _total(outcomes, transport, plan, after)
     is_only_total = total is not None and (plan.is_foreign or _is_same(outcomes, transport, plan, after))
     return Timing(
@@ -157,8 +161,10 @@ def _silent_blame(outcomes: Sequence[Outcome], transport: str) -> Blame:
     """Who drops it: both ends are open, as far as each of them can see."""
     for outcome in of(outcomes, transport, Mode.RUNG):
         if outcome.state is State.LOST and outcome.seen is not None:
-            own = outcome.seen.end == "own"  # what it sent and closed did not arrive either
-            return blame("", None, msgspec.structs.replace(outcome.seen, end=None) if own else outcome.seen)
+            seen = outcome.seen
+            # What it sent and closed did not arrive either; and what ends by being used was lost before.
+            is_by_use = seen.end == "own" or (seen.ended is not None and seen.ended >= outcome.cell.gap)
+            return blame("", None, msgspec.structs.replace(seen, end=None) if is_by_use else seen)
     return Blame(Culprit.SILENT, "nothing arrives any more")
 
 
@@ -400,7 +406,8 @@ def _pool(outcomes: Sequence[Outcome], plan: Plan) -> Finding:
     if not seen:
         return finding(Verdict.UNKNOWN, next((o.why for o in outcomes if o.why), "not measured"))
     if kept["own"]:
-        summary = f"the server ends one first, after {_seconds(min(kept['own']))}: a request that comes then is lost"
+        summary = f"the server ends one first, after {_seconds(min(kept['own']))}: a request that comes then is lost; "
+        summary += "limits.idle_timeout has to be longer than connections are kept on the way"
         return finding(Verdict.ADVICE, summary, SERVER_KEEPALIVE)
     if away:
         return finding(Verdict.OK, f"ended before the server does, after {_seconds(max(away))} of silence")
