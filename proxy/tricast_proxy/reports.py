@@ -11,7 +11,8 @@ from tricast_proxy.config import ProxyConfig
 #: How an exchange or a tunnel ended, and the timers that may have done it.
 _TIMERS: dict[str, tuple[str, ...]] = {
     "timeout": ("upstream.response_header_timeout", "upstream.send_timeout"),
-    "response-timeout": ("upstream.response_timeout", "upstream.max_stream_duration"),
+    "request-timeout": ("upstream.response_header_timeout",),
+    "response-timeout": ("upstream.response_timeout",),
     "read-timeout": ("upstream.read_timeout",),
     "stream-idle": ("upstream.stream_idle_timeout",),
     "stream-duration": ("upstream.max_stream_duration",),

@@ -60,6 +60,16 @@ async def test_a_late_answer_is_told_with_its_key() -> None:
     assert said(records, "cut by") == ["cut by upstream.response_header_timeout = 0.2s"]
 
 
+def test_of_several_timers_the_one_that_ran_out_is_told() -> None:
+    records = LogCapture()
+    upstream = {"response_timeout": "5s", "max_stream_duration": "3s", "response_header_timeout": "9s"}
+    reports = Reports(ProxyConfig.model_validate({"upstream": upstream}), capturing_logger(records))
+    for why in ("response-timeout", "stream-duration", "request-timeout", "timeout"):
+        reports.ended(why, peer="p", server="a", seconds=1)
+    keys = ("response_timeout = 5s", "max_stream_duration = 3s", "response_header_timeout = 9s")
+    assert said(records, "") == [f"cut by upstream.{key}" for key in (*keys, keys[-1])]
+
+
 async def test_a_head_that_does_not_come_is_told_with_its_key() -> None:
     records = LogCapture()
     async with forwarding("127.0.0.1:1", records=records, client={"header_timeout": "200ms"}) as proxy:
