@@ -36,11 +36,15 @@ BURST, SILENCE = 3, 3
 KEEPALIVE = 0.4
 #: Seconds for the last event of an act to arrive. What is cut right behind an event was not cut for its silence.
 ARRIVAL = 0.3
+#: Seconds of the first act until the page says that events are held back; and of the others, behind a burst and the
+#: silence that follows, until what comes then has been seen.
+HELD, SEEN = 6.0, 2.0
 #: For a server that never breaks a silence.
 NEVER = "1h"
 #: Less than that and the proxy's patience would end between two events.
 LEAST_IDLE = 2.0
 
+AUTO = "go on by itself after so long; an act lasts until what it tells can have happened, by --idle, however short"
 EPILOG = """Enter goes from act to act, Ctrl-C ends it. Exit status: 0 when it was shown to the end, 1 when the port
 cannot be had or there is nobody to press Enter, 2 for wrong usage, 130 when it was interrupted."""
 
@@ -65,6 +69,11 @@ class Act(NamedTuple):
     burst: float
     silence: float
     told: str
+
+    @property
+    def least(self) -> float:
+        """Seconds until all that is told can have happened, with the page open from the beginning."""
+        return self.burst * RHYTHM + self.silence + SEEN if self.silence else HELD
 
 
 def acts_of(idle: float) -> list[Act]:
@@ -136,11 +145,12 @@ async def main(options: argparse.Namespace) -> None:
             tell(f"Act {number} of {len(acts)}: {act.title}", act)
             async with trio.open_nursery() as publishing:
                 publishing.start_soon(publish_forever, hub, act, numbers)
-                await turn(options.auto, is_last=number == len(acts))
+                await turn(options.auto and max(options.auto, act.least), is_last=number == len(acts))
                 publishing.cancel_scope.cancel()
             following = f"act {number + 1}: {acts[number].title}" if number < len(acts) else "the end"
             await hub.publish(TOPIC, following, type="next")
             await trio.sleep(ARRIVAL)
+    print("\nThe end: server and proxy are gone, and the page cannot come back.", flush=True)
 
 
 def tell(title: str, act: Act) -> None:
@@ -222,7 +232,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the options. Exits with 2 where they make no sense."""
     parser = argparse.ArgumentParser(prog="demo-proxy", description=__doc__, epilog=EPILOG, allow_abbrev=False)
     parser.add_argument("--port", type=parse_port, default=0, help="listen there (default: a free port)")
-    parser.add_argument("--auto", metavar="SECONDS", type=parse_seconds, help="go on by itself after so long")
+    parser.add_argument("--auto", metavar="SECONDS", type=parse_seconds, help=AUTO)
     parser.add_argument(
         "--idle",
         metavar="SECONDS",

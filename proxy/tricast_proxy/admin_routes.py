@@ -16,8 +16,10 @@ from urllib.parse import quote
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from tricast.errors import ConfigError, RemoteProtocolError, Unavailable
+from tricast.schema import unknown_key
 from tricast.wire.http1 import (
     Request,
     Response,
@@ -159,11 +161,16 @@ class Admin:
         try:
             self._overview.set_faults(_FAULTS.validate_json(body))
         except ValidationError as error:
-            told = (f"{'.'.join(map(str, found['loc'])) or 'body'}: {found['msg']}" for found in error.errors())
+            told = (f"{'.'.join(map(str, found['loc'])) or 'body'}: {_in_words(found)}" for found in error.errors())
             raise RemoteProtocolError("; ".join(told), code="bad-faults") from None
         except ConfigError as error:
             raise RemoteProtocolError(str(error), code="bad-faults") from None
         return self._faults(request, body)
+
+
+def _in_words(found: ErrorDetails) -> str:
+    is_unknown = found["type"] == "extra_forbidden"
+    return unknown_key(str(found["loc"][-1]), FaultEntry) if is_unknown else found["msg"]
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -34,10 +34,11 @@ async def serve(
             via = config.headers.via and f"{config.headers.via}-{number}"
             headers = config.headers.model_copy(update={"via": via})
             behind = config.model_copy(update={"server": servers, "headers": headers})
-            started: proxy.Proxy = await nursery.start(partial(proxy.serve, behind, logger=logger))
+            started: proxy.Proxy = await nursery.start(partial(proxy.serve, behind, logger=logger, is_behind=True))
             servers = (servers[0].model_copy(update={"address": f"127.0.0.1:{started.port}", "name": ""}),)
         first = stages[0].model_copy(update={"server": servers})
-        in_front: proxy.Proxy = await nursery.start(partial(proxy.serve, first, logger=logger))
+        about = {**proxy.about_one(stages[-1]), "profile": ",".join(stage.proxy.profile for stage in stages)}
+        in_front: proxy.Proxy = await nursery.start(partial(proxy.serve, first, logger=logger, about=about))
         task_status.started(in_front)
         await in_front.wait_stopped()
         nursery.cancel_scope.cancel()

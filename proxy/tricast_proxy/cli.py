@@ -5,6 +5,11 @@ from typing import Any
 
 import click
 
+_SET = """Set a key, as in tunnel.idle_timeout=10s; a list is retry.on=connect,empty or '["connect","empty"]', a table
+headers.request_add='{X-A="b"}'."""
+_FAULT = """Something that goes wrong on purpose, as in transport=sse,reset_after=10s; once for each. The keys are those
+of [[fault]], and these take the place of those in the file."""
+
 
 @click.command()
 @click.option("--config", "file", metavar="FILE", show_default="none", help="Read this TOML file.")
@@ -20,8 +25,9 @@ import click
 @click.option("--profile", metavar="NAME", show_default="plain", help="Behave like this product; see --list-profiles.")
 @click.option("--chain", metavar="A,B,C", help="Several proxies one behind the other, the first one in front.")
 @click.option("--speed", metavar="N", type=float, show_default="1", help="Divide every timer by this.")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a key, as in tunnel.idle_timeout=10s.")
-@click.option("--list-profiles", is_flag=True, help="Print the profiles, and what each of them is.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help=_SET)
+@click.option("--fault", "faults", metavar="KEY=VALUE,…", multiple=True, help=_FAULT)
+@click.option("--list-profiles", is_flag=True, help="Print the profiles, and what each of them does.")
 @click.option("--print-config", is_flag=True, help="Print the configuration, and how each value is known.")
 @click.option("--check", is_flag=True, help="Check the configuration, and do nothing else.")
 def proxy(**options: Any) -> None:

@@ -28,11 +28,13 @@ class Ending(NamedTuple):
         began: ``trio.current_time()`` of its beginning.
         server: the label of the server that had it; empty for none.
         why: in a word.
+        detail: what went wrong, for people.
     """
 
     began: float
     server: str
     why: str
+    detail: str = ""
 
 
 class Client:
@@ -242,7 +244,8 @@ class Client:
             self._exchange = None
             if established is None:
                 self._request = b""
-                self._tell(request, exchange.status, exchange.sent, Ending(began, exchange.server, exchange.why))
+                ending = Ending(began, exchange.server, exchange.why, exchange.detail)
+                self._tell(request, exchange.status, exchange.sent, ending)
         self._is_last = self._is_last or exchange.closes
         if established is None:
             self._calm_down()
@@ -268,11 +271,24 @@ class Client:
         """Counts a request that has come to its end, and logs it; None where there was no reading it."""
         if status:
             self._shared.counters.answered(status)
+        self._report(request, status, ending)
         if self._shared.config.logging.access:
             seconds = trio.current_time() - ending.began
             method, target = (b"", b"") if request is None else (request.method, request.target)
             access = Access(self._hop.peer, method, target, status, sent, seconds, ending.server, ending.why)
             log_access(self._shared.logger, access)
+
+    def _report(self, request: RequestHead | None, status: int, ending: Ending) -> None:
+        reports, why = self._shared.reports, ending.why
+        if why in ("done", "upstream") and ending.server:
+            reports.answered(ending.server)
+            return
+        if status == 408 and why in ("refused", "client"):
+            why = "request-head" if request is None else "request-body"
+        # There is no telling when a head began that never came.
+        seconds = 0.0 if why == "request-head" else trio.current_time() - ending.began
+        peer = f"{self._hop.peer}:{self._hop.port}"
+        reports.ended(why, peer=peer, server=ending.server, seconds=seconds, detail=ending.detail)
 
     def _may_go_on(self) -> bool:
         """Whether another request may follow the one that is answered."""
@@ -336,10 +352,13 @@ class Client:
             choice.server.counts["requests"] += 1
             try:
                 upstream = await shared.pool.open(choice.server)
-            except ConnectFailed:
+            except ConnectFailed as failed:
                 choice.server.failed(trio.current_time())
+                ending = Ending(trio.current_time(), choice.server.label, "connect", str(failed))
+                self._report(None, 0, ending)
             else:
                 choice.server.succeeded(trio.current_time())
+                shared.reports.answered(choice.server.label)
                 return upstream
         shared.counters.refused["connect" if tried else "no-server"] += 1
         return None

@@ -8,7 +8,7 @@ defaults here. The defaults are those of a proxy that stands in nobody's way.
 import ipaddress
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +17,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 from pydantic_core import PydanticCustomError
 
-from tricast.config import PROXY_ENV_PREFIX, AdminSection, LoggingSection, TlsSection
+from tricast.config import PROXY_ENV_PREFIX, AdminSection, Config, LoggingSection, TlsSection
 from tricast.schema import (
     Duration,
     Layer,
+    Other,
     Overrides,
     Port,
     PositiveDuration,
@@ -169,6 +170,27 @@ FieldValue = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]*$")]
 #: RFC 9110 7.6.3: a token, or a host with a port.
 Pseudonym = Annotated[str, Field(pattern=r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+(:[0-9]+)?)?$")]
 Network = Annotated[str, AfterValidator(_check_network)]
+
+
+def _matching(pattern: str, expected: str) -> Callable[[str], str]:
+    """Checks texts, and says what is expected in words rather than as a pattern."""
+
+    def check(value: str) -> str:
+        if re.fullmatch(pattern, value, re.ASCII) is None:
+            raise PydanticCustomError("pattern", "Input should be {expected}", {"expected": expected})
+        return value
+
+    return check
+
+
+_check_path = _matching(r"(/[!-~]*)?", "a path, which must begin with /, or nothing")
+_check_statuses = _matching(r"[1-5]\d\d(-[1-5]\d\d)?", 'a status such as "200", or a range of them such as "200-399"')
+_check_cookie = _matching(r"[A-Za-z0-9_.-]+", "a name of letters, digits, _, . and -")
+_check_hash_key = _matching(
+    r"address|path|(header|query|cookie):[^\s:;,=]+",
+    '"address", "path", or "header:NAME", "query:NAME" or "cookie:NAME"',
+)
+UrlPath = Annotated[str, AfterValidator(_check_path)]
 
 
 class ProxySection(Section):
@@ -338,10 +360,10 @@ class BalanceSection(Section):
     """Which server gets a request."""
 
     method: Literal["round_robin", "least_connections", "random", "first", "hash"] = "round_robin"
-    hash_key: Annotated[str, Field(pattern=r"^(address|path|(header|query|cookie):[^\s:;,=]+)$")] = "address"
+    hash_key: Annotated[str, AfterValidator(_check_hash_key)] = "address"
     sticky: bool = False
     sticky_failover: Literal["rebalance", "fail"] = "rebalance"
-    cookie: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = "tricast_server"
+    cookie: Annotated[str, AfterValidator(_check_cookie)] = "tricast_server"
     cookie_secret: str = ""
     cookie_strip: bool = True
     cookie_ttl: Duration = 0.0
@@ -350,12 +372,12 @@ class BalanceSection(Section):
 class HealthSection(Section):
     """How the proxy learns that a server is not well."""
 
-    path: Annotated[str, Field(pattern=r"^(/[!-~]*)?$")] = ""
+    path: UrlPath = ""
     interval: PositiveDuration = 2.0
     timeout: PositiveDuration = 1.0
     rise: Annotated[int, Field(ge=1)] = 2
     fall: Annotated[int, Field(ge=1)] = 3
-    expect: Annotated[str, Field(pattern=r"^[1-5]\d\d(-[1-5]\d\d)?$")] = "200-399"
+    expect: Annotated[str, AfterValidator(_check_statuses)] = "200-399"
     max_fails: Count = 1
     fail_timeout: Duration = 10.0
     slow_start: Duration = 0.0
@@ -399,7 +421,7 @@ class FaultEntry(Section):
     """Something that goes wrong on purpose, for the share of exchanges that match."""
 
     probability: Annotated[float, Field(ge=0, le=1)] = 1.0
-    path: Annotated[str, Field(pattern=r"^(/[!-~]*)?$")] = ""
+    path: UrlPath = ""
     transport: Literal["any", "http", "sse", "websocket"] = "any"
     delay_up: Delay = 0.0
     delay_down: Delay = 0.0
@@ -457,12 +479,23 @@ class ProxyConfig(Section):
     @model_validator(mode="after")
     def _servers_can_be_told_apart(self) -> Self:
         labels = [server.label for server in self.server]
-        if not labels or len(set(labels)) < len(labels):
-            raise PydanticCustomError("order", "Input should be at least one [[server]], each with a name of its own")
+        expected = "Input should be at least one [[server]], each with a name of its own"
+        if not labels:
+            raise PydanticCustomError("order", expected)
+        if twice := next((label for label in labels if labels.count(label) > 1), ""):
+            raise PydanticCustomError("order", f"{expected}: {{label}} is there twice", {"label": twice})
         return self
 
 
-_SOURCE = Source(PROXY_ENV_PREFIX, base=profile_values)
+_SOURCE = Source(
+    PROXY_ENV_PREFIX,
+    base=profile_values,
+    other=Other(
+        frozenset(Config.model_fields) - frozenset(ProxyConfig.model_fields),
+        frozenset(Config.model_fields) & frozenset(ProxyConfig.model_fields),
+        "the server: tricast check {}",
+    ),
+)
 
 
 def load_proxy_config(path: Path | str | None = None, *, overrides: Overrides | None = None) -> ProxyConfig:

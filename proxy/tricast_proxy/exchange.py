@@ -55,6 +55,7 @@ class Exchange:
         request: the head.
         status: what the client was told; 0 while nothing.
         why: how it ended, in a word.
+        detail: what went wrong, for people; empty while nothing has.
         server: the label of the server that was asked last; empty for none.
         closes: whether the client's connection ends after it.
 
@@ -90,6 +91,7 @@ class Exchange:
         self.request = request
         self.status = 0
         self.why = "done"
+        self.detail = ""
         self.server = ""
         # RFC 9112 9.3: a proxy must not keep a connection open with a client that speaks HTTP/1.0.
         self.closes = not (request.keeps_alive and request.is_http_11)
@@ -339,7 +341,7 @@ class Exchange:
         Raises:
             ConnectionLost: the client is gone.
         """
-        self.why = failure.kind
+        self.why, self.detail = failure.kind, failure.detail
         connection = self._client.connection
         if failure.kind == "client" or (not failure.status and not self.is_answering):
             self.closes = True

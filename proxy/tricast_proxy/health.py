@@ -12,6 +12,7 @@ import trio
 from tricast.logs import Logger
 from tricast_proxy.config import HealthSection
 from tricast_proxy.servers import Changed, Health, Server
+from tricast_proxy.upstream import why_refused
 
 #: Checks under way at the same time.
 _AT_ONCE = 16
@@ -60,7 +61,7 @@ async def ask(server: Server, config: HealthSection) -> tuple[bool, str]:
         try:
             status = await _status_of(server, config.path)
         except OSError as error:
-            return False, error.strerror or str(error)
+            return False, why_refused(error)
         except trio.BrokenResourceError:
             return False, "it broke off"
         except h11.RemoteProtocolError as error:

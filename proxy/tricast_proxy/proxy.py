@@ -12,7 +12,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -35,6 +35,7 @@ from tricast_proxy.faults import FaultPlan
 from tricast_proxy.fields import FieldPolicy, Hop
 from tricast_proxy.health import check_forever, log_changes
 from tricast_proxy.overview import ConnectionView, Counters
+from tricast_proxy.reports import Reports
 from tricast_proxy.servers import Health, Server, servers_of
 from tricast_proxy.shared import Background, Shared
 from tricast_proxy.timers import Timers
@@ -80,6 +81,11 @@ class Proxy(Lifetime):
     def port(self) -> int:
         """The port of ``url``."""
         return int(self.url.rpartition(":")[2])
+
+    @property
+    def grace(self) -> float:
+        """For how many seconds draining waits."""
+        return self._shared.config.drain.grace
 
     @property
     def counters(self) -> Counters:
@@ -138,6 +144,8 @@ async def serve(
     config: ProxyConfig,
     *,
     logger: Logger | None = None,
+    about: Mapping[str, object] | None = None,
+    is_behind: bool = False,
     task_status: trio.TaskStatus[Proxy] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Forwards until drained or cancelled. Cancelling ends all connections at once.
@@ -145,6 +153,8 @@ async def serve(
     Args:
         config: the configuration; its timers are divided by ``proxy.speed`` here.
         logger: where to log; the default is the standard library's logger ``tricast``.
+        about: what the log says of it when it listens; None is what ``about`` tells of its configuration.
+        is_behind: whether it has clients of its own making alone, so that nobody need know where it listens.
         task_status: started with the ``Proxy`` once it listens.
 
     Raises:
@@ -153,6 +163,7 @@ async def serve(
     """
     logger = logger if logger is not None else library_logger()
     faults = config.fault
+    told = about if about is not None else about_one(config)
     config = sped_up(config)
     tls = load_context(config.tls)
     randomness = random.Random()  # noqa: S311 - jitter
@@ -174,7 +185,11 @@ async def serve(
                     door = _Door(proxy, shared, connections, tls)
                     for listener in listeners:
                         listening.start_soon(door.accept_forever, listener)
-                        logger.info(f"listening on {url_of(listener, has_tls=tls is not None)}")
+                        url = url_of(listener, has_tls=tls is not None)
+                        if is_behind:
+                            logger.debug(f"behind it: {config.proxy.profile} on {url}")
+                        else:
+                            logger.info(f"listening on {url}", **told)
                     for url in proxy.admin_urls:
                         logger.info(f"admin listening on {url}")
                     task_status.started(proxy)
@@ -183,6 +198,12 @@ async def serve(
                 sockets.close()
                 connections.start_soon(_end_connections, proxy, connections, config)
             background.cancel_scope.cancel()
+
+
+def about_one(config: ProxyConfig) -> dict[str, object]:
+    """Who a proxy is, and for whom: what the log says of it."""
+    speed = {"speed": f"{config.proxy.speed:g}"} if config.proxy.speed != 1 else {}
+    return {"profile": config.proxy.profile, **speed, "servers": ",".join(server.address for server in config.server)}
 
 
 def _shared_of(
@@ -205,6 +226,7 @@ def _shared_of(
         itertools.count(),
         Coalescer(config.response, background) if is_shared else None,
         background,
+        Reports(config, logger),
     ), servers
 
 
@@ -319,8 +341,8 @@ async def run_program(begin: Begin, logger: Logger) -> None:
             _calm_garbage_collector()
             nursery.start_soon(_obey_signals, signals, proxy, logger, nursery.cancel_scope)
             await proxy.wait_stopped()
-            logger.info("stopped")
             nursery.cancel_scope.cancel()
+        logger.info("stopped")
 
 
 def _calm_garbage_collector() -> None:
@@ -343,5 +365,9 @@ async def _obey_signals(
             logger.warning("ending at once", signal=name)
             everything.cancel()
         else:
-            logger.info("draining", signal=name, connections=len(proxy.clients))
+            count = len(proxy.clients)
+            connections = f"{count} connection{'' if count == 1 else 's'}"
+            logger.info(
+                f"draining: waiting up to {proxy.grace:g} s for {connections}; again ends it at once", signal=name
+            )
             proxy.drain()

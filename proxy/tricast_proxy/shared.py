@@ -13,6 +13,7 @@ from tricast_proxy.config import ProxyConfig
 from tricast_proxy.faults import FaultPlan
 from tricast_proxy.fields import FieldPolicy
 from tricast_proxy.overview import Counters
+from tricast_proxy.reports import Reports
 from tricast_proxy.timers import Timers
 from tricast_proxy.upstream import Pool
 
@@ -56,6 +57,7 @@ class Shared(NamedTuple):
         numbers: counts exchanges.
         coalescer: has answers shared; None where they are not.
         background: for what outlives a client.
+        reports: tells of what went wrong.
     """
 
     config: ProxyConfig
@@ -70,3 +72,4 @@ class Shared(NamedTuple):
     numbers: Iterator[int]
     coalescer: Coalescer | None
     background: Background
+    reports: Reports

@@ -11,8 +11,9 @@ from contextlib import suppress
 
 import trio
 
+from tricast.command_line import in_words
 from tricast.connection import Connection
-from tricast.errors import ConnectionLost, TricastError
+from tricast.errors import ConnectionLost, TricastError, leaves
 from tricast_proxy.config import UpstreamSection
 from tricast_proxy.overview import Counters
 from tricast_proxy.servers import Health, Server
@@ -61,6 +62,13 @@ class Upstream:
             self.connection.reset()
         else:
             self.connection.close()
+
+
+def why_refused(error: OSError) -> str:
+    """Why no connection could be had, in words; trio hides that behind an error that only says so."""
+    cause = error.__cause__
+    causes = list(leaves(cause)) if isinstance(cause, BaseExceptionGroup) else [cause]
+    return next((in_words(one) for one in causes if isinstance(one, OSError)), in_words(error))
 
 
 class _Idle:
@@ -138,7 +146,7 @@ class Pool:
             try:
                 stream = await trio.open_tcp_stream(server.host, server.port)
             except OSError as error:
-                raise ConnectFailed(f"cannot connect to {server.label}: {error.strerror or error}") from None
+                raise ConnectFailed(f"cannot connect to {server.label}: {why_refused(error)}") from None
             sock = socket.socket(fileno=stream.socket.detach())
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from tricast.schema import Duration, Overrides, Port, PositiveDuration, PositiveSize, Section, Size, Source, load
+from tricast.schema import Duration, Other, Overrides, Port, PositiveDuration, PositiveSize, Section, Size, Source, load
 
 #: What the URL of a log in a file begins with; the rest is the path, as SQLAlchemy has it.
 SQLITE_URL = "sqlite:///"
@@ -225,7 +225,17 @@ class Config(Section):
         return self
 
 
-_SOURCE = Source(ENV_PREFIX, other_prefixes=(PROXY_ENV_PREFIX,))
+#: The sections of the proxy's configuration that are in no server's, and those that are.
+PROXY_SECTIONS = frozenset(
+    ("proxy", "client", "request", "upstream", "retry", "response", "tunnel", "headers", "balance", "health")
+) | {"errors", "faults", "fault"}
+SHARED_SECTIONS = frozenset(("server", "limits", "tls", "drain", "admin", "logging"))
+
+_SOURCE = Source(
+    ENV_PREFIX,
+    other_prefixes=(PROXY_ENV_PREFIX,),
+    other=Other(PROXY_SECTIONS, SHARED_SECTIONS, "the proxy: tricast proxy --config {} --check"),
+)
 
 
 def load_config(path: Path | str | None = None, *, overrides: Overrides | None = None) -> Config:

@@ -116,6 +116,20 @@ def nothing_beneath(_: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
+class Other(NamedTuple):
+    """Another configuration, whose file may be taken for one of these by mistake.
+
+    Attributes:
+        sections: that it has, and this one has not.
+        shared: that both have.
+        whose: it is, and what reads it, with ``{}`` for the file.
+    """
+
+    sections: frozenset[str]
+    shared: frozenset[str]
+    whose: str
+
+
 class Source(NamedTuple):
     """Where a configuration comes from, beside its file.
 
@@ -123,11 +137,13 @@ class Source(NamedTuple):
         env_prefix: what the variables for it begin with; ``PREFIX_SECTION__KEY`` sets a key.
         other_prefixes: longer ones that begin with the same, and are for something else.
         base: values that the file builds on, where that is chosen in it.
+        other: what else a file may be.
     """
 
     env_prefix: str
     other_prefixes: tuple[str, ...] = ()
     base: Base = nothing_beneath
+    other: Other | None = None
 
 
 def load(
@@ -146,16 +162,36 @@ def load(
     """
     name = str(path) if path is not None else "configuration"
     from_file = _read_toml(Path(path)) if path is not None else {}
-    from_env, env_problems = _read_environment(model, source)
+    _check_is_ours(model, source, name, from_file)
+    from_env, problems = _read_environment(model, source)
     given = merge(merge(from_file, from_env), overrides or {})
+    describe = _Describer(model, name, source.env_prefix, from_env, overrides or {})
+    beneath: Mapping[str, Any] = {}
     try:
-        config = model.model_validate(merge(source.base(given), given))
+        beneath = source.base(given)
+    except ConfigError as error:
+        problems = [*map(describe.place, error.problems), *problems]
+    try:
+        config = model.model_validate(merge(beneath, given))
     except ValidationError as error:
-        describe = _Describer(model, name, source.env_prefix, from_env, overrides or {})
-        raise ConfigError([*map(describe, error.errors()), *env_problems]) from None
-    if env_problems:
-        raise ConfigError(env_problems)
+        raise ConfigError([*map(describe, error.errors()), *problems]) from None
+    if problems:
+        raise ConfigError(problems)
     return config
+
+
+def _check_is_ours(model: type[Section], source: Source, name: str, from_file: Mapping[str, Any]) -> None:
+    """Says that a file is for something else once, rather than that it knows none of the sections.
+
+    Raises:
+        ConfigError: it is.
+    """
+    other = source.other
+    if other is None or not other.sections & set(from_file):
+        return
+    own = set(from_file) & (set(model.model_fields) - other.shared)
+    if not own:
+        raise ConfigError([ConfigProblem(name, "", f"this is a configuration of {other.whose.format(name)}")])
 
 
 class Layer(NamedTuple):
@@ -218,7 +254,7 @@ def _read_environment(model: type[Section], source: Source) -> tuple[dict[str, A
     for variable in _variables(source):
         section, delimiter, _ = variable.removeprefix(source.env_prefix).lower().partition(ENV_DELIMITER)
         if delimiter and section not in model.model_fields:
-            problems.append(ConfigProblem(ENVIRONMENT, variable, _unknown(section, model)))
+            problems.append(ConfigProblem(ENVIRONMENT, variable, unknown_key(section, model)))
     # What is not JSON where it must be is left out, or reading would stop there and tell nothing of the others.
     texts = {
         name: value
@@ -286,20 +322,30 @@ class _Describer:
 
     def __call__(self, details: ErrorDetails) -> ConfigProblem:
         loc = details["loc"]
-        key = ".".join(str(part) for part in loc)
-        source = self._file
-        if loc and _holds(self._overrides, loc):
-            source = COMMAND_LINE
-        elif loc and _holds(self._from_env, loc):
-            source, key = ENVIRONMENT, self._env_prefix + ENV_DELIMITER.join(str(part) for part in loc).upper()
+        source, key = self._source_of(loc)
+        if details["type"] == "tuple_type" and isinstance(details["input"], Mapping):
+            return ConfigProblem(source, key, f"expected a list of tables: write [[{key}]]")
         if details["type"] == "extra_forbidden":
-            return ConfigProblem(source, key, _unknown(str(loc[-1]), _model_at(self._model, loc[:-1])))
+            return ConfigProblem(source, key, unknown_key(str(loc[-1]), _model_at(self._model, loc[:-1])))
         message = details["msg"]
         for theirs, ours in _WORDING:
             message = re.sub(theirs, ours, message)
         if details["type"] in ("order", "missing"):
             return ConfigProblem(source, key, message)
         return ConfigProblem(source, key, f"{message}, found {details['input']!r}")
+
+    def place(self, problem: ConfigProblem) -> ConfigProblem:
+        """The same problem of a key, where that was said."""
+        source, key = self._source_of(tuple(problem.key.split(".")))
+        return ConfigProblem(source, key, problem.message)
+
+    def _source_of(self, loc: tuple[int | str, ...]) -> tuple[str, str]:
+        """Where a key was given, and what it is called there."""
+        if loc and _holds(self._overrides, loc):
+            return COMMAND_LINE, ".".join(map(str, loc))
+        if loc and _holds(self._from_env, loc):
+            return ENVIRONMENT, self._env_prefix + ENV_DELIMITER.join(map(str, loc)).upper()
+        return self._file, ".".join(map(str, loc))
 
 
 def _holds(tree: object, loc: tuple[int | str, ...]) -> bool:
@@ -320,7 +366,8 @@ def _model_at(model: type[Section], loc: tuple[int | str, ...]) -> type[Section]
     return model
 
 
-def _unknown(found: str, model: type[BaseModel]) -> str:
+def unknown_key(found: str, model: type[BaseModel]) -> str:
+    """What to say of a key that there is not: which is meant, perhaps."""
     known = list(model.model_fields)
     near = difflib.get_close_matches(found, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"

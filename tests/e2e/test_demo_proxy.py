@@ -106,9 +106,13 @@ async def test_the_page_tells_what_each_act_shows(browser: Browser) -> None:
 
 
 async def test_it_goes_on_by_itself_to_the_end() -> None:
-    async with demo("--auto", "0.1") as running:
+    began = trio.current_time()
+    async with demo("--auto", "0.1", "--idle", str(IDLE)) as running:
         await running.process.wait()
         assert running.process.returncode == 0
+        # However little is asked for, there is time for two silences to be cut, or to be outlived.
+        assert trio.current_time() - began > 2 * 3 * IDLE
+        assert running.said("The end")
         for number in (1, 2, 3):
             assert running.said(f"Act {number} of 3")
         assert not running.said("Enter")

@@ -1,4 +1,4 @@
-"""The comparison of profiles and programs as Markdown: the part of the proxy's README that is made from a run."""
+"""The comparison of profiles and programs as Markdown: the parts of the proxy's pages that are made from a run."""
 
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -12,15 +12,21 @@ from proxies.programs import PROGRAMS
 from proxies.scenarios import MATRICES, SCENARIOS, Scenario
 
 README = Path(__file__).parents[2] / "proxy" / "README.md"
+PARITY = README.with_name("PARITY.md")
 BEGIN = "<!-- made by scripts/proxy-parity: begin -->"
 END = "<!-- made by scripts/proxy-parity: end -->"
 #: Behind the name of a program whose profile does something else.
 MARKS = {Verdict.SAME: "", Verdict.STRICTER: "\\*", Verdict.ACCEPTED: "†", Verdict.DIFFERENT: " **DIFFERENT**"}
 
 
+def summary(played: Played) -> str:
+    """What the README shows."""
+    return "\n".join(_summary(played))
+
+
 def tables(played: Played) -> str:
-    """All of it."""
-    return "\n".join([*_summary(played), "", *_differences(), *_details(played)])
+    """All the rest."""
+    return "\n".join([*_differences(), *_details(played)])
 
 
 def _summary(played: Played) -> Iterator[str]:
@@ -87,10 +93,11 @@ def replaced(text: str, made: str) -> str:
 
 
 def main() -> None:
-    """Plays everything and writes the tables into the README."""
+    """Plays everything and writes the tables into the two pages."""
     with redirect_stdout(StringIO()):  # what the programs logged
         played = trio.run(play_everything)
-    README.write_text(replaced(README.read_text(encoding="utf-8"), tables(played)), encoding="utf-8")
+    for page, made in ((README, summary(played)), (PARITY, tables(played))):
+        page.write_text(replaced(page.read_text(encoding="utf-8"), made), encoding="utf-8")
     for program, names in played.different().items():
         for name in names:
             print(f"{program}, {SCENARIOS[name].title}:")

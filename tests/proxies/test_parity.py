@@ -3,12 +3,14 @@
 All of it is one test, because all of it is played once, and tests that share it could be given to several processes.
 """
 
+from pathlib import Path
+
 import pytest
 from proxies.observed import OBSERVED, expected, unexpected
 from proxies.parity import ACCEPTED, Played, Verdict, accepted, cells, compared, play_everything
 from proxies.programs import PROGRAMS
 from proxies.scenarios import BROKEN, MATRICES, SCENARIOS, Outcome
-from proxies.tables import BEGIN, END, README, of_matrix, replaced, tables
+from proxies.tables import BEGIN, END, PARITY, README, of_matrix, replaced, summary, tables
 
 
 async def test_every_profile_does_what_its_program_does() -> None:
@@ -68,9 +70,12 @@ def test_a_difference_is_accepted_with_its_program_alone() -> None:
     assert compared("nginx-default", scenario, sent, waits) is Verdict.DIFFERENT
 
 
-def test_the_readme_has_every_scenario_and_every_program() -> None:
-    made = README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    counted, *_ = made.strip().split("\n\n")
+def made_in(page: Path) -> str:
+    return page.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+
+
+def test_the_pages_have_every_scenario_and_every_program() -> None:
+    made, counted = made_in(PARITY), made_in(README).strip()
     assert counted.splitlines()[0] == f"| profile | {' | '.join(MATRICES.values())} |"
     assert [line.split("`")[1] for line in counted.splitlines()[2:]] == list(PROGRAMS)
     for matrix, title in MATRICES.items():
@@ -81,7 +86,7 @@ def test_the_readme_has_every_scenario_and_every_program() -> None:
         ]
         for row in rows:
             assert {program for program in PROGRAMS if f"`{program}`" in row[1]} == set(PROGRAMS)
-    assert "DIFFERENT" not in made
+    assert "DIFFERENT" not in made + counted
 
 
 def test_the_tables_are_put_between_their_marks() -> None:
@@ -95,3 +100,5 @@ def test_the_tables_tell_what_was_played() -> None:
     assert made.count("<details>") == len(MATRICES)
     assert "a\\|b\\* / nothing" in made
     assert made.count("`nginx-sse` **DIFFERENT**") == len(SCENARIOS)
+    (sse,) = [line for line in summary(Played(same, other)).splitlines() if line.startswith("| `nginx-sse`")]
+    assert sse.count("different") == len(MATRICES)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tricast.config import load_config
+from tricast.config import PROXY_SECTIONS, SHARED_SECTIONS, Config, load_config
 from tricast.errors import ConfigError
 from tricast.schema import Section
 from tricast_proxy.config import IS_TIMER, OFF, After, FaultEntry, ProxyConfig, load_proxy_config, sped_up
@@ -202,7 +203,7 @@ def test_any_timer_is_written_as_it_is(seconds: float) -> None:
             '[tunnel]\nupgrade = "yes"',
             "FILE: tunnel.upgrade: expected 'strip', 'websocket', 'any' or 'deny', found 'yes'",
         ),
-        ('[proxy]\nprofile = "nginx-defualt"', "profile: proxy.profile: unknown profile 'nginx-defualt'; did you mean"),
+        ('[proxy]\nprofile = "nginx-defualt"', "FILE: proxy.profile: unknown profile 'nginx-defualt'; did you mean"),
         ("[proxy]\nprofile = 1", "FILE: proxy.profile: expected a valid string, found 1"),
         ("[proxy]\nspeed = 0", "FILE: proxy.speed: expected greater than 0, found 0"),
         ("[proxy]\nspeed = inf", "FILE: proxy.speed: expected a finite number, found inf"),
@@ -211,8 +212,13 @@ def test_any_timer_is_written_as_it_is(seconds: float) -> None:
         ("[errors]\nconnect = 600", "FILE: errors.connect: expected less than or equal to 599, found 600"),
         ('[retry]\non = ["error"]', "FILE: retry.on.0: expected 'connect', 'empty', 'timeout', 'invalid', "),
         ('[limits]\nheader_total = "0B"', "FILE: limits.header_total: expected greater than 0, found '0B'"),
-        ('[balance]\nhash_key = "header:"', "FILE: balance.hash_key: expected to match pattern"),
-        ('[balance]\ncookie = "a b"', "FILE: balance.cookie: expected to match pattern"),
+        ('[balance]\nhash_key = "header:"', 'FILE: balance.hash_key: expected "address", "path", or "header:NAME",'),
+        ('[balance]\ncookie = "a b"', "FILE: balance.cookie: expected a name of letters, digits"),
+        (
+            '[health]\npath = "healthz"',
+            "FILE: health.path: expected a path, which must begin with /, or nothing, found 'healthz'",
+        ),
+        ('[health]\nexpect = "2xx"', 'FILE: health.expect: expected a status such as "200", or a range'),
         ('[headers]\nvia = "a b"', "FILE: headers.via: expected to match pattern"),
         ('[headers]\nserver = "a\\r\\nb: c"', "FILE: headers.server: expected to match pattern"),
         ('[headers]\naccept_encoding = "a\\n"', "FILE: headers.accept_encoding: expected to match pattern"),
@@ -225,10 +231,12 @@ def test_any_timer_is_written_as_it_is(seconds: float) -> None:
         ('[headers.response_add]\nTRANSFER-ENCODING = "a"', "FILE: headers.response_add.TRANSFER-ENCODING.[key]: "),
         ('[headers.response_add]\n"a b" = "c"', "FILE: headers.response_add.a b.[key]: expected a name such as"),
         ('[headers]\ntrusted = ["10.0.0.0/33"]', "FILE: headers.trusted.0: expected a network such as"),
-        ('[health]\npath = "healthz"', "FILE: health.path: expected to match pattern"),
-        ('[health]\nexpect = "2xx"', "FILE: health.expect: expected to match pattern"),
         ("server = []", "FILE: expected at least one [[server]], each with a name of its own"),
-        ("[server]\naddress = 1", "FILE: server: expected a list"),
+        ("[server]\naddress = 1", "FILE: server: expected a list of tables: write [[server]]"),
+        (
+            '[proxy]\nprofile = "nginx"',
+            "FILE: proxy.profile: unknown profile 'nginx'; did you mean 'nginx-1.29.7' or 'nginx-default' or 'nginx",
+        ),
         ("[[server]]", "FILE: server.0.address: Field required"),
         (
             '[[server]]\naddress = "127.0.0.1:1"\nwieght = 1',
@@ -282,7 +290,7 @@ def test_what_is_an_address(load: Loader, address: str) -> None:
 )
 def test_servers_that_cannot_be_told_apart(load: Loader, servers: str) -> None:
     (found,) = load.problems(servers)
-    assert "each with a name of its own" in found
+    assert re.search(r"each with a name of its own: (a|127\.0\.0\.1:1) is there twice$", found)
 
 
 def test_one_address_under_two_names(load: Loader) -> None:
@@ -311,6 +319,36 @@ def test_all_problems_at_once(load: Loader, monkeypatch: pytest.MonkeyPatch) -> 
         "environment: TRICAST_PROXY_TUNEL__UPGRADE:",
         "environment: TRICAST_PROXY_PROXY__CHAIN:",
     ]
+
+
+def test_an_unknown_profile_hides_nothing_else(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load.problems("[tunnel]\nidle_timeout = 5", {"proxy": {"profile": "aws"}})
+    assert [problem.partition(" expected")[0].partition(";")[0] for problem in found] == [
+        "FILE: tunnel.idle_timeout:",
+        "command line: proxy.profile: unknown profile 'aws'",
+    ]
+    monkeypatch.setenv("TRICAST_PROXY_PROXY__PROFILE", "aws")
+    (found_once,) = load.problems("")
+    assert found_once.startswith("environment: TRICAST_PROXY_PROXY__PROFILE: unknown profile 'aws'")
+
+
+CONFIG = Path(__file__).parents[2] / "config"
+
+
+def test_a_file_of_the_server_is_told_as_one() -> None:
+    file = CONFIG / "server.toml"
+    with pytest.raises(ConfigError) as caught:
+        load_proxy_config(file)
+    assert str(caught.value) == f"{file}: this is a configuration of the server: tricast check {file}"
+
+
+def test_a_file_of_the_proxy_is_told_as_one() -> None:
+    assert frozenset(ProxyConfig.model_fields) == PROXY_SECTIONS | SHARED_SECTIONS
+    assert PROXY_SECTIONS.isdisjoint(Config.model_fields)
+    file = CONFIG / "proxy.toml"
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert str(caught.value) == f"{file}: this is a configuration of the proxy: tricast proxy --config {file} --check"
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -183,7 +183,13 @@ def test_the_command_prints_each_proxy_of_a_chain() -> None:
     result = CliRunner().invoke(proxy, ["--chain", "cloudflare,nginx-websocket", "--print-config"])
     assert result.exit_code == 0, result.output
     assert re.findall("with the profile (.+):", result.output) == ["cloudflare", "nginx-websocket"]
-    assert origins(result.output)["tunnel.idle_timeout"] == ["profile cloudflare, ?", "profile nginx-websocket, O"]
+    assert "\n# ===== Proxy 2 of 2, nginx-websocket =====\n" in result.output
+    where = origins(result.output)
+    assert where["tunnel.idle_timeout"] == ["profile cloudflare, ?", "profile nginx-websocket, O"]
+    assert where["proxy.profile"] == ["chain", "chain"]
+    assert where["proxy.port"] == ["default", "chain"]
+    assert where["admin.enabled"] == ["default", "chain"]
+    assert "command line" not in {origin for of_key in where.values() for origin in of_key}
 
 
 JSON = st.recursive(

@@ -198,6 +198,7 @@ def test_what_decides_over_push_traffic(name: str) -> None:
         ("envoy-websocket", "tunnel.idle_timeout", 300, "?"),
         ("traefik-3", "client.request_timeout", 60, "D"),
         ("aws-alb", "client.max_age", 3600, "D"),
+        ("aws-alb", "headers.host", "preserve", "I"),
         ("aws-nlb", "proxy.mode", "tcp", "D"),
         ("gcp-alb", "tunnel.max_lifetime", 30, "D"),
         ("gcp-alb", "upstream.response_timeout", 30, "I"),

@@ -11,8 +11,8 @@ from tricast_proxy.config import NEVER, After, FaultEntry, ProxyConfig, load_pro
 
 FILE = Path(__file__).parents[2] / "config" / "proxy.toml"
 SECTIONS = [name for name in ProxyConfig.model_fields if name not in ("server", "fault")]
-#: A key, whether it is set or shown in a comment; words in comments have a space before them.
-KEY = re.compile(r"#?[a-z_0-9]+ = ")
+#: A key; words in comments have a space before them.
+KEY = re.compile(r"#[a-z_0-9]+ = ")
 
 
 @pytest.fixture(autouse=True)
@@ -28,13 +28,22 @@ def uncommented() -> str:
     return re.sub(r"(?m)^#(\[\[|[a-z_0-9]+ = )", r"\1", FILE.read_text())
 
 
-def test_values_are_the_defaults() -> None:
-    assert load_proxy_config(FILE) == ProxyConfig()
+def test_as_it_is_it_sets_nothing() -> None:
+    """So that a copy of it leaves everything to the profile."""
+    assert not any(tomllib.loads(FILE.read_text()).values())
+    changed = load_proxy_config(FILE, overrides={"proxy": {"profile": "nginx-default"}})
+    assert changed == load_proxy_config(overrides={"proxy": {"profile": "nginx-default"}})
+
+
+def test_values_shown_are_the_defaults() -> None:
+    shown = tomllib.loads(uncommented())
+    (shown["server"], shown["fault"]) = shown["server"][:1], []
+    assert ProxyConfig.model_validate(shown) == ProxyConfig()
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_key_is_there_in_order(section: str) -> None:
-    written = tomllib.loads(FILE.read_text())
+    written = tomllib.loads(uncommented())
     assert list(written[section]) == list(type(getattr(ProxyConfig(), section)).model_fields)
 
 
@@ -52,7 +61,7 @@ def test_every_key_is_explained() -> None:
 
 
 def test_the_server_is_shown_with_all_keys() -> None:
-    (server,) = tomllib.loads(FILE.read_text())["server"]
+    server, _ = tomllib.loads(uncommented())["server"]
     assert list(server) == list(type(ProxyConfig().server[0]).model_fields)
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from tricast.schema import model_of
 from tricast_proxy.config import OFF, ProxyConfig, load_proxy_config
+from tricast_proxy.listing import list_of_profiles
 from tricast_proxy.profiles import MARKS, Profile, load_profile, profile_names
+from tricast_proxy.program import load_stages, overrides_of
 
 README = (Path(__file__).parents[2] / "proxy" / "README.md").read_text()
 HEADER = (
@@ -86,6 +88,26 @@ def test_the_table_says_what_the_profiles_say() -> None:
     assert table in README, f"it should be:\n{table}"
 
 
+def test_the_faults_of_which_it_speaks_are_the_same_in_a_file_and_on_the_command_line() -> None:
+    (table,) = re.findall(r"```toml\n(\[\[fault\]\].*?)```", README, re.DOTALL)
+    (command,) = re.findall(r"\$ tricast proxy (--fault .*)", README)
+    written = load_proxy_config(overrides=tomllib.loads(table)).fault
+    assert len(written) == 2
+    assert (
+        load_stages(None, overrides_of(faults=command.removeprefix("--fault ").split(" --fault ")))[0].fault == written
+    )
+
+
+def test_the_command_lists_what_the_table_says() -> None:
+    listed = [re.split(" {2,}", line) for line in list_of_profiles().splitlines()[1:]]
+    table = README.partition("\n".join(HEADER))[2].partition("\n\n")[0].strip()
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    assert len(listed) == len(profile_names())
+    told = {row[0].strip("`"): [re.sub(r" \([A-Z?]\)", "", cell).replace("—", "-") for cell in row] for row in rows}
+    for name, upgrade, idle, head, events, description in listed:
+        assert [description, upgrade, idle, head, events] == [*told[name][1:5], told[name][7]]
+
+
 def test_every_mark_is_explained() -> None:
     words = " ".join(README.split())
     for mark, meaning in MARKS.items():
@@ -93,6 +115,7 @@ def test_every_mark_is_explained() -> None:
 
 
 SPOKEN = re.findall(r"`([a-z]+)\.([a-z_0-9]+)(?: = ([^`]+))?`", README)
+SPOKEN += [("fault", key, value) for key, value in re.findall(r"`\[\[fault\]\] ([a-z_]+)(?: = ([^`]+))?`", README)]
 
 
 def test_every_key_of_which_it_speaks_exists() -> None:

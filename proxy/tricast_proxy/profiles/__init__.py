@@ -67,6 +67,14 @@ def profile_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name.removesuffix(_SUFFIX) for entry in entries if entry.name.endswith(_SUFFIX)))
 
 
+def unknown_profile(name: str) -> str:
+    """What to say of the name of no profile: which are meant, perhaps."""
+    family = [known for known in profile_names() if name and known.startswith(f"{name}-")]
+    near = family or difflib.get_close_matches(name, profile_names(), n=1, cutoff=0.4)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(profile_names())}"
+    return f"unknown profile {name!r}; {hint}"
+
+
 @cache
 def load_profile(name: str) -> Profile:
     """Reads a profile and what it builds on.
@@ -75,9 +83,7 @@ def load_profile(name: str) -> Profile:
         ConfigError: there is none of that name.
     """
     if name not in profile_names():
-        near = difflib.get_close_matches(name, profile_names(), n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(profile_names())}"
-        raise ConfigError([ConfigProblem("profile", "proxy.profile", f"unknown profile {name!r}; {hint}")])
+        raise ConfigError([ConfigProblem("profile", "proxy.profile", unknown_profile(name))])
     written = tomllib.loads((files(__name__) / f"{name}{_SUFFIX}").read_text(encoding="utf-8"))
     beneath = load_profile(written["extends"]).keys if "extends" in written else {}
     own = {key: Known(value, mark, name) for key, (value, mark) in written.get("keys", {}).items()}
