@@ -7,6 +7,7 @@ h11 takes them apart, and refuses a good deal; what it leaves to its user is che
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import h11
@@ -314,8 +315,7 @@ class ResponseParser:
     def __init__(self, request: RequestHead, strictness: Strictness) -> None:
         self._strictness = strictness
         self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=2**24)
-        upgrade = [(b"connection", b"upgrade"), (b"upgrade", b", ".join(request.upgrades))] if request.upgrades else []
-        self._parser.send(h11.Request(method=request.method, target=b"/", headers=[(b"host", b"server"), *upgrade]))
+        self._parser.send(_asked(request.method, b", ".join(request.upgrades)))
 
     def parse(self, head: bytes) -> ResponseHead:
         """Takes the next head apart.
@@ -337,6 +337,13 @@ class ResponseParser:
         response = ResponseHead(event.status_code, event.reason, list(event.headers.raw_items()), version)
         _check_framing(response)
         return response
+
+
+@lru_cache(maxsize=64)
+def _asked(method: bytes, upgrades: bytes) -> h11.Request:
+    """As much of a request as h11 has to know of to read its answers. Making one takes longer than reading one."""
+    upgrade = [(b"connection", b"upgrade"), (b"upgrade", upgrades)] if upgrades else []
+    return h11.Request(method=method, target=b"/", headers=[(b"host", b"server"), *upgrade])
 
 
 def _in_words(error: h11.RemoteProtocolError) -> str:

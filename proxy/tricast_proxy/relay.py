@@ -4,6 +4,7 @@ A policy is a coroutine that takes from a source and gives to a sink. This modul
 corks, compresses or shares has modules of its own, made of the same two things.
 """
 
+from contextlib import suppress
 from typing import Protocol
 
 from tricast_proxy.heads import Fields, ResponseHead
@@ -58,7 +59,7 @@ class Source(Protocol):
         """As ``receive``, without waiting; None when nothing is there yet.
 
         Raises:
-            Cut: it breaks off here.
+            Cut: it breaks off here; so it does whenever it is asked again.
         """
         ...
 
@@ -98,7 +99,14 @@ async def relay_at_once(source: Source, sink: Sink) -> None:
         Cut: the server broke off.
         ConnectionLost: the client is gone.
     """
-    await sink.begin()
-    while payload := await source.receive():
+    payload = None
+    with suppress(Cut):  # it is cut again below, when the head is on its way
+        # What came together goes on together: a call less, and the client is not woken for a head alone.
+        payload = source.receive_now()
+    if payload is None:
+        await sink.begin()
+        payload = await source.receive()
+    while payload:
         await sink.send(payload)
+        payload = await source.receive()
     await sink.finish(source.trailers)

@@ -64,15 +64,15 @@ class ServerBody:
     async def receive(self) -> bytes:
         """See ``Source.receive``."""
         while not (payload := self._taken()) and not self._reader.is_complete:
-            # Its time does not run while it was the client that was waited for.
-            self.watch.touch(UPSTREAM)
-            self.watch.is_awaited = True
+            # Its time does not run while it was the client that was waited for. Nor does it begin anew: who holds an
+            # answer back stops to wait now and then, to let go what is held.
+            self.watch.await_server()
             try:
                 self._received(await self._upstream.connection.receive())
             except ConnectionLost as lost:
                 raise Cut(f"the server broke off: {lost}") from None
             finally:
-                self.watch.is_awaited = False
+                self.watch.stand_still()
         return payload
 
     def receive_now(self) -> bytes | None:

@@ -52,7 +52,7 @@ class Watch:
         pending: the earliest deadline that is waited for; infinity for none.
     """
 
-    __slots__ = ("_rules", "_timers", "began", "expired", "is_awaited", "last", "pending", "scope")
+    __slots__ = ("_rules", "_stood_since", "_timers", "began", "expired", "is_awaited", "last", "pending", "scope")
 
     def __init__(self, timers: "Timers") -> None:
         self._timers = timers
@@ -63,6 +63,7 @@ class Watch:
         self.last = [self.began, self.began]
         self.pending = math.inf
         self.is_awaited = False
+        self._stood_since = self.began
 
     def obey(self, *rules: Rule) -> None:
         """Holds to these rules from now on, and to no others."""
@@ -74,6 +75,17 @@ class Watch:
     def touch(self, side: int) -> None:
         """Notes that a byte came from a side."""
         self.last[side] = trio.current_time()
+
+    def await_server(self) -> None:
+        """Notes that the server is waited for again: its silence is as long as it was when that ended."""
+        now = trio.current_time()
+        self.last[UPSTREAM] = min(now, self.last[UPSTREAM] + now - self._stood_since)
+        self.is_awaited = True
+
+    def stand_still(self) -> None:
+        """Notes that nobody waits for the server."""
+        self._stood_since = trio.current_time()
+        self.is_awaited = False
 
     def _look(self) -> None:
         deadline, _ = self._deadline(trio.current_time())

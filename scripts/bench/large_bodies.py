@@ -15,8 +15,6 @@ from answers import measure_answer
 from peers.base import HOST, http_request
 
 _PIECE = bytes(256 * 2**10)
-#: In which the slow side reads nothing.
-_PAUSE_SECONDS = 1.0
 _PATIENCE_SECONDS = 120.0
 
 
@@ -33,28 +31,31 @@ class Passed(NamedTuple):
 
 
 @contextmanager
-def body_origin() -> Iterator[int]:
+def body_origin(pause: float) -> Iterator[int]:
     """An origin, for as long as the block runs: ``GET /N`` is answered with N bytes, and any body is taken.
+
+    Args:
+        pause: seconds in which it reads nothing, before it takes a body.
 
     Yields:
         Its port.
     """
     with socket.create_server((HOST, 0)) as listener:
-        threading.Thread(target=_accept_forever, args=(listener,), daemon=True).start()
+        threading.Thread(target=_accept_forever, args=(listener, pause), daemon=True).start()
         try:
             yield int(listener.getsockname()[1])
         finally:
             listener.shutdown(socket.SHUT_RDWR)  # close alone would not wake whoever accepts
 
 
-def _accept_forever(listener: socket.socket) -> None:
+def _accept_forever(listener: socket.socket, pause: float) -> None:
     with suppress(OSError):
         while True:
             sock, _ = listener.accept()
-            threading.Thread(target=_answer, args=(sock,), daemon=True).start()
+            threading.Thread(target=_answer, args=(sock, pause), daemon=True).start()
 
 
-def _answer(sock: socket.socket) -> None:
+def _answer(sock: socket.socket, pause: float) -> None:
     with sock, suppress(OSError):
         sock.settimeout(_PATIENCE_SECONDS)
         head, begun = _read_head(sock)
@@ -64,25 +65,25 @@ def _answer(sock: socket.socket) -> None:
             _send_body(sock, length)
         else:
             length = int(next(line[15:] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")))
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(pause)
             _read_body(sock, length - len(begun))
             sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
 
 
-def take_body(port: int, pid: int, length: int) -> Passed:
-    """Has the origin send so many bytes through the proxy that listens there."""
+def take_body(port: int, pid: int, length: int, pause: float) -> Passed:
+    """Has the origin send so many bytes through the proxy that listens there; reads nothing for a while first."""
     with _connect(port) as sock, _growth_of(pid) as growth:
         sock.sendall(http_request("GET", f"/{length}"))
         _, begun = _read_head(sock)
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(pause)
         began = time.monotonic()
         _read_body(sock, length - len(begun))
         seconds = time.monotonic() - began
     return Passed(seconds, growth[0])
 
 
-def give_body(port: int, pid: int, length: int) -> Passed:
-    """Sends the origin so many bytes through the proxy that listens there."""
+def give_body(port: int, pid: int, length: int, pause: float) -> Passed:
+    """Sends so many bytes through the proxy that listens there, to an origin that pauses for so long."""
     with _connect(port) as sock, _growth_of(pid) as growth:
         sock.sendall(http_request("POST", "/", f"Content-Length: {length}"))
         began = time.monotonic()
@@ -90,7 +91,7 @@ def give_body(port: int, pid: int, length: int) -> Passed:
         answer = b""
         while not measure_answer(answer):
             answer += _receive(sock, len(_PIECE))
-        seconds = time.monotonic() - began - _PAUSE_SECONDS
+        seconds = time.monotonic() - began - pause
     return Passed(seconds, growth[0])
 
 

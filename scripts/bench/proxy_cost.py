@@ -173,7 +173,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=3, help="how often everything is measured")
     parser.add_argument("--streams", type=int, default=500, help="event streams at the same time")
     parser.add_argument("--seconds", type=float, default=5, help="how long events are published, each time")
-    parser.add_argument("--rate", type=int, default=1000, help="events per second where there is one stream")
+    parser.add_argument("--rate", type=int, default=200, help="events per second where there is one stream")
     parser.add_argument("--requests", type=int, default=2000, help="requests and WebSocket messages one after another")
     parser.add_argument("--tunnels", type=int, default=_TUNNELS, help="idle tunnels at the same time")
     parser.add_argument("--mebibytes", type=int, default=_MEBIBYTES, help="how large a large body is")
@@ -317,11 +317,11 @@ def _measure_tunnels(name: str, options: argparse.Namespace, folder: Path) -> di
         return {}
     with _session(name, folder, Capability.WEBSOCKET) as session:
         session.open(_WARM_UP)  # they pay for what is made once
-        session.receive(1)
+        session.receive(min(options.seconds, 1.0))
         before, cpu = session.read_memory(), session.read_cpu_ns()
         session.open(options.tunnels)
         used = session.read_cpu_ns() - cpu
-        session.receive(2)
+        session.receive(min(options.seconds, 2.0))
         grown = session.read_memory().rss - before.rss
     return {"tunnel_bytes": round(grown / options.tunnels), "tunnel_cpu_us": as_us(used, options.tunnels)}
 
@@ -330,11 +330,12 @@ def _measure_bodies(name: str, options: argparse.Namespace, folder: Path) -> dic
     if name == DIRECT:
         return {}
     length = options.mebibytes * 2**20
-    with body_origin() as origin, _proxy(name, origin, folder) as (pid, port):
+    pause = min(options.seconds, 1.0)
+    with body_origin(pause) as origin, _proxy(name, origin, folder) as (pid, port):
         pids = _Through(pid, port, Running(pid, origin)).pids()
         worker = pids[-1]  # of nginx, the one that is not there for the others
-        down = take_body(port, worker, length)
-        up = give_body(port, worker, length)
+        down = take_body(port, worker, length, pause)
+        up = give_body(port, worker, length, pause)
     return {
         "down_seconds": down.seconds,
         "down_growth_mib": down.growth / 2**20,
@@ -372,7 +373,7 @@ def render(results: Results, options: argparse.Namespace) -> str:
             for name in names
         ]
         if has_ratio:
-            ratio = divide(results[PROXY][figure.key], results[NGINX][figure.key])
+            ratio = divide(results[PROXY][figure.key], results[NGINX].get(figure.key, {}))
             shown.append(
                 "—" if ratio is None or not figure.key.endswith(("_cpu_us", "_bytes")) else f"{ratio[0]:.2f} x"
             )

@@ -36,6 +36,12 @@ def test_a_plan_finds_every_timer_up_to_its_horizon() -> None:
     assert plan_of(3700).hold <= 7200
 
 
+def test_what_is_dropped_in_silence_shows_as_late_in_polls_as_in_streams() -> None:
+    for horizon in (300, 420, 3700):
+        plan = plan_of(horizon)
+        assert max(plan.poll_ladder) == max(plan.ladder)
+
+
 def test_speed_divides_every_time_on_the_wire_but_not_the_patience_for_a_round_trip() -> None:
     plan, fast = plan_of(130), plan_of(130, speed=20)
     assert fast.horizon == plan.horizon / 20

@@ -165,6 +165,10 @@ def with_host(fields):
     return [(name, b"inner" if name.lower() == b"host" else value) for name, value in fields]
 
 
+def with_cookie(more):
+    return lambda fields: [(name, value + more if name.lower() == b"cookie" else value) for name, value in fields]
+
+
 async def check_fields(way, direct):
     return (await requests.check_fields(way, direct))[0]
 
@@ -176,6 +180,7 @@ async def check_fields(way, direct):
         (without(b"x-probe-custom"), ["removed", "X-Probe-Custom"], set()),
         (without(b"last-event-id"), ["removed", "Last-Event-ID"], {"lost fields"}),
         (with_host, ["changed", "Host"], {"Host"}),
+        (with_cookie(b"; srv=a"), ["changed", "Cookie"], set()),
         (lambda fields: [*fields, (b"X-Forwarded-For", b"192.0.2.1")], ["added", "X-Forwarded-For"], set()),
         (lambda fields: [(name.lower(), value) for name, value in fields], ["case", "X-Probe-Custom"], set()),
     ],
@@ -246,6 +251,15 @@ async def test_several_servers(cookie):
     assert servers.detail["servers"] == 2
     assert servers.detail["is_sticky"] is bool(cookie)
     assert servers.detail["cookies"] == ([cookie] if cookie else [])
+
+
+async def test_a_cookie_that_is_not_ascii():
+    async def check(way, _):
+        return await connections.check_stickiness(way)
+
+    async with served(2) as ports:
+        (servers,), _ = await checked(check, ports=ports, cookie="é")
+    assert servers.detail["is_sticky"]
 
 
 # Whole runs

@@ -221,6 +221,12 @@ async def test_what_speaks_no_http():
     [
         (("--fail-on", "nonsense"), "expected any of no-ws, buffered"),
         (("--quick", "--fail-on", "idle<30"), "cannot be known with --quick"),
+        (("--fail-on", ","), "expected any of no-ws, buffered"),
+        (
+            ("--transport", "sse", "--fail-on", "buffered,no-ws"),
+            "no-ws in --fail-on cannot be known with --transport sse",
+        ),
+        (("--transport", "ws", "--fail-on", "poll<30"), "poll<30 in --fail-on cannot be known"),
         (("--quick", "--deep"), "exclude each other"),
         (("--idle", "5"), "not in the range"),
         (("--transport", "smoke"), "expected any of ws, sse, poll, found 'smoke'"),

@@ -51,6 +51,8 @@ def test_what_has_to_be_shorter():
 def test_what_has_to_be_longer():
     assert settings(pool=75.0)["limits.idle_timeout"].value == "90s"
     assert not settings(pool=60.0)["limits.idle_timeout"].is_needed
+    assert not settings(pool=60.04)["limits.idle_timeout"].is_needed  # as a timer of 60 s is measured
+    assert settings(pool=61.3)["limits.idle_timeout"].value == "76s"
 
 
 def test_what_no_setting_helps_against():

@@ -144,6 +144,16 @@ def test_what_the_server_sent_and_closed_and_did_not_arrive_is_not_the_servers_f
     assert timing([*alive("sse", (Mode.IDLE,), 130), lost, answered], "sse", PLAN).culprit == Culprit.SILENT
 
 
+def test_what_is_reset_when_the_server_uses_it_was_lost_before() -> None:
+    def culprit(ended: float) -> str:
+        lost = outcome("sse", Mode.RUNG, State.LOST, 40, gap=35.0, seen=record(end="rst", ended=ended))
+        answered = outcome("sse", Mode.RUNG, State.ANSWERED, 20, gap=20.0)
+        return timing([*alive("sse", (Mode.IDLE,), 130), lost, answered], "sse", PLAN).culprit
+
+    assert culprit(35.01) == Culprit.SILENT
+    assert culprit(30.0) == Culprit.SERVER_SIDE
+
+
 def test_an_end_at_the_server_alone() -> None:
     seen = record(end="fin", ended=60.0)
     outcomes = [outcome("ws", Mode.IDLE, State.HALF, 60.0, seen=seen), *alive("ws", (Mode.PINGED,), 120)]

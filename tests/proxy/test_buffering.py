@@ -84,6 +84,25 @@ async def test_as_it_comes(autojump_clock: MockClock) -> None:
     assert (sink.at("head"), sink.at("end")) == (0, END)
 
 
+async def test_a_head_goes_on_alone_unless_something_came_with_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[float] = []
+    begin = FakeSink.begin
+
+    async def note(sink: FakeSink) -> None:
+        began.append(trio.current_time())
+        await begin(sink)
+
+    monkeypatch.setattr(FakeSink, "begin", note)
+    together = await stream([b"a", 1.0, b"b"])
+    assert (together.events, began) == ([(0, b"a"), (1, b"b")], [])
+    sink = FakeSink()
+    with pytest.raises(Cut):
+        await relay(FakeSource([Cut("lost")]), sink)
+    assert [got.what for got in sink.got] == ["head"]
+
+
 async def test_nginx_passes_chunks_and_holds_the_head_until_the_first(autojump_clock: MockClock) -> None:
     sink = await stream(STREAM, buffering="nginx")
     assert sink.events == list(zip(TIMES, EVENTS, strict=True))

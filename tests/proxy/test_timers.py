@@ -118,15 +118,28 @@ async def test_a_rule_stands_still_while_nobody_waits_for_the_server(autojump_cl
         watch = Watch(timers)
         watch.obey(Rule("read", 10, by_upstream=True, when_awaited=True))
         await trio.sleep(100)
-        watch.touch(UPSTREAM)
-        watch.is_awaited = True
+        watch.await_server()
         await trio.sleep(9)
-        watch.is_awaited = False
+        watch.touch(UPSTREAM)
+        watch.stand_still()
         await trio.sleep(100)
         assert watch.expired == ""
-        watch.touch(UPSTREAM)
-        watch.is_awaited = True
+        watch.await_server()
         assert await expires(watch) == ("read", 219)
+
+
+async def test_who_stops_to_wait_and_goes_on_puts_nothing_off(autojump_clock: MockClock) -> None:
+    async with running() as timers:
+        watch = Watch(timers)
+        watch.obey(Rule("read", 10, by_upstream=True, when_awaited=True))
+        for _ in range(4):
+            watch.await_server()
+            await trio.sleep(2)
+            watch.stand_still()
+            await trio.sleep(5)
+        watch.await_server()
+        # Eight seconds of the ten were over, and twenty do not count.
+        assert await expires(watch) == ("read", 30)
 
 
 async def test_what_has_ended_does_not_run_out(autojump_clock: MockClock) -> None:

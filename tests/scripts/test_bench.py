@@ -25,6 +25,11 @@ from machine import describe_machine
 from peers import PEERS
 from peers.base import Opening, Running, websocket_frame
 from processes import list_descendants, read_cpu_ns, read_memory
+from proxy_cost import DIRECT, NGINX, PROXY
+from proxy_cost import FIGURES as COST
+from proxy_cost import judge as judge_cost
+from proxy_cost import parse as parse_cost
+from proxy_cost import render as render_cost
 from publisher import Publisher, PublishError, write_event
 from report import README_BEGIN, README_END, render, render_readme, render_summary, update_readme
 from results import FLOOR, PROTOTYPE, Measurement, PeerFacts, Results, read_results
@@ -630,3 +635,55 @@ def test_connections_are_held_and_nothing_is_lost(tmp_path: Path) -> None:
     assert figures | wanted == figures
     assert figures["reached_seconds"] is not None
     assert (tmp_path / "hundred-thousand.md").read_text(encoding="utf-8") == render_held(figures) == done.stdout
+
+
+def test_what_a_proxy_costs_is_measured_and_judged(tmp_path: Path) -> None:
+    command = [sys.executable, BENCH / "proxy_cost.py", "--repetitions", "1", "--seconds", "0.3", "--streams", "3"]
+    command += ["--requests", "5", "--tunnels", "7", "--mebibytes", "2", "--check"]
+    command += ["--only", "events", "tunnels", "bodies"]
+    done = subprocess.run(
+        [*command, "--json", tmp_path / "cost.json"], capture_output=True, text=True, timeout=120, check=False
+    )
+    results = json.loads((tmp_path / "cost.json").read_text(encoding="utf-8"))["results"]
+    kinds = ("event_", "tunnel_", "down_", "up_")
+    assert {figure.key for figure in COST if figure.key.startswith(kinds)} == set(results[PROXY])
+    assert {"event_p50_ms", "event_p99_ms"} <= set(results[DIRECT])
+    options = parse_cost(["--tunnels", "7", "--mebibytes", "2"])
+    assert done.stdout.startswith(render_cost(results, options).splitlines()[0])
+    # So few tunnels and so little of a body say nothing; what the rest says depends on who else is there.
+    assert done.stdout.count("NOT MEASURED") >= 3
+    assert done.returncode == ("FALLS SHORT" in done.stdout), done.stderr
+
+
+COSTS = {
+    "stream_p50_ms": (1.0, None, 1.5),
+    "get_p50_ms": (0.2, None, 1.0),
+    "echo_p50_ms": (0.1, None, 0.2),
+    "event_cpu_us": (None, 10.0, 25.0),
+    "stream_cpu_us": (None, 10.0, 25.0),
+    "tunnel_bytes": (None, 18_000.0, 15_000.0),
+    "down_growth_mib": (None, 1.0, 1.0),
+    "up_growth_mib": (None, 1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("worse", "short"),
+    [
+        ({}, ""),
+        ({"get_p50_ms": 1.3}, "p50 of a GET"),
+        ({"event_cpu_us": 31.0}, "CPU per event, many streams"),
+        ({"tunnel_bytes": 20_001.0}, "an idle tunnel"),
+        ({"up_growth_mib": 17.0}, "a large body up"),
+    ],
+)
+def test_each_limit_of_the_proxy_is_judged(worse: dict[str, float], short: str) -> None:
+    results: dict[str, dict[str, dict[int, float]]] = {DIRECT: {}, NGINX: {}, PROXY: {}}
+    for key, values in COSTS.items():
+        for name, value in zip((DIRECT, NGINX, PROXY), values, strict=True):
+            if value is not None:
+                results[name][key] = {1: worse.get(key, value) if name == PROXY else value}
+    verdicts = judge_cost(results, parse_cost([]))
+    assert [one.what for one in verdicts if not one.is_reached] == ([short] if short else [])
+    table = render_cost(results, parse_cost([]))
+    assert "| CPU µs per event, 1 stream, 200 events/s | — | 10.0 | 25.0 | 2.50 x |" in table

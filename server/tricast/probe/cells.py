@@ -19,8 +19,9 @@ POOL = "pool"
 _POOLED = 4
 #: Each just above a timer that is known: 15, 30, 50, 55, 60, 90, 100, 120; 180, 230, 240, 300, 350, 400; 600 to 3600.
 LADDER = (20.0, 35, 50, 57, 65, 95, 115, 130, 185, 235, 245, 305, 355, 365, 420, 610, 905, 1205, 1805, 3605)
-#: For polls: just below and above the timers for a first byte.
-POLL_LADDER = (5.0, 20, 29, 35, 55, 65, 95, 110, 125)
+#: For polls: just below and above the timers for a first byte; and as above, since what is dropped in silence shows in
+#: nothing but an answer that does not come.
+POLL_LADDER = (5.0, 20, 29, 35, 55, 65, 95, 110, 125, *(gap for gap in LADDER if gap > 130))
 _MAX_COPIES = 3
 _SHORT_BITE = 2.0
 

@@ -182,6 +182,11 @@ def probe(
     wait = given[0] if given else float(_HORIZONS["--idle"])
     if conditions and not wait and (slow := [condition.text for condition in conditions if condition.needs_time]):
         raise click.UsageError(f"{', '.join(slow)} in --fail-on cannot be known with --quick")
+    seen = frozenset(transports)
+    if blind := [each.text for each in conditions or () if each.transports and not each.transports & seen]:
+        raise click.UsageError(
+            f"{', '.join(blind)} in --fail-on cannot be known with --transport {','.join(transports)}"
+        )
     plan = Plan(url=url, origin=origin, token=token or "", seconds=wait, transports=transports, speed=speed)
     run(_probe, plan, advised, conditions, as_json)
 

@@ -21,22 +21,24 @@ class Condition(NamedTuple):
         text: as it was given.
         holds: whether it does, for the findings of a run.
         is_known: whether that it does not hold was found out, rather than not looked at.
-        needs_time: whether it can be known without waiting for timers.
+        needs_time: whether it cannot be known without waiting for timers.
+        transports: at least one of which has to be looked at for it; empty where none has to be.
     """
 
     text: str
     holds: Callable[[Sequence[Finding]], bool]
     is_known: Callable[[Sequence[Finding]], bool]
     needs_time: bool = False
+    transports: frozenset[str] = frozenset()
 
 
 def parse(text: str) -> list[Condition]:
     """The conditions of a list with commas.
 
     Raises:
-        BadCondition: there is no such condition.
+        BadCondition: there is no such condition, or none at all.
     """
-    return [_condition(word.strip()) for word in text.split(",") if word.strip()]
+    return [_condition(word) for word in (word.strip() for word in text.split(",")) if word] or [_condition("")]
 
 
 def _condition(word: str) -> Condition:
@@ -49,19 +51,22 @@ def _condition(word: str) -> Condition:
             lambda findings: (shortest(findings) or limit) < limit,
             lambda findings: _are_held(findings, transports, limit),
             needs_time=True,
+            transports=transports,
         )
     if word == "total":
         return Condition(
             word,
             lambda findings: timers_of(findings).total is not None,
-            lambda findings: _are_held(findings, (*_TRANSPORTS["idle"], *_TRANSPORTS["poll"]), 0.0),
+            lambda findings: _are_held(findings, _TRANSPORTS["idle"] | _TRANSPORTS["poll"], 0.0),
             needs_time=True,
         )
     if word in _BY_PROBLEM:
+        check = _BY_PROBLEM[word]
         return Condition(
             word,
             lambda findings: any(_is_about(finding, word) for finding in findings),
-            lambda findings: any(_tells_of(finding, _BY_PROBLEM[word]) for finding in findings),
+            lambda findings: any(_tells_of(finding, check) for finding in findings),
+            transports=_SEEN_WITH.get(word, frozenset()),
         )
     known = ", ".join([*_BY_PROBLEM, "total", "idle<SECONDS", "poll<SECONDS"])
     raise BadCondition(f"expected any of {known}, found {word!r}")
@@ -101,7 +106,13 @@ _BY_PROBLEM = {
     advice.HOST: "P7",
     advice.RETRIES: "P11",
 }
-_TRANSPORTS = {"idle": ("ws", "sse"), "poll": ("poll",)}
+_TRANSPORTS = {"idle": frozenset({"ws", "sse"}), "poll": frozenset({"poll"})}
+_SEEN_WITH = {
+    advice.NO_WEBSOCKET: frozenset({"ws"}),
+    advice.BUFFERED: frozenset({"sse"}),
+    advice.COMPRESSED: frozenset({"sse"}),
+    advice.SHARED: frozenset({"sse"}),
+}
 _SHORTEST: dict[str, Callable[[Iterable[Finding]], float | None]] = {
     "idle": idle_of,
     "poll": lambda findings: timers_of(findings).poll,

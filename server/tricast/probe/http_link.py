@@ -100,7 +100,9 @@ class HttpLink:
         names = {name.lower() for name, _ in fields}
         common = [("Host", self._target.endpoint.authority), ("User-Agent", f"tricast-probe/{__version__}")]
         headers = [*((name, value) for name, value in common if name.lower() not in names), *fields]
-        events: list[h11.Event] = [h11.Request(method=method, target=path, headers=headers)]
+        # As they are read; what a server has set as a cookie can be any byte.
+        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        events: list[h11.Event] = [h11.Request(method=method, target=path, headers=encoded)]
         events += [h11.Data(data=body)] if body else []
         events += [] if has_more else [h11.EndOfMessage()]
         await self.link.send(b"".join(self._http.send(event) or b"" for event in events))

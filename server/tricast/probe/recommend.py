@@ -1,5 +1,6 @@
 """The settings of a Tricast server that suit the timers on the way to it. Does no I/O."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -70,7 +71,8 @@ def _settings(timers: Timers, defaults: Config) -> Iterator[Setting]:
         yield Setting("poll", "timeout", _written(min(default, most)), _written(default), why, default > most)
     if timers.pool is not None:
         default = defaults.limits.idle_timeout
-        least = timers.pool + _POOL_MARGIN_SECONDS
+        # What tells of the end is late by a little, so that the timer is the whole seconds before.
+        least = math.floor(timers.pool) + _POOL_MARGIN_SECONDS
         why = f"the proxy keeps idle connections for {_seconds(timers.pool)}"
         yield Setting("limits", "idle_timeout", _written(max(default, least)), _written(default), why, default < least)
 

@@ -1,5 +1,6 @@
 """Verdicts about requests: P7 fields, P8 limits, P10 bodies, P11 retries. Does no I/O."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -63,7 +64,14 @@ def fields(
 
 
 def _is_loss(difference: Difference) -> bool:
-    return difference.kind in (Kind.REMOVED, Kind.CHANGED) and difference.name.lower() in _NEEDED
+    is_gone = difference.kind in (Kind.REMOVED, Kind.CHANGED)
+    if is_gone and difference.name.lower() == "cookie":  # balancers add their own, and take it out again
+        is_gone = not _cookies(difference.before) <= _cookies(difference.after)
+    return is_gone and difference.name.lower() in _NEEDED
+
+
+def _cookies(value: str) -> set[str]:
+    return {pair for found in re.split("[;,]", value) if (pair := found.strip())}
 
 
 def _host(difference: Difference) -> Finding:

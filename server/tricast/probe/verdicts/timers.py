@@ -157,8 +157,10 @@ def _silent_blame(outcomes: Sequence[Outcome], transport: str) -> Blame:
     """Who drops it: both ends are open, as far as each of them can see."""
     for outcome in of(outcomes, transport, Mode.RUNG):
         if outcome.state is State.LOST and outcome.seen is not None:
-            own = outcome.seen.end == "own"  # what it sent and closed did not arrive either
-            return blame("", None, msgspec.structs.replace(outcome.seen, end=None) if own else outcome.seen)
+            seen = outcome.seen
+            # What it sent and closed did not arrive either; and what ends by being used was lost before.
+            is_by_use = seen.end == "own" or (seen.ended is not None and seen.ended >= outcome.cell.gap)
+            return blame("", None, msgspec.structs.replace(seen, end=None) if is_by_use else seen)
     return Blame(Culprit.SILENT, "nothing arrives any more")
 
 
