@@ -26,7 +26,7 @@ def nginx():
 
 def haproxy():
     defaults, _, backend = advised("haproxy").partition("backend tricast\n")
-    backend = f"backend tricast\n{backend}    server origin 127.0.0.1:@origin_port@\n"
+    backend = f"backend tricast\n{backend}\n    server origin 127.0.0.1:@origin_port@\n"
     return f"{defaults}    mode http\nfrontend front\n    bind 127.0.0.1:@port@\n    default_backend tricast\n{backend}"
 
 
