@@ -25,8 +25,8 @@ def nginx():
 
 
 def haproxy():
-    defaults, _, backend = advised("haproxy").partition("backend tricast\n")
-    backend = f"backend tricast\n{backend}\n    server origin 127.0.0.1:@origin_port@\n"
+    defaults, _, rest = advised("haproxy").partition("# no ")
+    backend = f"backend tricast\n# no {rest}\n    server origin 127.0.0.1:@origin_port@\n"
     return f"{defaults}    mode http\nfrontend front\n    bind 127.0.0.1:@port@\n    default_backend tricast\n{backend}"
 
 

@@ -86,15 +86,15 @@ location / {
         "haproxy",
         "haproxy.cfg; a whole one is config/haproxy.cfg",
         _lines("""
-defaults\tbuffered bodies idle poll retries
+defaults\tbuffered bodies idle poll retries leavers
     option http-no-delay                            # without it each event waits about 200 ms\tbuffered
     no option http-buffer-request\tbodies
     timeout client 75s                              # longer than any silence: pings, comments, long polls\tidle poll
     timeout server 75s\tidle poll
     timeout tunnel 1h                               # WebSockets; without it they follow client and server\tidle
     retry-on conn-failure                           # nothing that the server may have seen already\tretries
-backend tricast\tleavers sticky
     option abortonclose                             # clients that leave a long poll are noticed\tleavers
+backend tricast\tsticky
     cookie srv insert indirect nocache httponly     # and: server a … cookie a\tsticky
 # no "compression algo" for text/event-stream\tcompressed
 """),
