@@ -80,7 +80,7 @@ async def test_what_to_fail_on(conditions, code):
 
 async def test_what_is_not_known_is_no_pass():
     async with serving(within=60) as server:
-        code, out, _ = await run("probe", server.url, *QUICK, "--fail-on", "no-ws,buffered,host")
+        code, out, _ = await run("probe", server.url, "--quick", "--fail-on", "no-ws,buffered,host")
     assert code == 2
     assert "Not known: buffered, host." in out
 
