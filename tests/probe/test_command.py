@@ -167,7 +167,7 @@ async def test_a_proxy_that_reaches_no_server(token):
             await stream.send_all(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(problem), problem))
 
     async with answering(answer) as url:
-        code, out, err = await run("probe", url, *QUICK, "--fail-on", "no-ws,buffered", *token)
+        code, out, err = await run("probe", url, "--quick", "--fail-on", "no-ws,buffered", *token)
     assert (code, out) == (2, "")
     assert err == "error: the proxy answers 502 (nobody listens): it cannot reach a server\n"
 
