@@ -80,7 +80,7 @@ async def test_what_to_fail_on(conditions, code):
 
 async def test_what_is_not_known_is_no_pass():
     async with serving(within=60) as server:
-        code, out, _ = await run("probe", server.url, *QUICK, "--fail-on", "no-ws,buffered,host")
+        code, out, _ = await run("probe", server.url, "--quick", "--fail-on", "no-ws,buffered,host")
     assert code == 2
     assert "Not known: buffered, host." in out
 
@@ -167,7 +167,7 @@ async def test_a_proxy_that_reaches_no_server(token):
             await stream.send_all(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(problem), problem))
 
     async with answering(answer) as url:
-        code, out, err = await run("probe", url, *QUICK, "--fail-on", "no-ws,buffered", *token)
+        code, out, err = await run("probe", url, "--quick", "--fail-on", "no-ws,buffered", *token)
     assert (code, out) == (2, "")
     assert err == "error: the proxy answers 502 (nobody listens): it cannot reach a server\n"
 

@@ -51,20 +51,21 @@ def _condition(word: str) -> Condition:
             lambda findings: (shortest(findings) or limit) < limit,
             lambda findings: _are_held(findings, transports, limit),
             needs_time=True,
-            transports=frozenset(transports),
+            transports=transports,
         )
     if word == "total":
         return Condition(
             word,
             lambda findings: timers_of(findings).total is not None,
-            lambda findings: _are_held(findings, (*_TRANSPORTS["idle"], *_TRANSPORTS["poll"]), 0.0),
+            lambda findings: _are_held(findings, _TRANSPORTS["idle"] | _TRANSPORTS["poll"], 0.0),
             needs_time=True,
         )
     if word in _BY_PROBLEM:
+        check = _BY_PROBLEM[word]
         return Condition(
             word,
             lambda findings: any(_is_about(finding, word) for finding in findings),
-            lambda findings: any(_tells_of(finding, _BY_PROBLEM[word]) for finding in findings),
+            lambda findings: any(_tells_of(finding, check) for finding in findings),
             transports=_SEEN_WITH.get(word, frozenset()),
         )
     known = ", ".join([*_BY_PROBLEM, "total", "idle<SECONDS", "poll<SECONDS"])
@@ -105,7 +106,7 @@ _BY_PROBLEM = {
     advice.HOST: "P7",
     advice.RETRIES: "P11",
 }
-_TRANSPORTS = {"idle": ("ws", "sse"), "poll": ("poll",)}
+_TRANSPORTS = {"idle": frozenset({"ws", "sse"}), "poll": frozenset({"poll"})}
 _SEEN_WITH = {
     advice.NO_WEBSOCKET: frozenset({"ws"}),
     advice.BUFFERED: frozenset({"sse"}),
