@@ -1,5 +1,6 @@
 """The checks that wait for no timers, against a server itself and through relays that misbehave."""
 
+import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -151,6 +152,18 @@ async def test_event_streams():
     assert (obeyed["encoding"], obeyed["plain_encoding"], obeyed["plain"]) == ("", "gzip", "held")
     shared, kept = (by_title(found[name], "shared or cached").detail for name in ("shared", "kept"))
     assert (shared["is_shared"], shared["is_cached"], kept["is_shared"], kept["is_cached"]) == (True, False, True, True)
+
+
+async def test_how_the_program_itself_is_held_up():
+    async def hold_up():
+        while True:
+            time.sleep(0.2)  # noqa: ASYNC251 - nothing else may run meanwhile
+            await trio.sleep(0.02)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold_up)
+        assert await streams.own_flow() == "coalesced"
+        nursery.cancel_scope.cancel()
 
 
 def joined(fields):

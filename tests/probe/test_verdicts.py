@@ -98,6 +98,14 @@ def test_buffering(ours, plain, direct, verdicts):
     assert findings[0].detail["kind"] == ours.kind.flow
 
 
+def test_who_is_held_up_itself_does_not_say_that_events_are():
+    ours, plain = streams(Flow.STREAMING, Flow.COALESCED), streams(Flow.STREAMING)
+    assert [finding.verdict for finding in buffering(ours, plain, is_held_up=True)] == [UNKNOWN]
+    assert [finding.verdict for finding in buffering(plain, plain, is_held_up=True)] == [OK]
+    held = streams(Flow.HELD)
+    assert [finding.verdict for finding in buffering(held, held, is_held_up=True)] == [BROKEN]
+
+
 @pytest.mark.parametrize(
     ("kind", "padded", "words"),
     [

@@ -27,7 +27,8 @@ OURS: Query = [("xab", 1), ("cc", "no-cache,no-transform")]
 PLAIN: Query = []
 _SLOW: Query = [("n", 8), ("gap", 0.25)]
 #: Closer together than any timer that collects them.
-_QUICK: Query = [("n", 30), ("gap", 0.04)]
+_QUICK_EVENTS, _QUICK_GAP = 30, 0.04
+_QUICK: Query = [("n", _QUICK_EVENTS), ("gap", _QUICK_GAP)]
 #: Seconds beyond its own length that a stream may take.
 _PATIENCE = 10.0
 _PADS = (1024, 4096, 8192, 16384, 65536)
@@ -177,11 +178,25 @@ async def with_padding(way: Way, query: Query, found: Streams) -> Streams:
     return found._replace(padded={0: found.slow} | {pad: by_size[str(pad)] for pad in _PADS})
 
 
+async def own_flow() -> Flow:
+    """How quick events would come that nobody sends: as this program is woken by its own clock."""
+    began = trio.current_time()
+    ticks = []
+    for number in range(_QUICK_EVENTS):
+        await trio.sleep_until(began + number * _QUICK_GAP)
+        ticks.append(Arrival(number * _QUICK_GAP, trio.current_time(), 0))
+    return arrivals.judge(Stream(began, began, trio.current_time(), ticks, _QUICK_EVENTS)).flow
+
+
 async def check_streams(way: Way, direct: Way | None) -> list[Finding]:
     """P4 to P6, all at the same time."""
     found: dict[str, Streams] = {}
     compressed: dict[str, Stream] = {}
     shared: dict[str, Sharing] = {}
+    own: list[Flow] = []
+
+    async def look_at_oneself() -> None:
+        own.append(await own_flow())
 
     async def flow(name: str, on: Way, query: Query) -> None:
         found[name] = await with_padding(on, query, await streams(on, query))
@@ -194,6 +209,7 @@ async def check_streams(way: Way, direct: Way | None) -> list[Finding]:
         shared[name] = await share(way, query)
 
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(look_at_oneself)
         nursery.start_soon(flow, "ours", way, OURS)
         nursery.start_soon(flow, "plain", way, PLAIN)
         if direct is not None:
@@ -204,7 +220,7 @@ async def check_streams(way: Way, direct: Way | None) -> list[Finding]:
         nursery.start_soon(ask_for_same, "plain", PLAIN)
     ours, plain = found["ours"], found["plain"]
     return [
-        *buffering(ours, plain, found.get("direct")),
+        *buffering(ours, plain, found.get("direct"), is_held_up=own != [Flow.STREAMING]),
         compression(compressed["ours"], compressed["plain"], without=ours.slow.flow, plain_without=plain.slow.flow),
         sharing(shared["ours"], shared["plain"]),
     ]

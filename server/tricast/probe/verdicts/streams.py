@@ -30,14 +30,23 @@ class Streams(NamedTuple):
         return self.quick if self.slow.flow is Flow.STREAMING else self.slow
 
 
-def buffering(ours: Streams, plain: Streams, direct: Streams | None = None) -> Iterator[Finding]:
+def buffering(
+    ours: Streams, plain: Streams, direct: Streams | None = None, *, is_held_up: bool = False
+) -> Iterator[Finding]:
     """P4: whether event streams flow, with the header fields that Tricast sends, and without any.
 
     Args:
         ours: streams with ``X-Accel-Buffering: no`` and ``Cache-Control: no-cache, no-transform``.
         plain: streams without these.
         direct: those like Tricast's, from the server itself.
+        is_held_up: whether who measures was held up so often that what is sent in between comes in clusters.
     """
+    if is_held_up and Flow.COALESCED in (ours.kind.flow, plain.kind.flow):
+        summary = "not known: this machine is too busy to tell whether events come together, or are taken together"
+        yield Finding(
+            check="P4", title="SSE", verdict=Verdict.UNKNOWN, summary=summary, detail=_detail(ours.kind, ours)
+        )
+        return
     yield _flow("SSE", ours, direct, is_ours=True)
     if plain.kind.flow is not ours.kind.flow:
         yield _flow("SSE without these fields", plain, direct, is_ours=False)
