@@ -2,13 +2,13 @@
 
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import NamedTuple
 
 from tricast.wire.http1 import PROBLEM_TYPE, retry_after
 from tricast_proxy.config import ProxyConfig
-from tricast_proxy.heads import encode_response
+from tricast_proxy.heads import Fields, encode_response
 
 
 class Failure(NamedTuple):
@@ -74,9 +74,7 @@ def phrase_of(status: int) -> str:
         return _OTHER_PHRASES.get(status, "Error")
 
 
-def answer_of(
-    config: ProxyConfig, failure: Failure, *, is_head: bool, closes: bool, fields: Sequence[tuple[bytes, bytes]] = ()
-) -> bytes:
+def answer_of(config: ProxyConfig, failure: Failure, *, is_head: bool, closes: bool) -> bytes:
     """An answer of the proxy's own as bytes.
 
     Args:
@@ -84,9 +82,8 @@ def answer_of(
         failure: what it tells.
         is_head: whether it answers a HEAD, so that the body is left out.
         closes: whether the connection ends after it.
-        fields: what else it carries.
     """
-    written = [*fields]
+    written: Fields = []
     body = b""
     if failure.status not in (204, 304):  # RFC 9110 15.3.5, 15.4.5
         media_type, body = _BODIES[config.errors.text](failure.status, failure.detail)
@@ -96,6 +93,8 @@ def answer_of(
     written.append((b"Cache-Control", b"no-store"))
     if failure.status == 503:
         written.append(retry_after(config.errors.retry_after))
+    if failure.status == 426:
+        written += [(b"Upgrade", b"HTTP/1.1"), (b"Connection", b"upgrade")]  # RFC 9110 15.5.22: it must say to what
     if config.headers.server:
         written.append((b"Server", config.headers.server.encode()))
     if config.headers.proxy_status:

@@ -79,11 +79,6 @@ class Attempt:
         self.sink: ClientBody | None = None
         self.status = 0
 
-    @property
-    def has_begun_to_answer(self) -> bool:
-        """Whether the client has got any of the final answer."""
-        return self.sink is not None and self.sink.has_begun
-
     async def run(self) -> Established | Failure | None:
         """Makes the attempt; returns the tunnel that follows, or why it failed, or None where all is well.
 

@@ -92,6 +92,10 @@ class Balancer:
         server = self._share(request, peer, exclude)
         return None if server is None else Choice(server, [self._sticky.cookie_for(server, is_secure=is_secure)])
 
+    def has_another(self, exclude: Container[Server]) -> bool:
+        """Whether a request could be had by any server but those that have failed it, as of now."""
+        return bool(self._able(exclude))
+
     def without_cookie(self, fields: Fields) -> Fields:
         """The fields of a request as the server may see them."""
         if self._sticky is None or not self._config.cookie_strip:
@@ -99,10 +103,13 @@ class Balancer:
         return self._sticky.strip(fields)
 
     def _share(self, request: RequestHead | None, peer: str, exclude: Container[Server]) -> Server | None:
-        now = self._clock()
-        able = [s for s in self._servers if s not in exclude and not s.is_full and s.health(now) is Health.UP]
+        able = self._able(exclude)
         able = [server for server in able if not server.entry.backup] or able
         return self._pick(able, request, peer) if able else None
+
+    def _able(self, exclude: Container[Server]) -> list[Server]:
+        now = self._clock()
+        return [s for s in self._servers if s not in exclude and not s.is_full and s.health(now) is Health.UP]
 
     def _in_turn(self, able: Sequence[Server], _request: RequestHead | None, _peer: str) -> Server:
         # Smooth, as in nginx: each gains its weight, and who has most is chosen and pays what all have gained. With

@@ -268,7 +268,7 @@ class Exchange:
             server.active += 1
             server.counts["requests"] += 1
             try:
-                is_last = len(tried) >= min(self._config.retry.tries, len(self._config.server))
+                is_last = len(tried) >= self._config.retry.tries or not self._shared.balancer.has_another(tried)
                 outcome = await self._ask_server(server, choice.fields, is_last=is_last)
             finally:
                 server.active -= 1

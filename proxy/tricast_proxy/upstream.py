@@ -38,7 +38,6 @@ class Upstream:
     Args:
         connection: it.
         server: which.
-        opened: ``trio.current_time()`` of its beginning.
 
     Attributes:
         connection: it.
@@ -47,12 +46,11 @@ class Upstream:
         served: how many requests it has had.
     """
 
-    __slots__ = ("connection", "data", "opened", "served", "server")
+    __slots__ = ("connection", "data", "served", "server")
 
-    def __init__(self, connection: Connection, server: Server, opened: float) -> None:
+    def __init__(self, connection: Connection, server: Server) -> None:
         self.connection = connection
         self.server = server
-        self.opened = opened
         self.data = bytearray()
         self.served = 0
 
@@ -152,7 +150,7 @@ class Pool:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._counters.opened += 1
             connection = Connection(sock, server.label, write_timeout=self._config.send_timeout)
-            return Upstream(connection, server, trio.current_time())
+            return Upstream(connection, server)
         raise ConnectFailed(f"{server.label} did not answer in {self._config.connect_timeout:g} s", has_timed_out=True)
 
     def close(self, server: Server | None = None) -> None:

@@ -13,6 +13,7 @@ from serving import until
 
 from tricast_proxy.config import UpstreamSection
 from tricast_proxy.errand import Clock, rules_before_the_head, rules_behind_the_head
+from tricast_proxy.servers import Health
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -606,3 +607,11 @@ async def test_the_last_that_is_asked_is_believed() -> None:
         got = await ask(proxy.url, "GET", "/")
         assert (got.status, got.body) == (503, b"no")
         assert len(first.requests) == len(second.requests) == 1
+
+
+async def test_where_nobody_else_can_be_asked_the_first_is_believed() -> None:
+    retry = {"on": ["503"], "tries": 3}
+    async with origin(FAILURES["503"]) as server, forwarding(server.url, "127.0.0.1:1", retry=retry) as proxy:
+        proxy.ask_of(proxy.servers[1], Health.DOWN)
+        got = await ask(proxy.url, "GET", "/")
+        assert (got.status, got.body) == (503, b"no")

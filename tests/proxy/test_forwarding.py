@@ -575,7 +575,8 @@ async def test_http_1_0_need_not_be_spoken() -> None:
     async with origin(always(OK)) as server, forwarding(server.url, client={"http_1_0": False}) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/", version="1.0"))
-            assert (await read_answer(wire)).status == 426
+            got = await read_answer(wire)
+            assert (got.status, got.headers["upgrade"]) == (426, "HTTP/1.1")
         assert not server.visits
 
 
