@@ -80,7 +80,7 @@ class Client:
         self._is_last = False
         self._request_deadline = math.inf
         self.scope = trio.CancelScope()
-        #: Around the wait for a request, of which nothing has come yet.
+        #: Around the TLS handshake, and around the wait for a request, of which nothing has come yet.
         self._scope: trio.CancelScope | None = None
         self._exchange: Exchange | None = None
         self._request = b""
@@ -97,11 +97,20 @@ class Client:
             ConnectionLost: it is gone.
         """
         try:
+            if not await self._open():
+                return
             await (self._run_tcp() if self._shared.config.proxy.mode == "tcp" else self._run_http())
         finally:
             self._calm_down()
         if not self.connection.is_closed:
             await self.connection.linger()
+
+    async def _open(self) -> bool:
+        """Does the TLS handshake, if there is one; returns whether the client is to be served."""
+        with trio.CancelScope() as self._scope:
+            await self.connection.open()
+        self._scope = None
+        return not self._is_last
 
     async def _run_http(self) -> None:
         while (request := await self._next_request()) is not None:

@@ -291,7 +291,6 @@ async def _serve_client(proxy: Proxy, client: Client, logger: Logger) -> None:
     """The guard around a connection: whatever fails in it is its own affair."""
     try:
         with client.scope:
-            await client.connection.open()
             await client.run()
     except* ConnectionLost:
         pass

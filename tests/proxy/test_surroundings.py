@@ -5,6 +5,7 @@ import resource
 import pytest
 import trio
 from clients import WEBSOCKET_HEADERS, Wire, ask, head, read_answer, read_head
+from encryption import tls_section
 from forwarding import forwarding
 from proxy.origins import OK, Visit, always, origin, read_any, silent
 from serving import capturing_logger, until
@@ -186,3 +187,12 @@ async def test_a_proxy_that_is_asked_twice_goes_down_once() -> None:
             proxy.drain()
             with trio.fail_after(10):
                 await proxy.wait_stopped()
+
+
+async def test_a_handshake_that_does_not_come_is_not_waited_for() -> None:
+    async with origin(silent) as server, forwarding(server.url, tls=tls_section(), drain={"grace": "1h"}) as proxy:
+        with await Wire.open(f"http://127.0.0.1:{proxy.port}") as wire:
+            await until(lambda: proxy.clients)
+            proxy.drain()
+            assert await wire.rest() == b""
+        await proxy.wait_stopped()
