@@ -144,7 +144,7 @@ async def test_event_streams():
         assert seen == (kind, plain), name
         assert titles(found[name]) == faulty, name
     assert by_title(found["in steps"], "SSE").detail["buffer_bytes"] == pytest.approx(4096, rel=0.05)
-    assert 0.15 < by_title(found["collected"], "SSE").detail["period"] < 0.35
+    assert 0.15 < by_title(found["collected"], "SSE").detail["period"] < 1.0
     assert by_title(found["held unless told"], "SSE without these fields").verdict is Verdict.INFO
     assert by_title(found["compressed"], "compression").detail["encoding"] == "gzip"
     assert by_title(found["compressed and held"], "compression").detail["kind"] == "held"

@@ -20,7 +20,7 @@ Outcomes = dict[str, dict[str, Outcome]]
 #: Scenarios by program, each by name.
 Wanted = Mapping[str, Collection[str]]
 #: Seconds that one program's scenarios may take in all.
-LONGEST = 120
+LONGEST = 300
 #: Seconds between the programs' beginnings, so that their busiest moments are not the same.
 STAGGER = 0.4
 

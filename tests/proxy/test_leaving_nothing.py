@@ -361,7 +361,8 @@ async def test_nothing_is_left_of_ten_thousand_ends() -> None:
         world.assert_idle()
         await until(lambda: not len(proxy._shared.timers))
         assert trio.lowlevel.current_statistics().tasks_living == tasks
-        assert open_descriptors() == descriptors
+        # What tests before this one left to the garbage collector may be gone as well.
+        assert open_descriptors() <= descriptors
         # And it is as good as new.
         assert (await ask(proxy.url, "GET", "/ok/go")).status == 200
         assert {"2xx", "4xx", "5xx"} <= set(proxy.counters.requests)
