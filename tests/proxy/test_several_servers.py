@@ -580,7 +580,8 @@ async def test_nothing_is_lost_when_a_server_dies(tmp_path: Path) -> None:
 async def test_the_example_of_the_readme(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[2] / "proxy" / "README.md").read_text()
     (example,) = [code for code in re.findall(r"```toml\n(.*?)```", readme, re.DOTALL) if "several.toml" in code]
-    commands = re.findall(r"^\$ curl(?: -X (\w+))? '?http://127\.0\.0\.1:9091(/[^\s']*)'?$", readme, re.MULTILINE)
+    pattern = r"^\$ curl(?: -X (\w+))? '?http://127\.0\.0\.1:9091(/[^\s']*)'?(?: -d '(.*)')?$"
+    commands = re.findall(pattern, readme, re.MULTILINE)
     assert len(commands) == readme.count("$ curl")
     async with serving() as a, serving() as b:
         path = tmp_path / "several.toml"
@@ -593,8 +594,13 @@ async def test_the_example_of_the_readme(tmp_path: Path) -> None:
         async with forwarding(*entries, admin=ADMIN, **sections) as proxy:
             with await subscribe("sse", proxy.url, "news"), await subscribe("ws", proxy.url, "news"):
                 assert busy(proxy) == [1, 1]
-                states = []
-                for method, target in commands:
-                    assert (await administer(proxy, method or "GET", target)).status == 200
-                    states.append(proxy.servers[0].health(trio.current_time()))
+                states, faults = [], []
+                for method, target, body in commands:
+                    answer = await administer(proxy, method or "GET", target, body.encode())
+                    assert answer.status == 200
+                    if "/servers" in target:
+                        states.append(proxy.servers[0].health(trio.current_time()))
+                    else:
+                        faults.append(answer.json())
                 assert states == [Health.DRAINING, Health.DRAINING, Health.UP]
+                assert [bool(fault) for fault in faults] == [True, True, False]
