@@ -14,7 +14,7 @@ from tricast.bench.link import Link, LinkLost, Target
 
 
 class Party:
-    """Does something when its descriptor is ready; what is wrong is kept for the test."""
+    """Does something when its descriptor is ready; what went wrong first is kept for the test."""
 
     def __init__(self, function) -> None:
         self._function = function
@@ -24,7 +24,8 @@ class Party:
         try:
             self._function(mask)
         except LinkLost as lost:
-            self.lost = lost
+            # A broken connection stays ready: until somebody looks it may be tried again, and fail otherwise.
+            self.lost = self.lost or lost
 
 
 @pytest.fixture
