@@ -6,7 +6,9 @@ The tree::
     ├── ConfigError              the configuration is wrong: all problems, each with file and key
     ├── WorkerFailed             a worker process could not begin; says why, in lines for whoever started the program
     ├── RemoteProtocolError      the client's mistake: carries the HTTP status and the close code to answer with
-    │   └── LimitExceeded        … it asked for more than a configured limit allows
+    │   ├── LimitExceeded        … it asked for more than a configured limit allows
+    │   ├── Unauthorized         … it did not show who it is, or not believably
+    │   └── Forbidden            … who it is may not do that
     ├── Unavailable              not now, for a reason that is not the client's; says when to come back
     │   └── LogUnavailable       … the log cannot take or give events; nothing acknowledged is lost
     └── ConnectionLost           the peer is gone, or made no progress in time: nobody is left to be told
@@ -76,6 +78,7 @@ class RemoteProtocolError(TricastError):
         close_code: the WebSocket close code (RFC 6455 7.4.1), where the connection has to end for it.
         headers: (name, value) byte pairs that the HTTP answer needs (``Allow``, ``Retry-After``…).
         closes: whether the HTTP connection cannot be used after the answer.
+        reason: what to count it by: the code, or the key of the limit.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class RemoteProtocolError(TricastError):
         self.close_code = close_code
         self.headers = tuple(headers)
         self.closes = closes
+        self.reason = code
 
 
 class LimitExceeded(RemoteProtocolError):
@@ -113,6 +117,7 @@ class LimitExceeded(RemoteProtocolError):
         *,
         status: int = 413,
         close_code: int = 1009,
+        headers: Sequence[tuple[bytes, bytes]] = (),
         closes: bool = False,
     ) -> None:
         found = "more" if actual is None else str(actual)
@@ -121,11 +126,38 @@ class LimitExceeded(RemoteProtocolError):
             code="limit-exceeded",
             status=status,
             close_code=close_code,
+            headers=headers,
             closes=closes,
         )
-        self.limit = limit
+        self.limit = self.reason = limit
         self.allowed = allowed
         self.actual = actual
+
+
+class Unauthorized(RemoteProtocolError):
+    """Who is asking did not say who it is, or could not be believed (RFC 9110 15.5.2).
+
+    Args:
+        detail: which check failed, and why where that can be told safely; never a secret, nor a part of one.
+        code: which check it was, such as ``token-expired``.
+        challenge: the value of ``WWW-Authenticate``.
+    """
+
+    def __init__(self, detail: str, *, code: str, challenge: bytes = b"Bearer") -> None:
+        headers = ((b"www-authenticate", challenge),)
+        super().__init__(detail, code=code, status=401, close_code=4401, headers=headers)
+
+
+class Forbidden(RemoteProtocolError):
+    """Who is asking is known, or need not be, and may not do this (RFC 9110 15.5.4).
+
+    Args:
+        detail: what was asked for, and what it is that does not allow it.
+        code: which check it was, such as ``topic-not-allowed``.
+    """
+
+    def __init__(self, detail: str, *, code: str) -> None:
+        super().__init__(detail, code=code, status=403, close_code=4403)
 
 
 class Unavailable(TricastError):
@@ -135,12 +167,13 @@ class Unavailable(TricastError):
         detail: why, in words for the person at the other end.
         code: a short machine-readable name, such as ``draining``.
         retry_after: seconds after which the client may try again.
+        reason: what to count it by.
     """
 
     def __init__(self, detail: str, *, code: str, retry_after: float = 5.0) -> None:
         super().__init__(detail)
         self.detail = detail
-        self.code = code
+        self.code = self.reason = code
         self.retry_after = retry_after
 
 

@@ -25,7 +25,6 @@ from tricast.wire.http1 import (
     encode_head,
     encode_headers,
     problem,
-    problem_of,
 )
 from tricast.wire.probe import PROBE_PREFIX
 
@@ -369,7 +368,9 @@ class HttpConnection:
         except (h11.RemoteProtocolError, RemoteProtocolError) as error:
             mistake = _mistake_of(error, has_request_line=b"\n" in self._ahead)
             self._runtime.counters.requests["malformed", mistake.status] += 1
-            await self._respond(problem_of(mistake), None, is_head=head is not None and head.method == b"HEAD")
+            await self._respond(
+                self._runtime.refusal(mistake), None, is_head=head is not None and head.method == b"HEAD"
+            )
             return None
 
     async def _read_head(self, *, is_first: bool) -> h11.Request | None:
@@ -446,9 +447,9 @@ class HttpConnection:
         try:
             answer = await self._route(exchange)
         except (RemoteProtocolError, Unavailable) as error:
-            answer = problem_of(error)
+            answer = self._runtime.refusal(error)
         except h11.RemoteProtocolError as error:
-            answer = problem_of(_mistake_of(error))
+            answer = self._runtime.refusal(_mistake_of(error))
         except ConnectionLost:
             raise
         except Exception:
@@ -611,7 +612,8 @@ def _mistake_of(
 ) -> RemoteProtocolError:
     """The error with all that its answer needs: the connection cannot be used after it."""
     if isinstance(error, RemoteProtocolError):
-        return RemoteProtocolError(error.detail, code=error.code, status=error.status, closes=True)
+        error.closes = True
+        return error
     status = error.error_status_hint
     if status == 431 and not has_request_line:
         status = 414

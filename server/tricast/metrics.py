@@ -78,6 +78,7 @@ class _RuntimeCollector(Collector):
             "tricast_connections_unavailable", "Connections ended because the log was not there.", counters.unavailable
         )
         yield _labelled("tricast_connections_lost", "Connections that clients broke off.", "reason", counters.lost)
+        yield _labelled("tricast_refusals", "What clients asked for and did not get.", "reason", counters.refusals)
         yield _labelled("tricast_streams", "Subscriptions begun.", "transport", counters.streams)
         requests = CounterMetricFamily("tricast_http_requests", "Requests answered.", labels=["path", "status"])
         for (path, status), count in counters.requests.items():

@@ -19,7 +19,7 @@ from tricast.transports.stream import check_topics, last_id_of, settle, start_of
 from tricast.transports.websocket import Subscription, serve_topics
 from tricast.upgrade import check_upgrade, refuse_foreign_origin, refuse_while_draining, upgrade
 from tricast.wire import sse
-from tricast.wire.http1 import Headers, Request, Response, allow, json_response, problem, problem_of
+from tricast.wire.http1 import Headers, Request, Response, allow, json_response, problem
 from tricast.wire.long_poll import position_headers
 from tricast.wire.websocket import SUBPROTOCOL
 
@@ -154,7 +154,7 @@ async def _with_cors(exchange: Exchange, route: Route) -> Answer:
     try:
         answer = await route(exchange)
     except (RemoteProtocolError, Unavailable) as error:
-        answer = problem_of(error)
+        answer = exchange.runtime.refusal(error)
     if isinstance(answer, Response):
         return answer._replace(headers=(*answer.headers, *_cors_headers(exchange.request, exchange.runtime)))
     return answer

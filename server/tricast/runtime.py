@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 from tricast.config import Config
 from tricast.connection import Connection
+from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.hub import Hub
 from tricast.logs import Logger
 from tricast.sweep import Wheel
-from tricast.wire.http1 import encode_headers
+from tricast.wire.http1 import Response, encode_headers, problem_of
 
 #: An application's WebSocket handler: any ``async def handler(session)``.
 Handler = Callable[[Any], Awaitable[object]]
@@ -43,6 +44,7 @@ class Counters:
         self.failed = 0
         self.unavailable = 0
         self.lost: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()  # by what was refused: a code of ours, or the key of a limit
         self.requests: Counter[tuple[str, int]] = Counter()
         self.streams: Counter[str] = Counter()
 
@@ -98,6 +100,11 @@ class Runtime:
         if self._common[0] != now:
             self._common = (now, encode_headers(((b"date", formatdate(now, usegmt=True).encode()), _SERVER)))
         return self._common[1]
+
+    def refusal(self, error: RemoteProtocolError | Unavailable) -> Response:
+        """The answer to what cannot be done, which is counted."""
+        self.counters.refusals[error.reason] += 1
+        return problem_of(error)
 
     def next_serial(self) -> int:
         """A number for a connection, which no other one of this server has."""

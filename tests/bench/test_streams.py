@@ -86,7 +86,7 @@ STREAM = (
     + SSE_FORM.block([event(0), event(1)])
     + chunk(sse.KEEPALIVE)
     + SSE_FORM.block([event(2), OTHERS, event(6)], GAP)
-    + chunk(sse.farewell(retry_ms=3000))
+    + chunk(sse.farewell("restarting", retry_ms=3000))
     + LAST_CHUNK
 )
 

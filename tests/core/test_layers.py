@@ -12,11 +12,11 @@ PACKAGES = {"tricast": ROOT / "server" / "tricast", "tricast_proxy": ROOT / "pro
 
 #: The parts of the server, lowest first. A part may import what stands in a row above it, and its own modules.
 LAYERS = (
-    ("errors", "sent"),
+    ("errors", "sent", "quotas"),
     ("command_line", "lifetime", "listeners"),
     ("event", "schema"),
     ("config",),
-    ("logs",),
+    ("logs", "access"),
     ("wire",),
     ("log",),
     ("hub",),
@@ -84,6 +84,7 @@ SANS_IO = {
     "tricast.hub": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
     "tricast.log.window": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading", "sqlite3"},
     "tricast.log.memory": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
+    "tricast.quotas": {"trio", "anyio", "select", "socket", "time"},
     "tricast.event": {"trio", "socket", "time"},
     "tricast.publish": {"trio", "socket", "time"},
     "tricast.schema": {"trio", "socket"},

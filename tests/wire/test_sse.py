@@ -175,7 +175,9 @@ def test_an_opening_gives_the_position_and_dispatches_nothing() -> None:
 
 
 def test_keepalives_and_a_farewell_leave_the_position_alone() -> None:
-    reader = Reader(sse.opening(retry_ms=1, position=EventId(9, 1)) + sse.KEEPALIVE + sse.farewell(retry_ms=5000))
+    reader = Reader(
+        sse.opening(retry_ms=1, position=EventId(9, 1)) + sse.KEEPALIVE + sse.farewell("restarting", retry_ms=5000)
+    )
     assert (reader.messages, reader.last_event_id, reader.retry, reader.comments) == ([], "9-1", 5000, 3)
 
 

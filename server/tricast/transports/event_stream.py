@@ -7,7 +7,7 @@ from tricast.errors import ConnectionLost
 from tricast.event import TopicSet
 from tricast.runtime import Runtime
 from tricast.sent import Sent
-from tricast.transports.stream import Start, Stream
+from tricast.transports.stream import Farewell, Start, Stream
 from tricast.wire import sse
 from tricast.wire.http1 import LAST_CHUNK, chunk
 
@@ -69,9 +69,11 @@ class EventStream(Stream):
             self._last_sent = now
         return self._last_sent + keepalive
 
-    def say_goodbye(self, retry_after: float) -> None:
+    def say_goodbye(self, farewell: Farewell) -> None:
         """Ends the body as HTTP ends one, so that nobody takes it for a failure."""
-        goodbye = self._framed(sse.farewell(retry_ms=round(retry_after * 1000)))
+        seconds = farewell.retry_after
+        retry_ms = None if seconds is None else round(seconds * 1000)
+        goodbye = self._framed(sse.farewell(farewell.reason, retry_ms=retry_ms))
         self.connection.send_now(goodbye + LAST_CHUNK if self._is_chunked else goodbye)
         self.runtime.wheel.discard(self)  # no comment behind the end
         self.nursery.start_soon(self._end)  # the room that there was a moment ago may not have been enough

@@ -1,5 +1,6 @@
 """What SSE and WebSocket have in common: a subscriber that stays, and reads on from the log when it fell behind."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -15,14 +16,46 @@ from tricast.sent import PART, Sent
 from tricast.wire.form import Form
 from tricast.wire.http1 import Request
 
+#: The registry of close codes (RFC 6455 11.7): come back, and not all at once.
+RESTARTING = 1012
+
+
+class Farewell(NamedTuple):
+    """Why this side ends a stream, and what its client shall do then.
+
+    Attributes:
+        code: the WebSocket close code: 1012, or one of our own that says not to come back as before (4000 and up).
+        reason: in words, without what ends a line.
+        retry_after: seconds after which to come back; None where coming back would change nothing.
+    """
+
+    code: int
+    reason: str
+    retry_after: float | None
+
+
+def restarting(retry_after: float) -> Farewell:
+    """The farewell of a server that goes down, or wants the connection to be made anew."""
+    return Farewell(RESTARTING, "restarting", retry_after)
+
+
+#: What a client was let in with is over. It may come back with something newer.
+EXPIRED = Farewell(4401, "token expired", None)
+
 
 class Stream(Subscriber):
     """A subscriber with a connection of its own, for as long as that lasts.
 
     The connection's nursery is opened and owned by whoever calls ``run``; it outlives this object.
+
+    Attributes:
+        expires_at: when what the client was let in with is over, by ``trio.current_time()``.
+        rotates_at: when the connection has been there for long enough.
     """
 
-    __slots__ = ("_is_catching_up", "_is_leaving", "connection", "nursery", "runtime", "slot")
+    __slots__ = (
+        "_is_catching_up", "_is_leaving", "connection", "expires_at", "nursery", "rotates_at", "runtime", "slot",
+    )  # fmt: skip
 
     def __init__(self, connection: Connection, runtime: Runtime, form: Form) -> None:
         super().__init__(form, BEGINNING)
@@ -32,6 +65,7 @@ class Stream(Subscriber):
         self.nursery: trio.Nursery
         self._is_catching_up = False
         self._is_leaving = False
+        self.expires_at = self.rotates_at = math.inf
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Serves the connection until it ends. Cancelling it leaves no trace in the hub or on the wheel."""
@@ -54,8 +88,8 @@ class Stream(Subscriber):
         """Does what is due at this time, without waiting, and returns when to look again."""
 
     @abstractmethod
-    def say_goodbye(self, retry_after: float) -> None:
-        """Begins to end the connection, without waiting, and tells the client when to come back, in seconds.
+    def say_goodbye(self, farewell: Farewell) -> None:
+        """Begins to end the connection, without waiting, and tells the client why and when to come back.
 
         Called when there is room; no more events are sent from then on.
         """
@@ -63,27 +97,42 @@ class Stream(Subscriber):
     def sweep(self, now: float) -> float | None:
         """See ``Swept.sweep``. The task that calls it serves all others as well, so what it raises stays here."""
         try:
-            return self.keep_alive(now)
+            if now >= self.expires_at:
+                self.depart(EXPIRED)
+                return None
+            if now >= self.rotates_at:
+                self.drain(self.runtime.jitter(self.runtime.config.drain.retry_after))
+                return None
+            return min(self.keep_alive(now), self.expires_at, self.rotates_at)
         except Exception as error:  # noqa: BLE001
             self.fail(error)
             return None
 
     def drain(self, retry_after: float) -> None:
-        """See ``Drainable.drain``. The task that calls it serves all others as well, so what it raises stays here."""
+        """See ``Drainable.drain``."""
+        self.depart(restarting(retry_after))
+
+    def depart(self, farewell: Farewell) -> None:
+        """Begins to end the connection, without waiting; one that is ending already is left to that.
+
+        The task that calls it serves all others as well, so what it raises stays here.
+        """
+        if self._is_leaving:
+            return
         self._is_leaving = True
         if self.connection.has_tail:
-            self.nursery.start_soon(self._say_goodbye_later, retry_after)
+            self.nursery.start_soon(self._say_goodbye_later, farewell)
         else:
             try:
-                self.say_goodbye(retry_after)
+                self.say_goodbye(farewell)
             except Exception as error:  # noqa: BLE001
                 self.fail(error)
         # Nothing follows a goodbye, and behind a tail there is to be room for it.
         self.runtime.hub.leave(self)
 
-    async def _say_goodbye_later(self, retry_after: float) -> None:
+    async def _say_goodbye_later(self, farewell: Farewell) -> None:
         await self.connection.drain()
-        self.say_goodbye(retry_after)
+        self.say_goodbye(farewell)
 
     def send_aside(self, data: bytes) -> None:
         """Sends something that is not an event, unless there is no room for it now."""

@@ -20,7 +20,7 @@ from tricast.connection import Connection
 from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.event import DEFAULT_TYPE, Draft, EventId, TopicSet
 from tricast.runtime import Handler, Runtime
-from tricast.transports.stream import Start, Stream, check_topics, settle, start_of
+from tricast.transports.stream import Farewell, Start, Stream, check_topics, settle, start_of
 from tricast.wire import websocket as wire
 from tricast.wire.http1 import Request
 from tricast.wire.websocket import Kind
@@ -29,8 +29,8 @@ from tricast.wire.websocket import Kind
 _FRAMES_PER_TURN = 32
 #: Operations that publish are taken together, so that they cost the log one append and the client's socket one send.
 _MAX_TOGETHER = 100
-#: Close codes with their meaning (RFC 6455 7.4.1, and the registry for 1012 and 1013).
-NORMAL, INTERNAL_ERROR, RESTARTING, TRY_AGAIN_LATER = 1000, 1011, 1012, 1013
+#: Close codes with their meaning (RFC 6455 7.4.1, and the registry for 1013).
+NORMAL, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1011, 1013
 _NOTHING = TopicSet(())
 
 
@@ -156,6 +156,15 @@ class Session(Stream):
         await self.connection.drain()
         self._check_open()
         await self.connection.send_soon(wire.text_frame(message))
+
+    async def refuse(self, error: RemoteProtocolError | Unavailable, ref: "Reference") -> None:
+        """Replies to an operation that was not done.
+
+        Raises:
+            ConnectionLost: the connection is closed, on either side.
+        """
+        self.runtime.counters.refusals[error.reason] += 1
+        await self.reply(wire.encode_reply("error", {"code": error.code, "message": error.detail}, ref))
 
     def _check_open(self) -> None:
         if not self._is_open:
@@ -345,6 +354,7 @@ class Session(Stream):
 
     async def _refuse_message(self) -> None:
         limit = LimitExceeded("websocket.max_message", self.runtime.config.websocket.max_message)
+        self.runtime.counters.refusals[limit.reason] += 1
         self._parts, self.close_code = None, limit.close_code
         await self.close(limit.close_code, limit.detail)
 
@@ -425,11 +435,12 @@ class Session(Stream):
                 self.send_aside(wire.PING)
         return min(max(silent_since, self._pinged_at) + config.ping_interval, silent_since + config.ping_timeout)
 
-    def say_goodbye(self, retry_after: float) -> None:
-        """Closes with 1012 and the delay in the reason, and gives the client a moment to answer it."""
+    def say_goodbye(self, farewell: Farewell) -> None:
+        """Closes with the delay in the reason, and gives the client a moment to answer it."""
         if self._is_open:
-            reason = f"restarting, come back in {retry_after:.1f} s"
-            self.send_aside(bytes(self._wsproto().send(CloseConnection(code=RESTARTING, reason=reason))))
+            seconds = farewell.retry_after
+            reason = farewell.reason if seconds is None else f"{farewell.reason}, come back in {seconds:.1f} s"
+            self.send_aside(bytes(self._wsproto().send(CloseConnection(code=farewell.code, reason=reason))))
         self.nursery.cancel_scope.deadline = trio.current_time() + self.runtime.config.websocket.close_timeout
 
 
@@ -488,7 +499,7 @@ class _Publishing:
             ids = await hub.append(drafts)
         except Unavailable as error:
             for ref in references:
-                await self._session.reply(_error(error, ref))
+                await self._session.refuse(error, ref)
         else:
             for event_id, ref in zip(ids, references, strict=True):
                 await self._session.reply(wire.encode_reply("ok", "publish", ref, id=str(event_id)))
@@ -507,10 +518,10 @@ async def _operate(session: Session, message: str | bytes, batch: _Publishing) -
             await _perform(session, operation)
     except wire.BadOperation as error:
         await batch.end()  # replies come in the order of the operations
-        await session.reply(_error(error, error.ref))
+        await session.refuse(error, error.ref)
     except (RemoteProtocolError, Unavailable) as error:
         await batch.end()
-        await session.reply(_error(error, ref))
+        await session.refuse(error, ref)
 
 
 async def _perform(session: Session, operation: wire.Operation) -> None:
@@ -535,7 +546,3 @@ async def _subscribe(session: Session, operation: wire.Subscribe) -> None:
 def _subscribed(subscription: Subscription, ref: Reference) -> bytes:
     topics, start = subscription
     return wire.encode_reply("ok", "subscribe", ref, topics=sorted(topics.names), last_id=str(start.position))
-
-
-def _error(error: RemoteProtocolError | Unavailable, ref: Reference) -> bytes:
-    return wire.encode_reply("error", {"code": error.code, "message": error.detail}, ref)

@@ -39,9 +39,10 @@ def opening(*, retry_ms: int, position: EventId) -> bytes:
     return b": tricast\nretry: %d\nid: %d-%d\n\n" % (retry_ms, *position)
 
 
-def farewell(*, retry_ms: int) -> bytes:
-    """What a stream ends with when the server goes down: when to come back."""
-    return b": restarting\nretry: %d\n\n" % retry_ms
+def farewell(reason: str, *, retry_ms: int | None) -> bytes:
+    """What a stream ends with: why, and when to come back, if that is worth while."""
+    retry = b"" if retry_ms is None else b"retry: %d\n" % retry_ms
+    return b": %b\n%b\n" % (reason.encode(), retry)
 
 
 def _data_lines(data: bytes) -> bytes:

@@ -1,0 +1,1 @@
+"""Who may do what: tokens, keys and rules. Knows nothing of HTTP, WebSocket and connections."""
