@@ -54,6 +54,8 @@ class Access:
         is_on: whether anybody is asked who they are; where not, everybody may do everything.
         anonymous: who shows nothing, and what that one may do.
         remote: the keys of the JWKS URL; None where there is none.
+        tokens: the checks of tokens.
+        api_keys: the API keys.
 
     Raises:
         ConfigError: a key cannot be read, or cannot be used with its algorithm.
@@ -76,8 +78,8 @@ class Access:
         self.remote = (
             RemoteKeys(auth, logger=logger, fetch=fetch, changed=self._forget_tokens) if auth.jwks_url else None
         )
-        self._tokens = Tokens(auth, keys, self.remote, clock=clock)
-        self._api_keys = ApiKeys(auth.api_key)
+        self.tokens = Tokens(auth, keys, self.remote, clock=clock)
+        self.api_keys = ApiKeys(auth.api_key)
         # Publishers mostly publish to the same topics again.
         self._is_covered = lru_cache(_REMEMBERED)(_is_covered)
         self._tickets = Tickets(auth, OwnUses() if uses is None else uses, clock=clock)
@@ -104,11 +106,11 @@ class Access:
         if not self.is_on:
             return ANYBODY
         if credentials.token.startswith(PREFIX):
-            return self._api_keys.identify(credentials.token)
+            return self.api_keys.identify(credentials.token)
         if credentials.token:
-            return await self._tokens.identify(credentials.token)
+            return await self.tokens.identify(credentials.token)
         if credentials.api_key:
-            return self._api_keys.identify(credentials.api_key)
+            return self.api_keys.identify(credentials.api_key)
         return self.anonymous
 
     def check_subscribe(self, identity: Identity, names: Sequence[str]) -> None:
@@ -151,7 +153,7 @@ class Access:
         return self._tickets.redeem(ticket)
 
     def _forget_tokens(self) -> None:
-        self._tokens.forget()
+        self.tokens.forget()
 
 
 def _is_covered(patterns: tuple[str, ...], name: str) -> bool:
