@@ -54,7 +54,9 @@ def _draft_of_line(number: int, line: bytes, check: Callable[[Draft], Draft]) ->
         detail = f'line {number}: expected {{"topic","type","data"}}: {error}'
         raise RemoteProtocolError(detail, code="bad-data") from None
     except RemoteProtocolError as error:
-        raise RemoteProtocolError(f"line {number}: {error.detail}", code=error.code, status=error.status) from None
+        raise RemoteProtocolError(
+            f"line {number}: {error.detail}", code=error.code, status=error.status, headers=error.headers
+        ) from None
 
 
 def idempotency_key(name: bytes, content: tuple[bytes, ...], *, window: float, max_keys: int) -> IdempotencyKey:
