@@ -276,9 +276,7 @@ def publish(
         _run(_publish_one, url, topic, kind, data, _identity(token, api_key))
 
 
-async def _publish_one(
-    url: str, topic: str, kind: str | None, data: str | None, identity: dict[str, Any]
-) -> None:
+async def _publish_one(url: str, topic: str, kind: str | None, data: str | None, identity: dict[str, Any]) -> None:
     from tricast.client import publish
     from tricast.event import DEFAULT_TYPE
 
@@ -353,6 +351,7 @@ async def _read_stdin() -> bytes:
 @_url_option
 @_secret_options
 def subscribe(
+    *,
     topics: tuple[str, ...],
     transport: Literal["auto", "sse", "ws", "poll"],
     last_id: str | None,
@@ -369,21 +368,20 @@ def subscribe(
     from tricast.client import items
 
     to_line = items.event_as_line if form == "json" else items.data_as_line
-    _run(_subscribe, url, topics, transport, last_id, to_line, _identity(token, api_key))
+    wished = {"transport": transport, "last_id": last_id, **_identity(token, api_key)}
+    _run(_subscribe, url, topics, wished, to_line)
 
 
 async def _subscribe(
     url: str,
     topics: tuple[str, ...],
-    transport: Literal["auto", "sse", "ws", "poll"],
-    last_id: str | None,
+    wished: dict[str, Any],
     to_line: "Callable[[Event], bytes]",
-    identity: dict[str, Any],
 ) -> None:
     from tricast.client import subscribe
     from tricast.event import Event
 
-    async with subscribe(url, topics, transport=transport, last_id=last_id, **identity) as subscription:
+    async with subscribe(url, topics, **wished) as subscription:
         async for item in subscription:
             if isinstance(item, Event):
                 _print(to_line(item).decode())

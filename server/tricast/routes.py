@@ -126,7 +126,7 @@ async def _subscribe_over_http(exchange: Exchange) -> Answer:
     request, runtime = exchange.request, exchange.runtime
     await let_in(exchange)
     topics = check_topics(request.parameters("topic"), runtime)
-    runtime.access.check_subscribe(exchange.identity, sorted(topics.names))
+    runtime.access.check_subscribe(exchange.identity, topics.names)
     start = await settle(start_of(last_id_of(request), runtime.hub.last_id), topics, runtime.hub)
     envelope = _wants_envelope(request)
     refuse_while_draining(runtime)
@@ -171,7 +171,7 @@ async def subscribe_websocket(exchange: Exchange) -> Answer:
     # What the URL asks for is checked before the upgrade, so that a mistake in it gets an HTTP answer.
     if names := request.parameters("topic"):
         topics = check_topics(names, runtime)
-        runtime.access.check_subscribe(exchange.identity, sorted(topics.names))
+        runtime.access.check_subscribe(exchange.identity, topics.names)
         start = await settle(start_of(last_id_of(request), runtime.hub.last_id), topics, runtime.hub)
         subscription = Subscription(topics, start)
     return upgrade(exchange, serve_topics, SUBPROTOCOL, subscription)

@@ -76,9 +76,7 @@ class Subscribing(Generator):
     def __init__(self, engine: Engine, plan: Plan) -> None:
         super().__init__(engine, plan)
         self._reader = BlockReader(plan.feed.run, plan.feed.publishers)
-        around = Surroundings(
-            engine, self._target, self._endpoint, self._headers, self._reader, plan.feed.publishers
-        )
+        around = Surroundings(engine, self._target, self._endpoint, self._headers, self._reader, plan.feed.publishers)
         transports = sorted({transport for _, transport in plan.subscribers})
         self._groups = {transport: Group(around, transport) for transport in transports}
         for index, transport in plan.subscribers:

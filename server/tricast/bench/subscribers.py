@@ -235,7 +235,13 @@ class Subscriber(ABC):
         endpoint = self._around.endpoint
         target = endpoint.target("/events", [("topic", self._topic), *query])
         position = [f"Last-Event-ID: {self._position.decode('latin-1')}"] if self._position else []
-        lines = [f"{method} {target} HTTP/1.1", f"Host: {endpoint.authority}", *self._around.headers, *headers, *position]
+        lines = [
+            f"{method} {target} HTTP/1.1",
+            f"Host: {endpoint.authority}",
+            *self._around.headers,
+            *headers,
+            *position,
+        ]
         self._tally.requests += 1
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 

@@ -79,10 +79,10 @@ class Stream(Subscriber):
         """See ``Leased.renew``."""
         if self._is_leaving:
             raise RemoteProtocolError("the stream is ending", code="stream-unknown", status=404)
-        if identity.account != self.identity.account or not identity.account:
+        if (identity.account, identity.is_anonymous) != (self.identity.account, self.identity.is_anonymous):
             raise Forbidden("this is for the account that the stream was opened with", code="other-account")
         if self.feed is not None:
-            self.runtime.access.check_subscribe(identity, sorted(self.feed.topics.names))
+            self.runtime.access.check_subscribe(identity, self.feed.topics.names)
         self._let_in(identity)
         self.runtime.wheel.add(self, trio.current_time())  # it may have less time now than before
 

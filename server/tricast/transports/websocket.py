@@ -260,7 +260,7 @@ class Session(Stream):
                 may not.
         """
         added = check_topics(topics, self.runtime)
-        self.runtime.access.check_subscribe(self.identity, sorted(added.names))
+        self.runtime.access.check_subscribe(self.identity, added.names)
         together = check_topics(self.topics | added.names, self.runtime)
         start = await settle(start_of(last_id, self._here()), together, self.runtime.hub)
         return Subscription(together, start)
