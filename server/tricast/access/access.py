@@ -3,7 +3,7 @@
 How credentials are checked is in ``tokens.py``, ``api_keys.py`` and ``tickets.py``.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import NamedTuple
@@ -113,17 +113,20 @@ class Access:
             return self.api_keys.identify(credentials.api_key)
         return self.anonymous
 
-    def check_subscribe(self, identity: Identity, names: Sequence[str]) -> None:
+    def check_subscribe(self, identity: Identity, names: Iterable[str]) -> None:
         """Returns if the identity may subscribe to all of these topics and patterns.
 
-        Each has to be covered by one of its patterns as a whole: what two of them cover together is not looked for.
+        Each has to be covered by one of its patterns, or of those for everybody, as a whole: what two of them cover
+        together is not looked for.
 
         Raises:
             Forbidden: it may not.
             Unauthorized: nobody said who they are, and not everybody may.
         """
+        if identity is ANYBODY:
+            return
         for name in names:
-            if not self._is_covered(identity.subscribe, name):
+            if not self._is_covered(identity.subscribe, name) and not self._is_covered(self.anonymous.subscribe, name):
                 raise _refusal(identity, "subscribe to", "subscribe", identity.subscribe, name)
 
     def check_publish(self, identity: Identity, topic: str) -> None:
@@ -133,7 +136,9 @@ class Access:
             Forbidden: it may not.
             Unauthorized: nobody said who they are, and not everybody may.
         """
-        if not self._is_covered(identity.publish, topic):
+        if identity is ANYBODY:
+            return
+        if not self._is_covered(identity.publish, topic) and not self._is_covered(self.anonymous.publish, topic):
             raise _refusal(identity, "publish to", "publish", identity.publish, topic)
 
     def issue_ticket(self, identity: Identity) -> str:
