@@ -220,9 +220,8 @@ def _public_key_of(data: bytes) -> PublicKey:
 def _keys_of_json(entry: KeyEntry, data: bytes) -> tuple[Key, ...]:
     keys = tuple(key for key in keys_of_set(data) if key.algorithm == entry.algorithm and entry.id in ("", key.id))
     if not keys:
-        raise UnusableKey(
-            f"the JWK set has no key for {entry.algorithm}" + (f" with this id: {entry.id}" * bool(entry.id))
-        )
+        named = f" with the id {entry.id}" if entry.id else ""
+        raise UnusableKey(f"the JWK set has no key{named} for {entry.algorithm}")
     return keys
 
 
@@ -262,11 +261,12 @@ def _usable(found: Iterable[Mapping[str, Any]]) -> Iterable[Key]:
         operations = jwk.get("key_ops", ["verify"])
         is_for_signatures = jwk.get("use", "sig") == "sig" and isinstance(operations, list) and "verify" in operations
         # A private or a shared key that is published is nobody's any more.
-        if not is_for_signatures or "d" in jwk or jwk.get("kty") == "oct":
+        is_secret = "d" in jwk or jwk.get("kty") == "oct"
+        if not is_for_signatures or is_secret or jwk.get("alg") not in (None, *PUBLIC_ALGORITHMS):
             continue
         try:
             yield _key_of_jwk(jwk)
-        except (jwt.PyJWTError, UnusableKey, ValueError, TypeError, AttributeError, UnsupportedAlgorithm):
+        except (jwt.PyJWTError, UnusableKey, ValueError, TypeError, AttributeError, KeyError, UnsupportedAlgorithm):
             # PyJWT's errors hold the key, and it lets through what it meets in a key of the wrong shape.
             continue
 
