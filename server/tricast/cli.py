@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import click
 
 from tricast import __version__
+from tricast.access.command import token
 from tricast.command_line import INTERRUPTED as _INTERRUPTED
 from tricast.command_line import Failure
 from tricast.command_line import in_words as _in_words
+from tricast.command_line import or_fail as _or_fail
 from tricast.command_line import run as _run
 from tricast.command_line import say as _say
 from tricast.probe.command import probe
@@ -76,6 +78,7 @@ def cli() -> None:
 
 
 cli.add_command(probe)
+cli.add_command(token)
 
 
 def _check_url(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -233,6 +236,7 @@ def check(file: str) -> None:
 
     Prints everything that is wrong with it. TRICAST_SECTION__KEY variables are checked as well.
     """
+    from tricast.access.keys import load_keys
     from tricast.errors import ConfigError
     from tricast.server import load_handlers
     from tricast.tls import load_context
@@ -240,7 +244,8 @@ def check(file: str) -> None:
     _find_modules_here()
     config = _load(file, {})
     problems = []
-    for load in (lambda: load_handlers(config), lambda: load_context(config.tls)):
+    load: Callable[[], object]
+    for load in (lambda: load_handlers(config), lambda: load_keys(config.auth), lambda: load_context(config.tls)):
         try:
             load()
         except ConfigError as error:
@@ -487,12 +492,8 @@ async def _bench(options: dict[str, Any], compare: bool, as_json: bool) -> None:
 
 def _load(file: str | None, overrides: dict[str, dict[str, object]]) -> "Config":
     from tricast.config import load_config
-    from tricast.errors import ConfigError
 
-    try:
-        return load_config(file, overrides=overrides)
-    except ConfigError as error:
-        raise Failure(*map(str, error.problems)) from None
+    return _or_fail(partial(load_config, file, overrides=overrides))
 
 
 def _print(line: str) -> None:

@@ -339,7 +339,7 @@ class Config(Section):
     tls: TlsSection = TlsSection()
     drain: DrainSection = DrainSection()
     admin: AdminSection = AdminSection()
-    probe: ProbeSection = ProbeSection()
+    probe: Annotated[ProbeSection, Field(repr=False)] = ProbeSection()
     logging: LoggingSection = LoggingSection()
 
     @model_validator(mode="after")

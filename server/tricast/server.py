@@ -21,6 +21,7 @@ import trio
 
 from tricast import metrics
 from tricast.access.access import Access
+from tricast.access.tickets import SharedUses
 from tricast.config import SQLITE_URL, Config, workers_of
 from tricast.connection import Connection
 from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
@@ -53,12 +54,14 @@ class Share(NamedTuple):
             copies of both when it goes down.
         admin_listeners: the same for the admin listener.
         boards: where all of them leave their numbers for the metrics.
+        folder: what they have in common beside that, and nobody else; None where there is none.
     """
 
     listeners: Sequence[socket.socket]
     others: Sequence[socket.socket]
     admin_listeners: Sequence[socket.socket]
     boards: metrics.Noticeboards
+    folder: Path | None = None
 
 
 class Server(Lifetime):
@@ -145,7 +148,7 @@ async def serve(
     tls = load_context(config.tls)
     log = log or _log_of(config, logger)
     wake = _Bell()
-    access = Access(config.auth, clock=time.time, logger=logger)
+    access = _access_of(config, share, logger)
     hub = Hub(
         log,
         max_topic_bytes=config.limits.topic_size,
@@ -379,6 +382,13 @@ def _admin_entrance(runtime: Runtime, expose: metrics.Expose, background: trio.N
 def _capacity_of(config: Config) -> int:
     room = room_for_connections(config.limits.reserved_descriptors)
     return min(room, config.limits.connections or room)
+
+
+def _access_of(config: Config, share: Share | None, logger: Logger) -> Access:
+    uses = None
+    if share is not None and share.folder is not None and config.auth.is_on:
+        uses = SharedUses(share.folder, time.time())
+    return Access(config.auth, clock=time.time, logger=logger, uses=uses)
 
 
 def _log_of(config: Config, logger: Logger) -> Log:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tricast.access.api_keys import PREFIX, ApiKeys
 from tricast.access.identity import ANYBODY, Identity
-from tricast.access.jwks import Fetch, RemoteKeys, fetch
+from tricast.access.jwks import Fetch, RemoteKeys, fetching_in_threads
 from tricast.access.keys import load_keys
 from tricast.access.tickets import OwnUses, Tickets, Uses
 from tricast.access.tokens import Tokens
@@ -48,12 +48,14 @@ class Access:
         clock: unix seconds.
         logger: told of keys that are fetched, or cannot be.
         uses: tickets that were used, where several processes have to know; the default is for this one alone.
-        fetch: how to fetch what is at the JWKS URL.
+        fetch: how to fetch what is at the JWKS URL; the default is in a thread.
 
     Attributes:
         is_on: whether anybody is asked who they are; where not, everybody may do everything.
         anonymous: who shows nothing, and what that one may do.
         remote: the keys of the JWKS URL; None where there is none.
+        tokens: the checks of tokens.
+        api_keys: the API keys.
 
     Raises:
         ConfigError: a key cannot be read, or cannot be used with its algorithm.
@@ -66,18 +68,19 @@ class Access:
         clock: Callable[[], float],
         logger: Logger,
         uses: Uses | None = None,
-        fetch: Fetch = fetch,
+        fetch: Fetch | None = None,
     ) -> None:
         self.is_on = auth.is_on
         self.anonymous = ANYBODY
         if self.is_on:
             self.anonymous = Identity("", None, auth.anonymous_subscribe, auth.anonymous_publish, is_anonymous=True)
         keys = load_keys(auth)
-        self.remote = (
-            RemoteKeys(auth, logger=logger, fetch=fetch, changed=self._forget_tokens) if auth.jwks_url else None
-        )
-        self._tokens = Tokens(auth, keys, self.remote, clock=clock)
-        self._api_keys = ApiKeys(auth.api_key)
+        self.remote = None
+        if auth.jwks_url:
+            fetch = fetching_in_threads() if fetch is None else fetch
+            self.remote = RemoteKeys(auth, logger=logger, fetch=fetch, changed=self._forget_tokens)
+        self.tokens = Tokens(auth, keys, self.remote, clock=clock)
+        self.api_keys = ApiKeys(auth.api_key)
         # Publishers mostly publish to the same topics again.
         self._is_covered = lru_cache(_REMEMBERED)(_is_covered)
         self._tickets = Tickets(auth, OwnUses() if uses is None else uses, clock=clock)
@@ -104,11 +107,11 @@ class Access:
         if not self.is_on:
             return ANYBODY
         if credentials.token.startswith(PREFIX):
-            return self._api_keys.identify(credentials.token)
+            return self.api_keys.identify(credentials.token)
         if credentials.token:
-            return await self._tokens.identify(credentials.token)
+            return await self.tokens.identify(credentials.token)
         if credentials.api_key:
-            return self._api_keys.identify(credentials.api_key)
+            return self.api_keys.identify(credentials.api_key)
         return self.anonymous
 
     def check_subscribe(self, identity: Identity, names: Iterable[str]) -> None:
@@ -152,11 +155,12 @@ class Access:
         Raises:
             Unauthorized: it is none of this server, has expired, or was used before.
             LimitExceeded: so many were used just now that no more can be remembered.
+            Unavailable: that it was used cannot be remembered where other processes see it.
         """
         return self._tickets.redeem(ticket)
 
     def _forget_tokens(self) -> None:
-        self._tokens.forget()
+        self.tokens.forget()
 
 
 def _is_covered(patterns: tuple[str, ...], name: str) -> bool:

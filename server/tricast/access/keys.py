@@ -40,6 +40,7 @@ _WRONG_TYPE = {
     "ES256": "an elliptic curve key on P-256",
     "EdDSA": "an Ed25519 key",
 }
+_WRONG_FOR_ALL = f"expected {', '.join(_WRONG_TYPE.values())}"
 
 
 class UnusableKey(Exception):
@@ -131,7 +132,7 @@ def keys_of(entry: KeyEntry) -> tuple[Key, ...]:
         return (Key(entry.algorithm, entry.id, entry.secret.encode()),)
     data = read_key_file(entry.file) if entry.file else entry.public.encode()
     if entry.algorithm == "HS256":
-        return (Key(entry.algorithm, entry.id, _without_line_end(data)),)
+        return (Key(entry.algorithm, entry.id, secret_from(data)),)
     if data.lstrip().startswith(b"{"):
         return _keys_of_json(entry, data)
     key = _public_key_of(data)
@@ -144,12 +145,32 @@ def private_key_of(data: bytes, algorithm: str) -> PrivateKey:
     Raises:
         UnusableKey: there is none, or it is not for the algorithm.
     """
+    key = _load_private(data)
+    if not _is_for(algorithm, key):
+        raise UnusableKey(f"expected {_WRONG_TYPE[algorithm]} for {algorithm}")
+    return key
+
+
+def algorithm_of(data: bytes) -> str:
+    """Which algorithm the private key in PEM format that a file holds is for.
+
+    Raises:
+        UnusableKey: there is none, or it is for none of them.
+    """
+    key = _load_private(data)
+    for algorithm in PUBLIC_ALGORITHMS:
+        if _is_for(algorithm, key):
+            return algorithm
+    raise UnusableKey(_WRONG_FOR_ALL)
+
+
+def _load_private(data: bytes) -> PrivateKey:
     try:
         key = load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it takes a password
         raise UnusableKey("there is no private key in PEM format without a password") from None
-    if not isinstance(key, PrivateKey) or not _is_for(algorithm, key):
-        raise UnusableKey(f"expected {_WRONG_TYPE[algorithm]} for {algorithm}")
+    if not isinstance(key, PrivateKey):
+        raise UnusableKey(_WRONG_FOR_ALL)
     return key
 
 
@@ -171,11 +192,11 @@ def secret_of(entry: KeyEntry) -> bytes:
     Raises:
         UnusableKey: its file cannot be read.
     """
-    return entry.secret.encode() if entry.secret else _without_line_end(read_key_file(entry.file))
+    return entry.secret.encode() if entry.secret else secret_from(read_key_file(entry.file))
 
 
-def _without_line_end(data: bytes) -> bytes:
-    """An editor adds it, and it is no part of the secret."""
+def secret_from(data: bytes) -> bytes:
+    """The secret that a file holds: without the line's end, which an editor adds."""
     return data.removesuffix(b"\n").removesuffix(b"\r")
 
 
@@ -192,7 +213,7 @@ def _public_key_of(data: bytes) -> PublicKey:
     if isinstance(key, PrivateKey):
         key = key.public_key()
     if not isinstance(key, PublicKey):
-        raise UnusableKey("expected a key for RS256, ES256 or EdDSA")
+        raise UnusableKey(_WRONG_FOR_ALL)
     return key
 
 
