@@ -468,7 +468,7 @@ class EventStream(Subscription):
                 self.last_comment = line[1:].decode().strip()
             elif line:
                 self._lines.append(line)
-            else:
+            elif self._lines:
                 self._take(b"\n".join(self._lines))
                 self._lines.clear()
 

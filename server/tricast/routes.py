@@ -40,6 +40,10 @@ _EVENT_STREAM_HEADERS = (
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 )
+#: Where what somebody gets is not for everybody, no cache on the way may keep it, whatever showed who that is.
+_PRIVATE_EVENT_STREAM_HEADERS = tuple(
+    (name, value.replace(b"no-cache", b"no-store")) for name, value in _EVENT_STREAM_HEADERS
+)
 _OPERATIONS = ("/healthz", "/readyz", "/metrics")
 #: Where no application handler can be.
 RESERVED_PATHS = frozenset({"/events", "/ws", "/publish", "/ticket", "/refresh", *_OPERATIONS, *_PAGE_FILES, *PATHS})
@@ -131,8 +135,9 @@ async def _subscribe_over_http(exchange: Exchange) -> Answer:
     envelope = _wants_envelope(request)
     refuse_while_draining(runtime)
     if request.wants_event_stream:
+        headers = _PRIVATE_EVENT_STREAM_HEADERS if runtime.access.is_on else _EVENT_STREAM_HEADERS
         if request.method == "HEAD":
-            return Response(200, _EVENT_STREAM_HEADERS)
+            return Response(200, headers)
         stream = EventStream(
             exchange.connection,
             runtime,
@@ -142,7 +147,7 @@ async def _subscribe_over_http(exchange: Exchange) -> Answer:
             is_chunked=request.is_http_11,
             identity=exchange.identity,
         )
-        head = exchange.stream_head((*_EVENT_STREAM_HEADERS, *cors_headers(request, runtime)))
+        head = exchange.stream_head((*headers, *cors_headers(request, runtime)))
         return Handover(head + stream.opening(), stream)
     if request.method == "HEAD":
         # The position, so that a client can learn it before its first poll, and miss nothing if that one breaks.

@@ -13,14 +13,17 @@ from tricast.config import Config
 from tricast.connection import Connection
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.hub import Hub
+from tricast.leases import Leases
 from tricast.logs import Logger
-from tricast.sweep import Wheel
+from tricast.sweep import Turnstile, Wheel
 from tricast.wire.http1 import Response, encode_headers, problem_of
 
 #: An application's WebSocket handler: any ``async def handler(session)``.
 Handler = Callable[[Any], Awaitable[object]]
 
 _SERVER = (b"server", b"tricast")
+#: Each reads 64 KiB from the log and sends them, which takes half a millisecond on a busy machine.
+_CATCH_UPS_PER_TURN = 4
 
 
 class Drainable(Protocol):
@@ -28,19 +31,6 @@ class Drainable(Protocol):
 
     def drain(self, retry_after: float) -> None:
         """Brings the connection to its end: tells the client when to come back (in seconds), and does not wait."""
-        ...
-
-
-class Leased(Protocol):
-    """A stream whose client was let in for a while, and may bring something newer meanwhile."""
-
-    def renew(self, identity: Identity) -> None:
-        """Lives on with a newer identity of the same account, or on an error as before.
-
-        Raises:
-            Forbidden: it is another account's, or does not allow all that the stream follows.
-            RemoteProtocolError: the stream is ending.
-        """
         ...
 
 
@@ -72,12 +62,13 @@ class Runtime:
         config: the configuration.
         hub: the hub.
         wheel: where keepalives, pings and dead-peer checks are done.
+        catching_up: what everybody passes who reads on from the log, for each part that is read.
         random: for jitter only, so it need not be secret.
         logger: where to log.
         counters: what happened.
         handlers: path to application WebSocket handler.
         access: who may do what.
-        leases: the event streams that can be renewed, by their names.
+        leases: the event streams that can be renewed.
         open: every connection with what it is busy with.
         at_end: told how it ended, for connections that somebody asked that for: ``left``, ``own`` where this side
             ended it, or the reason of a ``ConnectionLost``.
@@ -95,15 +86,17 @@ class Runtime:
         logger: Logger,
         handlers: dict[str, Handler],
         access: Access,
+        leases: Leases | None = None,
     ) -> None:
         self.config = config
         self.hub = hub
         self.wheel = wheel
+        self.catching_up = Turnstile(per_turn=_CATCH_UPS_PER_TURN)
         self.random = randomness
         self.logger = logger
         self.handlers = handlers
         self.access = access
-        self.leases: dict[str, Leased] = {}
+        self.leases = leases if leases is not None else Leases(randomness)
         self.counters = Counters()
         self.open: dict[Connection, Drainable] = {}
         self.at_end: dict[Connection, Callable[[str], None]] = {}

@@ -21,7 +21,7 @@ LAYERS = (
     ("wire",),
     ("log",),
     ("hub",),
-    ("connection", "sweep"),
+    ("connection", "sweep", "leases"),
     ("tls",),
     ("runtime",),
     ("transports",),
