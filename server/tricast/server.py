@@ -56,6 +56,7 @@ class Share(NamedTuple):
         admin_listeners: the same for the admin listener.
         boards: where all of them leave their numbers for the metrics.
         folder: what they have in common beside that, and nobody else; None where there is none.
+        tickets: what all of them remember of tickets that were used.
     """
 
     listeners: Sequence[socket.socket]
@@ -63,6 +64,7 @@ class Share(NamedTuple):
     admin_listeners: Sequence[socket.socket]
     boards: metrics.Noticeboards
     folder: Path | None = None
+    tickets: SharedUses | None = None
 
 
 class Server(Lifetime):
@@ -149,7 +151,8 @@ async def serve(
     tls = load_context(config.tls)
     log = log or _log_of(config, logger)
     wake = _Bell()
-    access = _access_of(config, share, logger)
+    uses = None if share is None else share.tickets
+    access = Access(config.auth, clock=time.time, logger=logger, uses=uses)
     randomness = random.Random()  # noqa: S311 - jitter, and names that are not secret
     hub = Hub(
         log,
@@ -389,13 +392,6 @@ def _admin_entrance(runtime: Runtime, expose: metrics.Expose, background: trio.N
 def _capacity_of(config: Config) -> int:
     room = room_for_connections(config.limits.reserved_descriptors)
     return min(room, config.limits.connections or room)
-
-
-def _access_of(config: Config, share: Share | None, logger: Logger) -> Access:
-    uses = None
-    if share is not None and share.folder is not None and config.auth.is_on:
-        uses = SharedUses(share.folder, time.time())
-    return Access(config.auth, clock=time.time, logger=logger, uses=uses)
 
 
 def _log_of(config: Config, logger: Logger) -> Log:

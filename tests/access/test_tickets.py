@@ -1,18 +1,22 @@
 """Tickets: whose they are, how long they are good, and that each is good once."""
 
 import base64
-import errno
 import os
-from pathlib import Path
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from access.making import NOW, SECRET, Clock, Fixture, auth_of
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tricast.access.identity import Identity
 from tricast.access.tickets import OwnUses, SharedUses, Tickets, Uses
-from tricast.errors import LimitExceeded, Unauthorized, Unavailable
+from tricast.errors import LimitExceeded, Unauthorized
 
 BOB = Identity("sub:bob", "bob", ("users.bob.>", "open"), ("chat.*",), NOW + 600.5)
 SHARED = "a secret that servers have in common"
@@ -26,7 +30,7 @@ def refusal_of(tickets: Tickets, ticket: str) -> Unauthorized:
 
 
 def tickets_of(clock: Clock, uses: Uses | None = None, **keys: object) -> Tickets:
-    return Tickets(auth_of(**keys), OwnUses() if uses is None else uses, clock=clock)
+    return Tickets(auth_of(**keys), OwnUses(1000) if uses is None else uses, clock=clock)
 
 
 @pytest.fixture
@@ -34,9 +38,17 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture
+def memory() -> Iterator[int]:
+    """What several processes have in common, for so many tickets as one bucket holds."""
+    fd = SharedUses.create(1)
+    yield fd
+    os.close(fd)
+
+
 @pytest.fixture(params=["own", "shared"])
-def uses(request: pytest.FixtureRequest, tmp_path: Path) -> Uses:
-    return OwnUses() if request.param == "own" else SharedUses(tmp_path, NOW)
+def uses(request: pytest.FixtureRequest, memory: int) -> Uses:
+    return OwnUses(32) if request.param == "own" else SharedUses(memory)
 
 
 @pytest.mark.parametrize("identity", [BOB, Identity("key:ci", None, (), ("a",)), Identity("", None, (), ())])
@@ -113,8 +125,6 @@ def test_made_up_tickets(clock: Clock) -> None:
     tickets = tickets_of(clock, ticket_secret=SHARED)
     assert refusal_of(tickets, base64.urlsafe_b64encode(os.urandom(60)).decode()).code == "ticket-unknown"
     # Nor is a ticket what was sealed with the same secret for something else, nor the secret a key as it is.
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
     sealed = bytes(12) + AESGCM(SHARED.encode()[:32]).encrypt(bytes(12), b"x" * 20, b"")
     assert refusal_of(tickets, base64.urlsafe_b64encode(sealed).decode()).code == "ticket-unknown"
 
@@ -142,24 +152,33 @@ def test_a_ticket_that_was_changed_anywhere_is_refused(data: st.DataObject) -> N
 
 
 def test_so_many_are_remembered(clock: Clock, uses: Uses) -> None:
-    tickets = tickets_of(clock, uses, max_tickets=3, ticket_lifetime="30s")
-    issued = [tickets.issue(BOB) for _ in range(5)]
-    for ticket in issued[:3]:
+    tickets = tickets_of(clock, uses, max_tickets=32, ticket_lifetime="30s")
+    issued = [tickets.issue(BOB) for _ in range(33)]
+    for ticket in issued[:32]:
         tickets.redeem(ticket)
     with pytest.raises(LimitExceeded) as caught:
-        tickets.redeem(issued[3])
+        tickets.redeem(issued[32])
     assert (caught.value.reason, caught.value.status, caught.value.close_code) == ("auth.max_tickets", 503, 1013)
     assert caught.value.headers == ((b"retry-after", b"30"),)
     # Rather than one that was used, one that was not is refused.
-    assert len(uses) == 3
+    assert {refusal_of(tickets, ticket).code for ticket in issued[:32]} == {"ticket-used"}
     clock.now = NOW + 29
-    late = tickets.issue(BOB)
-    clock.now = NOW + 31
-    assert tickets.redeem(late) == BOB
-    assert len(uses) == 1
+    late = [tickets.issue(BOB) for _ in range(32)]
+    clock.now = NOW + 30
+    assert {tickets.redeem(ticket) for ticket in late} == {BOB}
+    assert {refusal_of(tickets, ticket).code for ticket in late} == {"ticket-used"}
 
 
-def test_what_has_expired_is_forgotten(clock: Clock, uses: Uses) -> None:
+def test_an_access_remembers_as_many_as_it_is_told_to() -> None:
+    fixture = Fixture(max_tickets=2)
+    for _ in range(2):
+        fixture.access.redeem(fixture.access.issue_ticket(BOB))
+    with pytest.raises(LimitExceeded):
+        fixture.access.redeem(fixture.access.issue_ticket(BOB))
+
+
+def test_what_has_expired_is_forgotten(clock: Clock) -> None:
+    uses = OwnUses(100)
     tickets = tickets_of(clock, uses)
     for _ in range(100):
         tickets.redeem(tickets.issue(BOB))
@@ -167,45 +186,68 @@ def test_what_has_expired_is_forgotten(clock: Clock, uses: Uses) -> None:
     assert len(uses) <= 31
 
 
-def test_processes_that_share_a_folder(clock: Clock, tmp_path: Path) -> None:
-    one, other = (tickets_of(clock, SharedUses(tmp_path, NOW), ticket_secret=SHARED) for _ in range(2))
-    for number in range(20):
+@pytest.mark.parametrize("capacity", [1, 100, 3000])
+def test_processes_that_have_memory_in_common(clock: Clock, capacity: int) -> None:
+    fd = SharedUses.create(capacity)
+    one, other = (tickets_of(clock, SharedUses(fd), ticket_secret=SHARED) for _ in range(2))
+    for number in range(min(capacity, 500)):
         ticket = one.issue(BOB)
         first, second = (one, other) if number % 2 else (other, one)
         assert first.redeem(ticket) == BOB
         assert refusal_of(second, ticket).code == "ticket-used"
         assert refusal_of(first, ticket).code == "ticket-used"
-    assert all(file.stat().st_mode & 0o777 == 0o600 for file in tmp_path.iterdir())
+    os.close(fd)
 
 
-def test_what_a_process_left_behind_is_cleared_away(clock: Clock, tmp_path: Path) -> None:
-    before = SharedUses(tmp_path, NOW)
-    tickets = tickets_of(clock, before, ticket_secret=SHARED)
-    tickets.redeem(tickets.issue(BOB))
-    clock.now = NOW + 20
+_TAKING = """
+import sys
+from tricast.access.tickets import NoRoom, SharedUses
+
+def take(ticket):
+    while True:
+        try:
+            return uses.add(ticket, 2.0, 1.0)
+        except NoRoom:
+            pass
+
+uses = SharedUses(int(sys.argv[1]))
+print(flush=True)
+sys.stdin.readline()
+print(*(int(take(number.to_bytes(12, "little"))) for number in range(1, 2**64, 2**64 // 300)))
+"""
+
+
+def test_of_processes_that_come_at_once_one_is_let_in() -> None:
+    """Several with each of many tickets, in the same order."""
+    fd = SharedUses.create(3000)
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "pass_fds": [fd]}
+    with ExitStack() as processes:
+        command = [sys.executable, "-c", _TAKING, str(fd)]
+        children = [processes.enter_context(subprocess.Popen(command, **pipes)) for _ in range(2)]
+        for child in children:
+            assert child.stdout.readline() == b"\n"
+        for child in children:
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+        taken = [child.stdout.read().split() for child in children]
+    os.close(fd)
+    assert len(taken[0]) >= 300
+    assert [sum(map(int, each)) for each in zip(*taken, strict=True)] == [1] * len(taken[0])
+
+
+def test_a_process_that_was_stopped_at_the_wrong_moment_holds_nobody_up(clock: Clock, memory: int) -> None:
+    holding = "import fcntl,sys; fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "pass_fds": [memory]}
+    command = [sys.executable, "-c", holding, str(memory)]
+    tickets = tickets_of(clock, SharedUses(memory))
     ticket = tickets.issue(BOB)
-    tickets.redeem(ticket)
-    (tmp_path / "log.db").touch()
-    (tmp_path / "ticket-1-not-ours").touch()
-    assert len(list(tmp_path.iterdir())) == 4
-    after = SharedUses(tmp_path, NOW + 40)
-    assert len(list(tmp_path.iterdir())) == 3
-    assert refusal_of(tickets_of(clock, after, ticket_secret=SHARED), ticket).code == "ticket-used"
-
-
-def test_it_cannot_be_remembered(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tickets = tickets_of(clock, SharedUses(tmp_path, NOW))
-    ticket = tickets.issue(BOB)
-    (tmp_path / "gone").mkdir()
-    nowhere = tickets_of(clock, SharedUses(tmp_path / "gone", NOW))
-    ticket = nowhere.issue(BOB)
-    (tmp_path / "gone").rmdir()
-    with pytest.raises(Unavailable) as caught:
-        nowhere.redeem(ticket)
-    assert (caught.value.code, caught.value.detail) == (
-        "tickets-unavailable",
-        f"tickets cannot be taken: {os.strerror(errno.ENOENT)}",
-    )
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdout.readline()
+        with pytest.raises(LimitExceeded):
+            tickets.redeem(ticket)
+        process.kill()
+    # What died holds nothing.
+    assert tickets.redeem(ticket) == BOB
 
 
 def test_tickets_of_an_access() -> None:

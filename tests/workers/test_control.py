@@ -27,6 +27,7 @@ BEGIN = Begin(
     admin_listeners=[],
     boards=[5, 6],
     folder="",
+    tickets=7,
 )
 MESSAGES: list[Message] = [BEGIN, Accept([0, 2]), Retire(), Drain(), Ready(), Failed(["one", "another"])]
 

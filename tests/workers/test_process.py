@@ -19,6 +19,7 @@ def worker_of(number: int) -> Worker:
         admin_listeners=[],
         boards=[],
         folder="",
+        tickets=0,
     )
     return Worker(begin, 1.0, structlog.wrap_logger(None, processors=[]))
 

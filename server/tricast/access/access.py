@@ -83,7 +83,7 @@ class Access:
         self.api_keys = ApiKeys(auth.api_key)
         # Publishers mostly publish to the same topics again.
         self._is_covered = lru_cache(_REMEMBERED)(_is_covered)
-        self._tickets = Tickets(auth, OwnUses() if uses is None else uses, clock=clock)
+        self._tickets = Tickets(auth, OwnUses(auth.max_tickets) if uses is None else uses, clock=clock)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -155,7 +155,6 @@ class Access:
         Raises:
             Unauthorized: it is none of this server, has expired, or was used before.
             LimitExceeded: so many were used just now that no more can be remembered.
-            Unavailable: that it was used cannot be remembered where other processes see it.
         """
         return self._tickets.redeem(ticket)
 

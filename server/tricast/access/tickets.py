@@ -6,15 +6,15 @@ every process that has the secret can take it. That it is used once takes a memo
 
 import base64
 import binascii
+import fcntl
 import hashlib
 import math
 import os
-import re
-import stat
+import struct
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from heapq import heappop, heappush
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -23,102 +23,111 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tricast.access.identity import Identity
 from tricast.config import AuthSection
-from tricast.errors import LimitExceeded, Unauthorized, Unavailable
+from tricast.errors import LimitExceeded, Unauthorized
 
 #: What a ticket is sealed as. Something else that was sealed with the same secret is none.
 _PURPOSE = b"tricast ticket 1"
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
-_FILE = re.compile(r"ticket-([0-9]{1,12})-[0-9a-f]{24}")
+#: A slot: the ticket's nonce, and when it expires. A bucket is what is locked and read at once.
+_SLOT = struct.Struct(f"<{_NONCE_BYTES}sd")
+_SLOTS = 32
+_BUCKET_BYTES = _SLOTS * _SLOT.size
+#: A bucket is locked for some microseconds, or as long as somebody who just has it is not given a CPU.
+_TRIES = 50
+_PAUSE_SECONDS = 0.0005
+
+
+class NoRoom(Exception):
+    """So many tickets are remembered that one more cannot be."""
 
 
 class Uses(Protocol):
     """What was used, and must not be again."""
 
-    def __len__(self) -> int:
-        """How many are remembered here."""
-        ...
+    def add(self, ticket: bytes, expires_at: float, now: float) -> bool:
+        """Remembers a ticket until it expires; returns False for one that is remembered already.
 
-    def add(self, ticket: bytes, expires_at: float) -> bool:
-        """Remembers a ticket until it expires; returns False for one that is remembered already."""
-        ...
-
-    def forget(self, now: float) -> None:
-        """Forgets those that have expired."""
+        Raises:
+            NoRoom: it cannot be remembered.
+        """
         ...
 
 
 class OwnUses:
-    """What was used in this process."""
+    """What was used in this process.
 
-    def __init__(self) -> None:
+    Args:
+        capacity: how many are remembered at most.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
         self._used: set[bytes] = set()
         self._by_end: list[tuple[float, bytes]] = []
 
     def __len__(self) -> int:
         return len(self._used)
 
-    def add(self, ticket: bytes, expires_at: float) -> bool:
+    def add(self, ticket: bytes, expires_at: float, now: float) -> bool:
         """See ``Uses.add``."""
+        while self._by_end and self._by_end[0][0] <= now:
+            self._used.remove(heappop(self._by_end)[1])
         if ticket in self._used:
             return False
+        if len(self._used) >= self._capacity:
+            raise NoRoom
         self._used.add(ticket)
         heappush(self._by_end, (expires_at, ticket))
         return True
 
-    def forget(self, now: float) -> None:
-        """See ``Uses.forget``."""
-        while self._by_end and self._by_end[0][0] <= now:
-            self._used.remove(heappop(self._by_end)[1])
-
 
 class SharedUses:
-    """What was used in any of the processes that share a folder: an empty file for each.
+    """What was used in any of the processes that have a piece of memory in common: a table of buckets with slots.
 
-    That a name can be taken by one process alone needs no lock, which somebody who died might hold.
+    A bucket is locked while one process looks and writes. The kernel takes the lock back from one that dies.
 
     Args:
-        folder: there, and nobody else's.
-        now: unix seconds; what is left there from before is cleared away.
+        fd: as ``create`` made it, here or in another process; this object does not own it.
     """
 
-    def __init__(self, folder: Path, now: float) -> None:
-        self._folder = folder
-        self._by_end: list[tuple[float, str]] = []
-        for name in os.listdir(folder):  # noqa: PTH208 - names are what is wanted
-            match = _FILE.fullmatch(name)
-            if match is not None and int(match[1]) <= now:
-                self._remove(name)
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._buckets = os.fstat(fd).st_size // _BUCKET_BYTES
 
-    def __len__(self) -> int:
-        return len(self._by_end)
+    @staticmethod
+    def create(capacity: int) -> int:
+        """Makes the memory for about so many tickets, and returns its descriptor. What is not used takes none."""
+        # With twice the room, a bucket is hardly ever full before all of them together are.
+        buckets = -(-2 * capacity // _SLOTS)
+        fd = os.memfd_create("tricast-tickets")
+        os.ftruncate(fd, buckets * _BUCKET_BYTES)
+        return fd
 
-    def add(self, ticket: bytes, expires_at: float) -> bool:
-        """See ``Uses.add``.
-
-        Raises:
-            Unavailable: the folder cannot be written to.
-        """
-        name = f"ticket-{math.ceil(expires_at)}-{ticket.hex()}"
+    def add(self, ticket: bytes, expires_at: float, now: float) -> bool:
+        """See ``Uses.add``."""
+        begin = int.from_bytes(ticket[:8]) % self._buckets * _BUCKET_BYTES
+        self._lock(begin)
         try:
-            # Unlike open this takes no descriptor, of which there may be none just when many come back.
-            os.mknod(self._folder / name, stat.S_IFREG | stat.S_IRUSR | stat.S_IWUSR)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            why = error.strerror or str(error)
-            raise Unavailable(f"tickets cannot be taken: {why}", code="tickets-unavailable") from None
-        heappush(self._by_end, (math.ceil(expires_at), name))
+            slots = list(_SLOT.iter_unpack(os.pread(self._fd, _BUCKET_BYTES, begin)))
+            if any(used == ticket for used, _ in slots):
+                return False
+            free = next((index for index, (_, end) in enumerate(slots) if end <= now), None)
+            if free is None:
+                raise NoRoom
+            os.pwrite(self._fd, _SLOT.pack(ticket, expires_at), begin + free * _SLOT.size)
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, _BUCKET_BYTES, begin)
         return True
 
-    def forget(self, now: float) -> None:
-        """See ``Uses.forget``."""
-        while self._by_end and self._by_end[0][0] <= now:
-            self._remove(heappop(self._by_end)[1])
-
-    def _remove(self, name: str) -> None:
-        with suppress(OSError):
-            (self._folder / name).unlink()
+    def _lock(self, begin: int) -> None:
+        # Not for as long as it takes: who has it may have been stopped.
+        for _ in range(_TRIES):
+            with suppress(BlockingIOError):
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, _BUCKET_BYTES, begin)
+                return
+            time.sleep(_PAUSE_SECONDS)
+        raise NoRoom
 
 
 class _Content(NamedTuple):
@@ -167,8 +176,15 @@ class Tickets:
         if now >= content.expires_at:
             ago = math.ceil(now - content.expires_at)
             raise Unauthorized(f"the ticket expired {ago} s ago", code="ticket-expired")
-        self._uses.forget(now)
-        if len(self._uses) >= self._auth.max_tickets:
+        if not self._remember(nonce, content.expires_at, now):
+            raise Unauthorized("the ticket was used before", code="ticket-used")
+        return content.identity
+
+    def _remember(self, nonce: bytes, expires_at: float, now: float) -> bool:
+        """Whether it was not used before, which is so no more."""
+        try:
+            return self._uses.add(nonce, expires_at, now)
+        except NoRoom:
             wait = b"%d" % math.ceil(self._auth.ticket_lifetime)
             raise LimitExceeded(
                 "auth.max_tickets",
@@ -176,10 +192,7 @@ class Tickets:
                 status=503,
                 close_code=1013,
                 headers=((b"retry-after", wait),),
-            )
-        if not self._uses.add(nonce, content.expires_at):
-            raise Unauthorized("the ticket was used before", code="ticket-used")
-        return content.identity
+            ) from None
 
     def _unpack(self, ticket: str) -> bytes:
         """The bytes of a ticket."""

@@ -26,6 +26,7 @@ class Begin(msgspec.Struct, tag=True):
         boards: descriptors by number of the worker whose they are.
         folder: the supervisor's private folder, for what all workers share; who outlives the supervisor removes it.
             None is "".
+        tickets: a descriptor of what all workers remember of tickets.
     """
 
     worker: int
@@ -36,6 +37,7 @@ class Begin(msgspec.Struct, tag=True):
     admin_listeners: list[int]
     boards: list[int]
     folder: str
+    tickets: int
 
 
 class Accept(msgspec.Struct, tag=True):

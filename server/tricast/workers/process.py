@@ -131,7 +131,7 @@ class Worker:
                 self._process = await trio.lowlevel.open_process(
                     [sys.executable, *_safe_path(), "-m", "tricast.workers.worker", str(self.number)],
                     stdin=self._theirs.fileno(),
-                    pass_fds=[*listeners, *begin.admin_listeners, *begin.boards],
+                    pass_fds=[*listeners, *begin.admin_listeners, *begin.boards, begin.tickets],
                     # So that Ctrl-C in a terminal reaches the supervisor alone, which then decides.
                     start_new_session=True,
                 )

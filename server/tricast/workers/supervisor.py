@@ -18,6 +18,7 @@ from contextlib import ExitStack
 import msgspec
 import trio
 
+from tricast.access.tickets import SharedUses
 from tricast.config import MEMORY_URL, SQLITE_URL, Config
 from tricast.descriptors import raise_soft_limit
 from tricast.errors import ConfigError, WorkerFailed
@@ -126,6 +127,8 @@ class Supervisor:
         self._board_fds = [Board.create(number) for number in range(self._count)]
         for fd in self._board_fds:
             at_the_end.callback(os.close, fd)
+        self._tickets_fd = SharedUses.create(config.auth.max_tickets)
+        at_the_end.callback(os.close, self._tickets_fd)
         at_the_end.callback(self._remove_folder)
         self._make_folder_for(config)
 
@@ -188,6 +191,7 @@ class Supervisor:
             admin_listeners=[listener.fileno() for listener in self._admin_listeners],
             boards=self._board_fds,
             folder=self._folder,
+            tickets=self._tickets_fd,
         )
         worker = Worker(begin, config.drain.period + config.drain.grace, self._logger_for(config))
         self._alive[worker] = None

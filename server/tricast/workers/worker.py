@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import trio
 
+from tricast.access.tickets import SharedUses
 from tricast.config import Config
 from tricast.errors import TricastError, leaves
 from tricast.logs import Logger, program_logger
@@ -52,6 +53,7 @@ class _Worker:
             _sockets_of(self._begin.admin_listeners),
             self._boards,
             Path(self._begin.folder) if self._begin.folder else None,
+            SharedUses(_private(self._begin.tickets)),
         )
         folder = _hold(self._begin.folder) if self._begin.folder else None
         lines: list[str] = []
