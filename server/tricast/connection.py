@@ -31,7 +31,8 @@ class Connection:
         write_timeout: seconds in which at least one byte must be taken when the peer is waited for.
 
     Attributes:
-        peer: the client's address as text.
+        peer: the address, as text, of who is at the other end, or of whom that one says it speaks for.
+        client: of whom it is served for now: behind a proxy that tells, each request may be another one's.
         last_received: ``trio.current_time()`` of the last byte that came in.
         is_closed: whether ``close`` was called.
         has_ended: whether the peer was heard to send no more.
@@ -47,6 +48,7 @@ class Connection:
         "_sock",
         "_tail",
         "_write_timeout",
+        "client",
         "has_ended",
         "is_closed",
         "last_received",
@@ -60,10 +62,14 @@ class Connection:
         self._write_timeout = write_timeout
         self._is_draining = False
         self._drained: trio.Event | None = None
-        self.peer = peer
+        self.peer = self.client = peer
         self.last_received = trio.current_time()
         self.is_closed = False
         self.has_ended = False
+
+    def named(self) -> dict[str, str]:
+        """Who this is, for the log."""
+        return {"peer": self.peer} if self.client is self.peer else {"peer": self.peer, "client": self.client}
 
     async def open(self) -> None:
         """Does what must be done before anything can be received or sent.

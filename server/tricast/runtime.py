@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any, Protocol
 
+from tricast.addresses import Networks
 from tricast.config import Config
 from tricast.connection import Connection
 from tricast.errors import RemoteProtocolError, Unavailable
@@ -60,6 +61,7 @@ class Runtime:
         logger: where to log.
         counters: what happened.
         handlers: path to application WebSocket handler.
+        proxies: whose word counts on whom they forward for.
         open: every connection with what it is busy with.
         at_end: told how it ended, for connections that somebody asked that for: ``left``, ``own`` where this side
             ended it, or the reason of a ``ConnectionLost``.
@@ -83,6 +85,7 @@ class Runtime:
         self.random = randomness
         self.logger = logger
         self.handlers = handlers
+        self.proxies = Networks(config.server.trusted_proxies)
         self.counters = Counters()
         self.open: dict[Connection, Drainable] = {}
         self.at_end: dict[Connection, Callable[[str], None]] = {}

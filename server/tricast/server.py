@@ -449,14 +449,14 @@ async def _serve_connection(runtime: Runtime, route: Router, connection: Connect
         lost = leaf(group)
         how = lost.reason
         runtime.counters.lost[lost.reason] += 1
-        runtime.logger.debug("connection lost", peer=connection.peer, why=str(lost))
+        runtime.logger.debug("connection lost", why=str(lost), **connection.named())
     except* Unavailable as group:
         # The log says once what is wrong with it; this is one of those who could not be served meanwhile.
         runtime.counters.unavailable += 1
-        runtime.logger.debug("connection ended", peer=connection.peer, why=str(leaf(group)))
+        runtime.logger.debug("connection ended", why=str(leaf(group)), **connection.named())
     except* Exception:
         runtime.counters.failed += 1
-        runtime.logger.exception("connection failed", peer=connection.peer)
+        runtime.logger.exception("connection failed", **connection.named())
     finally:
         runtime.open.pop(connection, None)
         connection.close()

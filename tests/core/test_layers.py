@@ -12,7 +12,7 @@ PACKAGES = {"tricast": ROOT / "server" / "tricast", "tricast_proxy": ROOT / "pro
 
 #: The parts of the server, lowest first. A part may import what stands in a row above it, and its own modules.
 LAYERS = (
-    ("errors", "sent", "quotas"),
+    ("errors", "sent", "quotas", "addresses"),
     ("command_line", "lifetime", "listeners"),
     ("event", "schema"),
     ("config",),
@@ -84,6 +84,7 @@ SANS_IO = {
     "tricast.hub": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
     "tricast.log.window": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading", "sqlite3"},
     "tricast.log.memory": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
+    "tricast.addresses": {"trio", "anyio", "select", "socket", "time"},
     "tricast.quotas": {"trio", "anyio", "select", "socket", "time"},
     "tricast.event": {"trio", "socket", "time"},
     "tricast.publish": {"trio", "socket", "time"},
