@@ -7,6 +7,8 @@ answer), and nothing is sent while a tail waits, so pieces of different writers 
 
 import socket
 import struct
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -21,6 +23,16 @@ _LINGER_SECONDS = 2.0
 #: What is kept to be sent with what follows.
 _MAX_HELD_BYTES = 64 * 2**10
 _MAX_HELD = 100
+
+
+class _Sized(Protocol):
+    """Something that takes so many bytes."""
+
+    @property
+    def size(self) -> int: ...
+
+
+Front = TypeVar("Front", bound=_Sized)
 
 
 class Connection:
@@ -117,6 +129,38 @@ class Connection:
             return None
         except OSError as error:
             raise _lost(error) from None
+
+    async def receive_front(self, parse: Callable[[bytes], Front | None], max_bytes: int) -> Front:
+        """What the peer sends before all else, and not a byte more: what follows is for ``open`` and ``receive``.
+
+        Cancelling may lose the part that came.
+
+        Args:
+            parse: makes it out of what has come so far; None when that is not all of it.
+            max_bytes: that it may take.
+
+        Raises:
+            ConnectionLost: the peer is gone.
+        """
+        came = b""
+        while True:
+            self._check_open()
+            try:
+                await trio.lowlevel.wait_readable(self._sock)
+                ahead = self._sock.recv(max_bytes - len(came), socket.MSG_PEEK)
+                front = parse(came + ahead)
+                # All of it, where more is to come: else it would be there, and woken for, again and again.
+                came += self._sock.recv(len(ahead) if front is None else front.size - len(came))
+            except BlockingIOError:
+                continue
+            except trio.ClosedResourceError:
+                raise ConnectionLost("closed", reason="closed") from None
+            except OSError as error:
+                raise _lost(error) from None
+            if front is not None:
+                return front
+            if not ahead:
+                raise ConnectionLost("left", reason="left")
 
     @property
     def has_tail(self) -> bool:

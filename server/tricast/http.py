@@ -488,6 +488,7 @@ class HttpConnection:
         try:
             if self._connection.peer in self._runtime.proxies:
                 exchange.take_origin()
+                self._runtime.places.take(self._connection, self._connection.client)
             answer = await self._route(exchange)
         except (RemoteProtocolError, Unavailable) as error:
             answer = self._runtime.refusal(error)
@@ -517,6 +518,7 @@ class HttpConnection:
         """
         is_head = is_head or (request is not None and request.method == "HEAD")
         closes = response.closes or request is None or self._closes_after(request)
+        self._free_place()
         lines = [encode_headers(response.headers), self._runtime.common_headers()]
         # What GET would answer is not always known here, and must not be told wrong then (RFC 9110 8.6).
         if response.status not in (204, 304) and (response.body or not is_head):
@@ -534,6 +536,11 @@ class HttpConnection:
             return False
         self._begin_cycle()
         return True
+
+    def _free_place(self) -> None:
+        """Behind a proxy, lets another one of the same client take the place of a request that is answered."""
+        if self._connection.peer in self._runtime.proxies:
+            self._runtime.places.give_back(self._connection)
 
     def _closes_after(self, request: Request) -> bool:
         # Where a request was not read to its end, the next one's beginning cannot be found.
@@ -616,6 +623,7 @@ class HttpConnection:
         assert poll is not None
         self._poll = None
         self._runtime.hub.leave(poll)
+        self._free_place()
         self._log(*asked, status)
         self._set_deadline(trio.current_time() + self._runtime.config.limits.idle_timeout)
         self._closes = self._closes or self._runtime.is_draining
