@@ -23,7 +23,7 @@ Handler = Callable[[Any], Awaitable[object]]
 
 _SERVER = (b"server", b"tricast")
 #: Each reads 64 KiB from the log and sends them, which takes half a millisecond on a busy machine.
-_CATCH_UPS_PER_TURN = 8
+_CATCH_UPS_PER_TURN = 4
 
 
 class Drainable(Protocol):
