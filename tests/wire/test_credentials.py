@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from tricast.access.access import Credentials
 from tricast.config import AuthSection
 from tricast.errors import RemoteProtocolError, Unauthorized
-from tricast.wire.credentials import Place, Shown, shown_by, without_secrets
+from tricast.wire.credentials import Place, Shown, shown_by
 from tricast.wire.http1 import Headers, Request
+from tricast.wire.secrecy import without_secrets
 
 OPEN = AuthSection(cookie="token", token_in_query=True)
 UPGRADE = [(b"upgrade", b"websocket"), (b"connection", b"upgrade")]
