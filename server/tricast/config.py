@@ -314,6 +314,16 @@ class AuthSection(Section):
     cookie: Annotated[str, AfterValidator(_check_cookie_name)] = ""
     token_in_query: bool = False
 
+    @model_validator(mode="after")
+    def _what_is_checked_has_a_key(self) -> Self:
+        # Otherwise what looks closed would be open to everybody.
+        if not self.is_on and (self.issuer or self.audience or self.ticket_secret):
+            raise PydanticCustomError(
+                "order",
+                "Input should be a key, a jwks_url, an api_key or an anonymous rule as well: without, it is off",
+            )
+        return self
+
     @property
     def is_on(self) -> bool:
         """Whether anybody is asked who they are."""

@@ -9,14 +9,22 @@ from functools import partial
 
 import pytest
 import trio
-from access.making import NOW, SECRET, URL, Fixture, jwk, jwk_set, private_key, raw_token, token
+from access.making import NOW, SECRET, URL, Fixture, jwk, jwk_set, private_key, public_pem, raw_token, token
 from encryption import authority_file, certificate_file
+from prometheus_client.parser import text_string_to_metric_families
+from serving import capturing_logger
 from trio.testing import MockClock
 
+from tricast import metrics
 from tricast.access.identity import Identity
 from tricast.access.jwks import fetching_in_threads
 from tricast.access.keys import UnusableKey
+from tricast.config import Config
 from tricast.errors import Unauthorized, Unavailable
+from tricast.hub import Hub
+from tricast.log.memory import MemoryLog
+from tricast.runtime import Runtime
+from tricast.sweep import Wheel
 
 
 class Site:
@@ -264,15 +272,47 @@ async def test_what_is_fetched_is_logged_without_what_may_be_secret(autojump_clo
 
 
 def _pem(serial: int) -> str:
-    from access.making import public_pem
-
     return public_pem(private_key("ES256", serial))
 
 
+async def test_the_metrics_tell_of_keys(autojump_clock: MockClock) -> None:
+    site = Site(key(0), key(1))
+    fixture = fixture_of(site)
+    runtime = runtime_with(fixture)
+    assert told_by(runtime) == {"keys": 0.0, "keys_stale": 1.0, "key_fetches_failed_total": 0.0}
+    async with fixture.access.open():
+        await code_of(fixture, signed(0))
+        assert told_by(runtime) == {"keys": 2.0, "keys_stale": 0.0, "key_fetches_failed_total": 0.0}
+        site.problem = OSError("no route")
+        await trio.sleep(31)
+        await code_of(fixture, signed(2))
+        assert told_by(runtime) == {"keys": 2.0, "keys_stale": 1.0, "key_fetches_failed_total": 1.0}
+    assert told_by(runtime_with(Fixture())) == {}
+
+
+def runtime_with(fixture: Fixture) -> Runtime:
+    log = MemoryLog(history=10, history_age=10.0, history_size=10**6, clock=fixture.clock)
+    return Runtime(
+        Config(),
+        Hub(log, max_topic_bytes=100, max_event_bytes=100, wake=lambda: None),
+        wheel=Wheel(tick=1.0),
+        randomness=random.Random(1),
+        clock=fixture.clock,
+        logger=capturing_logger(fixture.log),
+        handlers={},
+        access=fixture.access,
+    )
+
+
+def told_by(runtime: Runtime) -> dict[str, float]:
+    """What the metrics tell of keys."""
+    families = text_string_to_metric_families(metrics.expose(metrics.registry_of(runtime)).decode())
+    samples = [sample for family in families for sample in family.samples]
+    prefix = "tricast_auth_"
+    return {sample.name.removeprefix(prefix): sample.value for sample in samples if sample.name.startswith(prefix)}
+
+
 # What answers over a network may do
-
-
-Answering = Callable[[trio.abc.Stream, bytes], object]
 
 
 @asynccontextmanager

@@ -273,3 +273,12 @@ def test_any_set_has_an_answer(keys: list[dict[str, object]]) -> None:
 def test_a_key_is_not_in_its_representation() -> None:
     (key,) = keys_of(entry("HS256", secret=SECRET, id="main"))
     assert repr(key) == "Key('HS256', 'main')"
+
+
+@pytest.mark.parametrize("algorithm", ["HS256", *PUBLIC])
+def test_signatures_of_any_length(algorithm: str) -> None:
+    material = SECRET.encode() if algorithm == "HS256" else private_key(algorithm).public_key()
+    key = Key(algorithm, "", material)
+    for length in (0, 1, 31, 32, 33, 63, 64, 65, 255, 256, 257, 5000):
+        for signature in (bytes(length), b"\xff" * length):
+            assert not key.has_signed(b"message", signature)

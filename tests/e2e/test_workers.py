@@ -317,6 +317,8 @@ async def test_access_that_is_turned_on_by_a_reload(tmp_path: Path) -> None:
         assert (await ask(server.url, "POST", "/publish?topic=news", body=b"1")).status == 200
         assert list(server.temporary.iterdir()) == []
         await server.reload(text + AUTH)
+        # Until then those without it may let somebody in.
+        await server.wait_said("draining: replaced by another", 2)
         assert (await ask(server.url, "POST", "/publish?topic=news", body=b"1")).status == 401
         assert await uses_of(server.url, await ticket_of(server.url), 10) == ["events"] + ["ticket-used"] * 9
     assert list(server.temporary.iterdir()) == []
