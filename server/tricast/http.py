@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import h11
 import trio
 
+from tricast.access.identity import ANYBODY
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.runtime import Runtime
@@ -28,6 +29,7 @@ from tricast.wire.http1 import (
     problem,
 )
 from tricast.wire.probe import PROBE_PREFIX
+from tricast.wire.secrecy import without_secrets
 
 #: Pipelined bytes that are read while an answer is waited for; behind them, a client that leaves is seen late.
 _MAX_READ_AHEAD = 64 * 2**10
@@ -102,6 +104,7 @@ class Exchange:
         serial: a number that only this connection has.
         number: the request's on its connection, from 1 on.
         label: the route for the metrics, set by the router; a path of the client's own making would be unbounded.
+        identity: who is asking, set by the router where anybody is asked that.
     """
 
     __slots__ = (
@@ -109,6 +112,7 @@ class Exchange:
         "_head",
         "_origin",
         "connection",
+        "identity",
         "label",
         "number",
         "request",
@@ -135,6 +139,7 @@ class Exchange:
         self.connection = connection
         self.runtime = runtime
         self.label = "other"
+        self.identity = ANYBODY
         self._origin: Origin | None = None  # as a trusted proxy has told it
 
     @property
@@ -588,7 +593,7 @@ class HttpConnection:
                 # It began while the log was read, and found nothing here that it could end.
                 poll.give_up(self._runtime.jitter(self._runtime.config.drain.retry_after))
             else:
-                await self._wait_for_answer()
+                await self._wait_for_answer(poll.patience)
         finally:
             self._poll = self._asked = None
             self._runtime.hub.leave(poll)
@@ -610,9 +615,9 @@ class HttpConnection:
             await self._connection.linger()
         return not closes
 
-    async def _wait_for_answer(self) -> None:
+    async def _wait_for_answer(self, patience: float) -> None:
         ahead = len(self._ahead)
-        with self._wait_at_most(self._runtime.config.poll.timeout) as scope:
+        with self._wait_at_most(patience) as scope:
             while ahead < _MAX_READ_AHEAD:
                 data = await self._connection.receive()
                 if self._poll is not None and not data:
@@ -665,7 +670,9 @@ class HttpConnection:
 
 def _without_secrets(request: Request) -> bytes:
     """The target as it may be logged: the query of a probe holds its token where no header could."""
-    return request.target.partition(b"?")[0] if request.path.startswith(PROBE_PREFIX) else request.target
+    if request.path.startswith(PROBE_PREFIX):
+        return request.target.partition(b"?")[0]
+    return without_secrets(request.target)
 
 
 def _mistake_of(

@@ -1,5 +1,6 @@
 """What the connections of one server share. Built by ``server.py``, handed to everything below it."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -8,11 +9,14 @@ from typing import Any, Protocol
 
 import trio
 
+from tricast.access.access import Access
+from tricast.access.identity import Identity
 from tricast.addresses import Networks
 from tricast.config import Config
 from tricast.connection import Connection
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.hub import Hub
+from tricast.leases import Leases
 from tricast.logs import Logger
 from tricast.places import Places
 from tricast.sweep import Turnstile, Wheel
@@ -67,6 +71,8 @@ class Runtime:
         logger: where to log.
         counters: what happened.
         handlers: path to application WebSocket handler.
+        access: who may do what.
+        leases: the event streams that can be renewed.
         proxies: whose word counts on whom they forward for.
         places: how many connections each client may have.
         open: every connection with what it is busy with.
@@ -85,6 +91,8 @@ class Runtime:
         clock: Callable[[], float],
         logger: Logger,
         handlers: dict[str, Handler],
+        access: Access,
+        leases: Leases | None = None,
     ) -> None:
         self.config = config
         self.hub = hub
@@ -93,6 +101,8 @@ class Runtime:
         self.random = randomness
         self.logger = logger
         self.handlers = handlers
+        self.access = access
+        self.leases = leases if leases is not None else Leases(randomness)
         self.proxies = Networks(config.server.trusted_proxies)
         self.places = Places(config.limits, self.proxies, clock=trio.current_time, jitter=self.jitter)
         self.counters = Counters()
@@ -117,6 +127,10 @@ class Runtime:
         """The answer to what cannot be done, which is counted."""
         self.counters.refusals[error.reason] += 1
         return problem_of(error)
+
+    def time_left(self, identity: Identity) -> float:
+        """The seconds for which somebody has been let in; infinite where that has no end."""
+        return math.inf if identity.expires_at is None else identity.expires_at - self._clock()
 
     def next_serial(self) -> int:
         """A number for a connection, which no other one of this server has."""
