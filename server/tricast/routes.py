@@ -224,6 +224,7 @@ async def publish_events(exchange: Exchange) -> Answer:
 async def _publish(exchange: Exchange) -> Response:
     request, hub, config = exchange.request, exchange.runtime.hub, exchange.runtime.config.publish
     refuse_foreign_origin(request, exchange.runtime)
+    exchange.runtime.check_certified(exchange.connection)
     body = await exchange.read_body("publish.max_body", config.max_body)
     content_type = request.header(b"content-type") or b""
     key = _idempotency_key(request, (request.target, content_type, body), config)

@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any, Protocol
 
+from tricast.certificates import Keys
 from tricast.config import Config
 from tricast.connection import Connection
-from tricast.errors import RemoteProtocolError, Unavailable
+from tricast.errors import Forbidden, RemoteProtocolError, Unavailable
 from tricast.hub import Hub
 from tricast.logs import Logger
 from tricast.sweep import Wheel
@@ -63,6 +64,7 @@ class Runtime:
         open: every connection with what it is busy with.
         at_end: told how it ended, for connections that somebody asked that for: ``left``, ``own`` where this side
             ended it, or the reason of a ``ConnectionLost``.
+        keys: the certificate; None where there is no TLS.
         is_draining: whether the server is going down.
     """
 
@@ -76,6 +78,7 @@ class Runtime:
         clock: Callable[[], float],
         logger: Logger,
         handlers: dict[str, Handler],
+        keys: Keys | None = None,
     ) -> None:
         self.config = config
         self.hub = hub
@@ -83,6 +86,7 @@ class Runtime:
         self.random = randomness
         self.logger = logger
         self.handlers = handlers
+        self.keys = keys
         self.counters = Counters()
         self.open: dict[Connection, Drainable] = {}
         self.at_end: dict[Connection, Callable[[str], None]] = {}
@@ -105,6 +109,21 @@ class Runtime:
         """The answer to what cannot be done, which is counted."""
         self.counters.refusals[error.reason] += 1
         return problem_of(error)
+
+    def check_certified(self, connection: Connection) -> None:
+        """Returns if the client may publish, as far as certificates are concerned.
+
+        Raises:
+            Forbidden: it has shown none, and has to; or it has expired since.
+        """
+        if not self.config.publish.require_client_certificate:
+            return
+        certified = connection.certified
+        if certified is None:
+            detail = "publishing takes a client certificate of an authority that this server trusts"
+            raise Forbidden(detail, code="client-certificate-missing")
+        if certified.expires_at <= self._clock():  # it was good when the connection began
+            raise Forbidden("the client certificate has expired", code="client-certificate-expired")
 
     def next_serial(self) -> int:
         """A number for a connection, which no other one of this server has."""

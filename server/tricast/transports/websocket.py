@@ -483,6 +483,7 @@ class _Publishing:
         Raises:
             RemoteProtocolError: it may not.
         """
+        self._session.runtime.check_certified(self._session.connection)
         draft = Draft(operation.topic, operation.type, bytes(operation.data))
         self._drafts.append(self._session.runtime.hub.check(draft))
         self._references.append(operation.ref)
