@@ -6,7 +6,7 @@ take is kept encrypted as the tail. Knows nothing of where certificates come fro
 
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -29,6 +29,9 @@ _SPOKE_HTTP = encode_head(
 )
 #: The most that a record holds (RFC 8446 5.1), and so the most that one call decrypts.
 _RECORD_BYTES = 2**14
+#: What is encrypted at a time. The memory that OpenSSL writes to never shrinks (BIO_s_mem(3)): all at once, each
+#: subscriber that ever got an event of 300 kB would keep 340 KiB.
+_SEALED_BYTES = 2**13
 
 
 class TlsConnection(Connection):
@@ -48,7 +51,7 @@ class TlsConnection(Connection):
     # All of it is decrypted at once, and in it may be key updates by the hundred, of 15 µs each.
     _receive_bytes = _RECORD_BYTES
 
-    __slots__ = ("_handshake_timeout", "_incoming", "_outgoing", "_tls", "has_begun")
+    __slots__ = ("_handshake_timeout", "_incoming", "_is_cut", "_outgoing", "_tls", "has_begun")
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class TlsConnection(Connection):
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._is_cut = False
         self.has_begun = False
 
     async def open(self) -> None:
@@ -170,7 +174,8 @@ class TlsConnection(Connection):
         if sealed:
             self._incoming.write(sealed)
         else:
-            self._incoming.write_eof()
+            # Not told to OpenSSL, which would take it for an attack, and send an alert behind the answer.
+            self._is_cut = True
 
     def _opened(self) -> bytes | None:
         """All that can be decrypted; empty at the end, None when more is needed.
@@ -183,23 +188,30 @@ class TlsConnection(Connection):
             while pieces[-1] and self._incoming.pending:  # behind the end may be anything
                 pieces.append(self._tls.read(_RECORD_BYTES))
         except ssl.SSLWantReadError:
-            pass
+            if self._is_cut and not pieces:
+                return b""
         except ssl.SSLError as error:
             if pieces:  # it comes again in the next call
                 return b"".join(pieces)
-            if isinstance(error, ssl.SSLZeroReturnError) or self._incoming.eof:
+            if isinstance(error, ssl.SSLZeroReturnError):
                 return b""
             raise _failed(error) from None
         return b"".join(pieces) if pieces else None
 
     def _sealed(self, data: bytes) -> bytes:
         try:
-            if data:
-                # All of it, in as many records as it takes: memory never lacks room (SSL_write(3)).
-                self._tls.write(data)
+            if len(data) <= _SEALED_BYTES:
+                if data:
+                    self._tls.write(data)  # all of it: memory never lacks room (SSL_write(3))
+                return self._outgoing.read()
+            return b"".join(self._sealed_in_pieces(memoryview(data)))
         except ssl.SSLError as error:
             raise _failed(error) from None
-        return self._outgoing.read()
+
+    def _sealed_in_pieces(self, data: memoryview) -> Iterator[bytes]:
+        for begin in range(0, len(data), _SEALED_BYTES):
+            self._tls.write(data[begin : begin + _SEALED_BYTES])
+            yield self._outgoing.read()
 
     async def _send_outgoing(self) -> None:
         """Sends what TLS itself has to say, behind whatever still waits."""

@@ -1,6 +1,7 @@
 """TLS on a socket that never blocks: what is encrypted when, and where it ends."""
 
 import gc
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -174,6 +175,30 @@ async def test_closing_when_the_peer_is_gone(pair: Pair) -> None:
     assert pair.connection.is_closed
 
 
+async def test_what_was_sent_does_not_stay_in_memory() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    async def send_much() -> Pair:
+        pair = Pair()
+        await pair.open()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.connection.send, MUCH)
+            left = len(MUCH)
+            while left > 0:  # as it comes: what the client decrypts with would grow as well
+                left -= len(await pair.client.raw.recv(2**16))
+        return pair
+
+    with trio.fail_after(20):
+        pairs = [await send_much() for _ in range(3)]
+        before = resident()
+        pairs += [await send_much() for _ in range(10)]
+        # All of it encrypted at once, each would keep more than that.
+        assert resident() - before < 5 * len(MUCH)
+    for pair in pairs:
+        pair.close()
+
+
 # Receiving
 
 
@@ -237,6 +262,17 @@ async def test_an_end_without_word_is_an_end(pair: Pair) -> None:
     pair.client.raw.shutdown(socket.SHUT_WR)
     assert pair.connection.receive_now() == b""
     assert await pair.connection.receive() == b""
+
+
+async def test_an_end_without_word_does_not_keep_an_answer_from_ending_properly(pair: Pair) -> None:
+    pair.client.seal(b"a question")
+    await pair.client.flush()
+    pair.client.raw.shutdown(socket.SHUT_WR)
+    assert await pair.connection.receive() == b"a question"
+    assert await pair.connection.receive() == b""
+    pair.connection.send_now(b"an answer")
+    await pair.connection.finish()
+    assert await pair.everything() == b"an answer"
 
 
 async def test_the_end_is_seen_on_both_sides(pair: Pair) -> None:
