@@ -76,6 +76,13 @@ def _check_ticket_secret(value: object) -> object:
     return value
 
 
+def _check_cookie_name(value: str) -> str:
+    # RFC 6265 4.1.1: a token (RFC 9110 5.6.2).
+    if value and re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", value) is None:
+        raise PydanticCustomError("cookie", 'Input should be the name of a cookie such as "__Host-token", or empty')
+    return value
+
+
 def _check_jwks_url(value: object) -> object:
     # The value is not repeated: a URL may hold a password.
     if value == "":
@@ -153,6 +160,7 @@ class HandlerEntry(Section):
 
     path: Annotated[str, Field(pattern=r"^/[!-~]*$")]
     handler: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    anonymous: bool = False
 
 
 class WebSocketSection(Section):
@@ -258,6 +266,8 @@ class AuthSection(Section):
     ticket_lifetime: PositiveDuration = 30.0
     ticket_secret: Annotated[Secret, BeforeValidator(_check_ticket_secret)] = ""
     max_tickets: Annotated[int, Field(ge=1)] = 100_000
+    cookie: Annotated[str, AfterValidator(_check_cookie_name)] = ""
+    token_in_query: bool = False
 
     @property
     def is_on(self) -> bool:
@@ -343,8 +353,18 @@ class Config(Section):
     tls: ServerTlsSection = ServerTlsSection()
     drain: DrainSection = DrainSection()
     admin: AdminSection = AdminSection()
-    probe: ProbeSection = ProbeSection()
+    probe: Annotated[ProbeSection, Field(repr=False)] = ProbeSection()
     logging: LoggingSection = LoggingSection()
+
+    @model_validator(mode="after")
+    def _cookies_are_for_named_origins(self) -> Self:
+        if self.auth.cookie and "*" in self.server.cors_origins:
+            raise PydanticCustomError(
+                "order",
+                'Input should be server.cors_origins without "*" where there is an auth.cookie: '
+                "every page on the web could act for its visitors",
+            )
+        return self
 
     @model_validator(mode="after")
     def _listeners_differ(self) -> Self:

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import trio
 
 from tricast import metrics
+from tricast.access.access import Access
+from tricast.access.tickets import SharedUses
 from tricast.certificates import open_keys
 from tricast.config import SQLITE_URL, Config, ServerTlsSection, differences, workers_of
 from tricast.connection import Connection
@@ -27,6 +29,7 @@ from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, Unavailable, leaf
 from tricast.http import HttpConnection, Router
 from tricast.hub import Hub
+from tricast.leases import Leases
 from tricast.lifetime import Lifetime
 from tricast.listeners import url_of
 from tricast.listening import Acceptor, Entrance, announce, listen
@@ -56,12 +59,14 @@ class Share(NamedTuple):
             copies of both when it goes down.
         admin_listeners: the same for the admin listener.
         boards: where all of them leave their numbers for the metrics.
+        folder: what they have in common beside that, and nobody else; None where there is none.
     """
 
     listeners: Sequence[socket.socket]
     others: Sequence[socket.socket]
     admin_listeners: Sequence[socket.socket]
     boards: metrics.Noticeboards
+    folder: Path | None = None
 
 
 class Server(Lifetime):
@@ -166,6 +171,8 @@ async def serve(
     keys = open_keys(config.tls, clock=time.time, logger=logger)
     log = log or _log_of(config, logger)
     wake = _Bell()
+    access = _access_of(config, share, logger)
+    randomness = random.Random()  # noqa: S311 - jitter, and names that are not secret
     hub = Hub(
         log,
         max_topic_bytes=config.limits.topic_size,
@@ -176,11 +183,13 @@ async def serve(
         config,
         hub,
         wheel=Wheel(tick=_tick_of(config)),
-        randomness=random.Random(),  # noqa: S311 - jitter
+        randomness=randomness,
         clock=time.time,
         logger=logger,
         handlers=load_handlers(config),
         keys=keys,
+        access=access,
+        leases=Leases(randomness, share.folder if share is not None and access.is_on else None),
     )
     # Two scopes: what the drain closes first, and what stays to the end.
     with ExitStack() as at_the_end, ExitStack() as sockets:
@@ -189,10 +198,11 @@ async def serve(
         expose = metrics.alone(runtime) if share is None else share.boards.exposing(runtime)
         routes = public_routes(runtime, expose)
         listeners, admin_listeners = await _listeners_of(config, share, sockets, at_the_end)
-        async with hub.open(), trio.open_nursery() as background:
+        async with hub.open(), access.open(), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
             background.start_soon(runtime.wheel.run)
             background.start_soon(runtime.catching_up.run)
+            background.start_soon(runtime.leases.serve)
             admin_entrance = _admin_entrance(runtime, expose, background, spare)
             admin_entrance.accept_from(admin_listeners)
             async with trio.open_nursery() as connections:
@@ -430,6 +440,13 @@ def _admin_entrance(runtime: Runtime, expose: metrics.Expose, background: trio.N
 def _capacity_of(config: Config) -> int:
     room = room_for_connections(config.limits.reserved_descriptors)
     return min(room, config.limits.connections or room)
+
+
+def _access_of(config: Config, share: Share | None, logger: Logger) -> Access:
+    uses = None
+    if share is not None and share.folder is not None and config.auth.is_on:
+        uses = SharedUses(share.folder, time.time())
+    return Access(config.auth, clock=time.time, logger=logger, uses=uses)
 
 
 def _log_of(config: Config, logger: Logger) -> Log:

@@ -230,7 +230,7 @@ def test_the_chain_may_expire_before_the_certificate(tmp_path: Path) -> None:
 def test_one_that_no_client_takes_is_refused(tmp_path: Path) -> None:
     usage = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH])
     write_chain(tmp_path / "pem", lambda builder: builder.add_extension(usage, critical=False))
-    with pytest.raises(ConfigError, match="is none that clients take: .* certificate purpose"):
+    with pytest.raises(ConfigError, match=r"is none that clients take: .* certificate purpose"):
         loaded(tmp_path / "pem")
 
 

@@ -2,8 +2,10 @@
 
 import json
 import ssl
+import time
 from pathlib import Path
 
+import jwt
 import pytest
 import trustme
 from clients import (
@@ -35,6 +37,7 @@ from serving import serving, until
 
 import tricast
 from tricast.access.identity import ANYBODY, Certified, Identity, identity_of
+from tricast.transports.stream import Stream
 
 ASKED = {"tls": tls_section() | {"client_ca": authority_file()}}
 REQUIRED = ASKED | {"publish": {"require_client_certificate": True}}
@@ -166,6 +169,50 @@ def test_the_identity() -> None:
     assert found == Identity("cert:press", None, ("news",), (">",), 5.0)
     assert not found.is_anonymous
     assert identity_of(Certified("press", 5.0), ANYBODY).subscribe == (">",)
+
+
+async def test_where_not_everybody_may_a_certificate_is_enough_to_publish() -> None:
+    async with serving(auth={"anonymous_subscribe": ["news"]}, **ASKED) as server:
+        answer = await ask(server.url, "POST", "/publish?topic=news", body=b"1")
+        assert (answer.status, answer.code) == (401, "token-missing")
+        with await opened(server, client_certificate(called="press")) as wire:
+            assert (await publish_over(wire)).status == 200
+            # To subscribe it is worth nothing.
+            await wire.send(head("GET", "/events?topic=other", "Accept: text/event-stream"))
+            assert (await read_answer(wire)).status == 403
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+async def test_a_stream_belongs_to_who_is_in_the_certificate(is_on: bool) -> None:
+    auth = {"anonymous_subscribe": ["news"]} if is_on else {}
+    async with serving(auth=auth, **ASKED) as server:
+        with await opened(server, client_certificate(called="press", expires=1)) as wire:
+            await wire.send(head("GET", "/events?topic=news", "Accept: text/event-stream"))
+            await until(lambda: server.hub.statistics().subscribers == 1)
+            (stream,) = server._runtime.open.values()
+            assert isinstance(stream, Stream)
+            assert stream.identity.account == "cert:press"
+            found = certified(server)
+            assert found is not None
+            assert stream.identity.expires_at == found.expires_at
+
+
+async def test_who_shows_a_token_as_well_may_do_what_that_says() -> None:
+    secret = "a secret of thirty-two characters"
+    auth = {"key": [{"algorithm": "HS256", "secret": secret}]}
+    claims = {"sub": "press", "publish": ["other"], "exp": int(time.time()) + 600}
+    token = jwt.encode(claims, secret, algorithm="HS256")
+    async with serving(auth=auth, **REQUIRED) as server:
+        for topic, status in (("other", 200), ("news", 403)):
+            target = f"/publish?topic={topic}"
+            request = head("POST", target, f"Authorization: Bearer {token}", "Content-Length: 1") + b"1"
+            with await opened(server, client_certificate(called="press")) as wire:
+                await wire.send(request)
+                assert (await read_answer(wire)).status == status
+            # And the token alone is not enough.
+            with await opened(server, client_context()) as wire:
+                await wire.send(request)
+                assert (await read_answer(wire)).code == "client-certificate-missing"
 
 
 async def test_who_shows_none_is_nobody() -> None:

@@ -104,7 +104,7 @@ async def test_who_ends_in_any_phase_leaves_nothing(version: ssl.TLSVersion, how
                 else:
                     getattr(wire, how)()
         await nobody_left(server, before)
-        assert trio.lowlevel.current_statistics().tasks_living == tasks
+        assert trio.lowlevel.current_statistics().tasks_living <= tasks
         assert (await ask(server.url, "GET", "/healthz")).status == 200
 
 

@@ -7,6 +7,7 @@ wait in their queues rather than being turned away when a worker is not there.
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import sys
@@ -93,6 +94,7 @@ class Supervisor:
         self._workers: list[Worker] = []  # by number: the newest that was ready, or is to replace one that died
         self._alive: dict[Worker, None] = {}
         self._folder = ""
+        self._ticket_secret = secrets.token_urlsafe(32)
 
     async def run(self) -> None:
         """Supervises until it is told to go down and all processes have ended. Cancelling kills them.
@@ -127,9 +129,21 @@ class Supervisor:
         self._board_fds = [Board.create(number) for number in range(self._count)]
         for fd in self._board_fds:
             at_the_end.callback(os.close, fd)
-        if config.log.url == MEMORY_URL:
+        at_the_end.callback(self._remove_folder)
+        self._make_folder_for(config)
+
+    def _make_folder_for(self, config: Config) -> None:
+        """Makes the folder, where there is none yet, that workers with this configuration have to share.
+
+        Raises:
+            WorkerFailed: there is no place for it.
+        """
+        if not self._folder and (config.log.url == MEMORY_URL or config.auth.is_on):
             self._folder = _private_folder()
-            at_the_end.callback(shutil.rmtree, self._folder, ignore_errors=True)
+
+    def _remove_folder(self) -> None:
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _supervise(self, limits: tuple[int, int]) -> None:
         """Has as many workers as there should be, until it is told to go down."""
@@ -151,7 +165,7 @@ class Supervisor:
         raised = {} if before == after else {"raised_from": before}
         self._logger.info("workers", count=self._count, pids=[worker.pid for worker in self._workers])
         self._logger.info("descriptors of each worker", limit=after, **raised)
-        if self._folder:
+        if self._config.log.url == MEMORY_URL:
             self._logger.info(
                 f"log.url is {MEMORY_URL}, which several workers cannot share: "
                 "events are kept in a temporary folder and are gone when the server ends",
@@ -164,8 +178,10 @@ class Supervisor:
     def _start(self, number: int, config: Config) -> Worker:
         # As Python has it: a duration as text would be rounded.
         settings = config.model_dump()
-        if self._folder:
+        if config.log.url == MEMORY_URL:
             settings["log"] |= {"url": f"{SQLITE_URL}{self._folder}/{_PRIVATE_LOG}", "synchronous": "off"}
+        if not config.auth.ticket_secret:
+            settings["auth"] |= {"ticket_secret": self._ticket_secret}
         begin = Begin(
             worker=number,
             restarts=self._restarts[number],
@@ -269,10 +285,16 @@ class Supervisor:
         """The configuration as it is to be now, and the certificate; None, and all problems told, when it is wrong."""
         try:
             config = self._with_what_is_fixed(self._reload())
-            return config, successor_of(self._encryption, config.tls, time.time())
+            encryption = successor_of(self._encryption, config.tls, time.time())
+            self._make_folder_for(config)
         except ConfigError as error:
             log_problems(self._logger, "not reloaded: the configuration is wrong", error)
-            return None
+        except WorkerFailed as error:
+            for line in error.lines:
+                self._logger.error("not reloaded", problem=line)  # noqa: TRY400 - it says all
+        else:
+            return config, encryption
+        return None
 
     def _renew_only(self, config: Config, following: Encryption | None) -> bool:
         """Has the workers show another certificate, where that is all that has changed; returns whether it is."""
@@ -365,7 +387,7 @@ def _private_folder() -> str:
     try:
         return tempfile.mkdtemp(prefix="tricast-")
     except OSError as error:
-        raise WorkerFailed([f"cannot make a temporary folder for the log: {error.strerror or error}"]) from None
+        raise WorkerFailed([f"cannot make a temporary folder: {error.strerror or error}"]) from None
 
 
 def _end_of(worker: Worker) -> str:
