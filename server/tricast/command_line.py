@@ -34,14 +34,22 @@ class Failure(click.ClickException):
             say(line, label="error: ", colour="red")
 
 
-def or_fail(load: Callable[[], Loaded]) -> Loaded:
-    """What is loaded; all that is wrong with a configuration is said, each problem in a line of its own."""
+def or_fail(load: Callable[[], Loaded], *, source: str | None = None) -> Loaded:
+    """What is loaded from a configuration; all that is wrong with it is said, each problem in a line of its own.
+
+    Args:
+        load: loads it.
+        source: the file's name, where what loads it does not know that.
+    """
     from tricast.errors import ConfigError
 
     try:
         return load()
     except ConfigError as error:
-        raise Failure(*map(str, error.problems)) from None
+        problems = error.problems
+        if source is not None:
+            problems = tuple(problem._replace(source=source) for problem in problems)
+        raise Failure(*map(str, problems)) from None
 
 
 def run(function: Callable[..., Awaitable[None]], *args: object) -> None:
@@ -73,7 +81,9 @@ def run(function: Callable[..., Awaitable[None]], *args: object) -> None:
 def in_words(error: OSError) -> str:
     """Why the system refused, in words."""
     words = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-    return f"{words.lower()} (ports below 1024 need a privilege)" if error.errno == errno.EACCES else words.lower()
+    is_port = ":" in str(error.filename or ":")  # and not a Unix socket's path
+    has_hint = error.errno == errno.EACCES and is_port
+    return f"{words.lower()} (ports below 1024 need a privilege)" if has_hint else words.lower()
 
 
 def say(text: str, *, label: str = "", colour: str | None = None) -> None:

@@ -203,7 +203,7 @@ async def publish_events(exchange: Exchange) -> Answer:
 
 async def _publish(exchange: Exchange) -> Response:
     request, hub, config = exchange.request, exchange.runtime.hub, exchange.runtime.config.publish
-    refuse_foreign_origin(request, exchange.runtime)
+    refuse_foreign_origin(exchange)
     await let_in(exchange)
     exchange.runtime.check_certified(exchange.connection)
     check = partial(_check_draft, exchange)

@@ -7,8 +7,11 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any, Protocol
 
+import trio
+
 from tricast.access.access import Access
 from tricast.access.identity import Certified, Identity
+from tricast.addresses import Networks
 from tricast.certificates import Keys
 from tricast.config import Config
 from tricast.connection import Connection
@@ -16,6 +19,7 @@ from tricast.errors import Forbidden, RemoteProtocolError, Unavailable
 from tricast.hub import Hub
 from tricast.leases import Leases
 from tricast.logs import Logger
+from tricast.places import Places
 from tricast.sweep import Turnstile, Wheel
 from tricast.wire.http1 import Response, encode_headers, problem_of
 
@@ -70,6 +74,8 @@ class Runtime:
         handlers: path to application WebSocket handler.
         access: who may do what.
         leases: the event streams that can be renewed.
+        proxies: whose word counts on whom they forward for.
+        places: how many connections each client may have.
         open: every connection with what it is busy with.
         at_end: told how it ended, for connections that somebody asked that for: ``left``, ``own`` where this side
             ended it, or the reason of a ``ConnectionLost``.
@@ -101,6 +107,8 @@ class Runtime:
         self.keys = keys
         self.access = access
         self.leases = leases if leases is not None else Leases(randomness)
+        self.proxies = Networks(config.server.trusted_proxies)
+        self.places = Places(config.limits, self.proxies, clock=trio.current_time, jitter=self.jitter)
         self.counters = Counters()
         self.open: dict[Connection, Drainable] = {}
         self.at_end: dict[Connection, Callable[[str], None]] = {}
