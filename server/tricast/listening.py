@@ -2,7 +2,6 @@
 
 import errno
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -12,6 +11,7 @@ import trio
 
 from tricast.activation import activated_listeners
 from tricast.addresses import of_peer
+from tricast.certificates import Keys
 from tricast.config import SYSTEMD_HOST, UNIX_HOST, Config
 from tricast.connection import Connection
 from tricast.descriptors import Spare
@@ -190,7 +190,7 @@ class Acceptor:
         spare: the descriptor for the moment when there are no others.
         capacity: how many connections there may be at a time.
         max_refusing: how many are refused politely at a time: their request is read first, so that the answer is seen.
-        tls: what connections share of TLS; None for none.
+        keys: the certificate that is shown; None for no TLS.
         is_public: whether it is for clients: then they have limits of their own, and proxies may introduce them.
     """
 
@@ -203,10 +203,10 @@ class Acceptor:
         *,
         capacity: int,
         max_refusing: int,
-        tls: ssl.SSLContext | None = None,
+        keys: Keys | None = None,
         is_public: bool = False,
     ) -> None:
-        self._tls = tls
+        self._keys = keys
         self._capacity = capacity
         self._inside = 0
         self._runtime = runtime
@@ -275,10 +275,11 @@ class Acceptor:
         limits = self._runtime.config.limits
         if limits.send_buffer and sock.family == socket.AF_UNIX:  # which does not inherit it
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer)
-        if self._tls is None:
+        if self._keys is None:
             return Connection(sock, peer, write_timeout=limits.write_timeout)
+        context = self._keys.context()
         return TlsConnection(
-            sock, peer, self._tls, write_timeout=limits.write_timeout, handshake_timeout=limits.head_timeout
+            sock, peer, context, write_timeout=limits.write_timeout, handshake_timeout=limits.head_timeout
         )
 
     async def enter(self, connection: Connection) -> bool:
@@ -342,7 +343,7 @@ class Acceptor:
         the kernel reset the connection behind this answer, so not everybody will see it.
         """
         answer = self._answer(connection, error)
-        if self._tls is None:
+        if self._keys is None:
             with suppress(ConnectionLost):
                 connection.send_now(answer)
         connection.close()
@@ -371,7 +372,7 @@ class Acceptor:
                 if is_introduced:
                     await connection.open()
                     await connection.receive()
-                if is_introduced or self._tls is None:
+                if is_introduced or self._keys is None:
                     await connection.send(answer)
                     await connection.linger()
         except ConnectionLost:
