@@ -24,6 +24,9 @@ PROXY_ENV_PREFIX = "TRICAST_PROXY_"
 
 _MAX_WORKERS = 1024
 
+#: How many a second.
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 def _check_log_url(value: str) -> str:
     # The value is not repeated: a URL may hold a password.
@@ -105,7 +108,11 @@ class WebSocketSection(Section):
     ping_interval: PositiveDuration = 20.0
     ping_timeout: PositiveDuration = 60.0
     close_timeout: PositiveDuration = 5.0
+    max_pings: Annotated[int, Field(ge=1)] = 10
     max_message: PositiveSize = 64 * 2**10
+    max_fragments: Annotated[int, Field(ge=1)] = 1024
+    message_rate: Rate = 0.0
+    message_burst: Annotated[int, Field(ge=1)] = 100
     permessage_deflate: bool = False
     handler: tuple[HandlerEntry, ...] = ()
 
@@ -122,6 +129,8 @@ class PublishSection(Section):
     max_event: PositiveSize = 64 * 2**10
     max_body: PositiveSize = 2**20
     max_batch: Annotated[int, Field(ge=1)] = 1000
+    rate: Rate = 0.0
+    burst: Annotated[int, Field(ge=1)] = 100
     idempotency_window: PositiveDuration = 600.0
     idempotency_keys: Annotated[int, Field(ge=1)] = 10_000
 
@@ -146,8 +155,13 @@ class LimitsSection(Section):
     idle_timeout: PositiveDuration = 75.0
     write_timeout: PositiveDuration = 30.0
     send_buffer: Annotated[Size, Field(le=2**30)] = 0
+    write_rate: Size = 256
+    unsent: PositiveSize = 2**20
     topics: Annotated[int, Field(ge=1)] = 100
     topic_size: PositiveSize = 255
+    topic_subscribers: Annotated[int, Field(ge=0)] = 0
+    subject_connections: Annotated[int, Field(ge=0)] = 0
+    memory: Size = 0
 
 
 class TlsSection(Section):

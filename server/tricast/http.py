@@ -51,6 +51,10 @@ class Takeover(Protocol):
         """
         ...
 
+    def abandon(self) -> None:
+        """Gives back what it has taken already, in place of ``run``."""
+        ...
+
 
 class Handover(NamedTuple):
     """The end of HTTP on a connection.
@@ -301,8 +305,7 @@ class HttpConnection:
             label, answer = await self._answer(request)
             if isinstance(answer, Handover):
                 self._log(label, request, 101 if answer.head.startswith(b"HTTP/1.1 101") else 200)
-                if answer.head:
-                    await self._connection.send(answer.head)
+                await self._hand_over(answer)
                 return answer.stream
             if isinstance(answer, LongPoll):
                 is_open = await self._keep_waiting(label, request, answer)
@@ -313,6 +316,14 @@ class HttpConnection:
                 break
             del request, answer  # else they would be kept until the next request has come
         return None
+
+    async def _hand_over(self, handover: Handover) -> None:
+        if handover.head:
+            try:
+                await self._connection.send(handover.head)
+            except BaseException:
+                handover.stream.abandon()  # what it was let in with; nobody will run it
+                raise
 
     def drain(self, retry_after: float) -> None:
         """See ``Drainable.drain``: an idle connection ends now, a waiting poll is answered, others end after that."""
@@ -534,7 +545,7 @@ class HttpConnection:
                 await self._wait_for_answer()
         finally:
             self._poll = self._asked = None
-            self._runtime.hub.leave(poll)
+            poll.leave()
         if self._failure is not None:
             if not isinstance(self._failure, ConnectionLost):
                 with trio.move_on_after(_LAST_WORD_SECONDS):
@@ -572,7 +583,7 @@ class HttpConnection:
         assert asked is not None
         assert poll is not None
         self._poll = None
-        self._runtime.hub.leave(poll)
+        poll.leave()
         self._log(*asked, status)
         self._set_deadline(trio.current_time() + self._runtime.config.limits.idle_timeout)
         self._closes = self._closes or self._runtime.is_draining

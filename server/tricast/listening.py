@@ -197,9 +197,21 @@ class Acceptor:
         sock.setblocking(False)
         limits = self._runtime.config.limits
         if self._tls is None:
-            return Connection(sock, peer, write_timeout=limits.write_timeout)
+            return Connection(
+                sock,
+                peer,
+                write_timeout=limits.write_timeout,
+                write_rate=limits.write_rate,
+                max_unsent=limits.unsent,
+            )
         return TlsConnection(
-            sock, peer, self._tls, write_timeout=limits.write_timeout, handshake_timeout=limits.head_timeout
+            sock,
+            peer,
+            self._tls,
+            write_timeout=limits.write_timeout,
+            write_rate=limits.write_rate,
+            max_unsent=limits.unsent,
+            handshake_timeout=limits.head_timeout,
         )
 
     def _left(self) -> None:

@@ -6,18 +6,25 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any, Protocol
 
+import trio
+
+from tricast.accounts import Accounts
 from tricast.config import Config
 from tricast.connection import Connection
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.hub import Hub
 from tricast.logs import Logger
+from tricast.memory import Watermark
+from tricast.quotas import Buckets
 from tricast.sweep import Wheel
-from tricast.wire.http1 import Response, encode_headers, problem_of
+from tricast.wire.http1 import Response, encode_headers, problem_of, retry_after
 
 #: An application's WebSocket handler: any ``async def handler(session)``.
 Handler = Callable[[Any], Awaitable[object]]
 
 _SERVER = (b"server", b"tricast")
+#: RFC 6585 4, RFC 9110 15.6.4: too many requests, and not now.
+_TRY_AGAIN = (429, 503)
 
 
 class Drainable(Protocol):
@@ -64,6 +71,9 @@ class Runtime:
         at_end: told how it ended, for connections that somebody asked that for: ``left``, ``own`` where this side
             ended it, or the reason of a ``ConnectionLost``.
         is_draining: whether the server is going down.
+        accounts: what each account has and does.
+        memory: whether there is enough of it for new work.
+        messages: how many messages and control frames each WebSocket may send.
     """
 
     def __init__(
@@ -87,6 +97,10 @@ class Runtime:
         self.open: dict[Connection, Drainable] = {}
         self.at_end: dict[Connection, Callable[[str], None]] = {}
         self.is_draining = False
+        self.accounts = Accounts(config, clock=trio.current_time)
+        self.memory = Watermark(config.limits.memory, logger=logger)
+        rate, burst = config.websocket.message_rate, config.websocket.message_burst
+        self.messages: Buckets[object] = Buckets(rate, burst, clock=trio.current_time)
         self._clock = clock
         self._common = (0, b"")
         self._serial = 0
@@ -102,9 +116,24 @@ class Runtime:
         return self._common[1]
 
     def refusal(self, error: RemoteProtocolError | Unavailable) -> Response:
-        """The answer to what cannot be done, which is counted."""
+        """The answer to what cannot be done, which is counted; to what may be tried again, it says when."""
         self.counters.refusals[error.reason] += 1
-        return problem_of(error)
+        answer = problem_of(error)
+        if answer.status in _TRY_AGAIN and all(name != b"retry-after" for name, _ in answer.headers):
+            seconds = self.jitter(self.config.limits.retry_after)
+            answer = answer._replace(headers=(*answer.headers, retry_after(seconds)))
+        return answer
+
+    def check_memory(self) -> None:
+        """Takes no new work while the process takes too much memory.
+
+        Raises:
+            Unavailable: it does.
+        """
+        if self.memory.is_over:
+            seconds = self.jitter(self.config.limits.retry_after)
+            detail = "the server has no memory for new work"
+            raise Unavailable(detail, code="overloaded", retry_after=seconds, reason="limits.memory")
 
     def next_serial(self) -> int:
         """A number for a connection, which no other one of this server has."""

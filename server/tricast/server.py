@@ -148,6 +148,7 @@ async def serve(
         log,
         max_topic_bytes=config.limits.topic_size,
         max_event_bytes=config.publish.max_event,
+        max_topic_subscribers=config.limits.topic_subscribers,
         wake=wake.ring,
     )
     runtime = Runtime(
@@ -169,6 +170,7 @@ async def serve(
         async with hub.open(), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
             background.start_soon(runtime.wheel.run)
+            background.start_soon(runtime.memory.watch)
             admin_entrance = _admin_entrance(runtime, expose, background, spare)
             admin_entrance.accept_from(admin_listeners)
             async with trio.open_nursery() as connections:

@@ -34,6 +34,7 @@ def check_upgrade(exchange: Exchange) -> None:
     refuse_foreign_origin(request, runtime)
     _check_handshake(request)
     refuse_while_draining(runtime)
+    runtime.check_memory()
 
 
 def upgrade(
@@ -49,6 +50,9 @@ def upgrade(
         handler: what serves the session.
         subprotocol: the one that is spoken, if the client offers it.
         subscription: what the session follows from the start.
+
+    Raises:
+        LimitExceeded: there is no place left, for the client's account or with one of the topics.
     """
     request, runtime = exchange.request, exchange.runtime
     deflate = None
@@ -64,7 +68,13 @@ def upgrade(
         subscription=subscription,
         has_deflate=deflate is not None,
     )
+    session.let_in(account_of(exchange), None if subscription is None else subscription.topics)
     return Handover(head + session.opening(), session)
+
+
+def account_of(exchange: Exchange) -> str:
+    """Whom limits count this request for; empty where none counts by account."""
+    return f"address:{exchange.connection.peer}" if exchange.runtime.accounts.is_limited else ""
 
 
 def switching_head(exchange: Exchange, subprotocol: bytes | None = None, deflate: bytes | None = None) -> bytes:

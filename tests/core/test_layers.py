@@ -20,7 +20,7 @@ LAYERS = (
     ("wire",),
     ("log",),
     ("hub",),
-    ("connection", "sweep"),
+    ("connection", "sweep", "accounts", "memory"),
     ("tls",),
     ("runtime",),
     ("transports",),

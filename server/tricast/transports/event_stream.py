@@ -25,6 +25,7 @@ class EventStream(Stream):
     """
 
     __slots__ = ("_is_chunked", "_last_sent", "_start", "_topics")
+    transport = "sse"
 
     def __init__(
         self,
@@ -41,7 +42,6 @@ class EventStream(Stream):
         self._start = start
         self._is_chunked = is_chunked
         self._last_sent = trio.current_time()
-        runtime.counters.streams["sse"] += 1
 
     def opening(self) -> bytes:
         """The first bytes of the body."""
