@@ -25,7 +25,7 @@ class Accounts:
     """
 
     def __init__(self, config: Config, *, clock: Callable[[], float]) -> None:
-        self._places: Places[Hashable, str] = Places(config.limits.subject_connections)
+        self._places: Places[Hashable, str] = Places(config.limits.connections_per_subject)
         self._published: Buckets[str] = Buckets(config.publish.rate, config.publish.burst, clock=clock)
 
     @property
@@ -43,7 +43,7 @@ class Accounts:
         """
         if self._places.hold(subscriber, (account,)) is not None:
             allowed = self._places.allowed
-            raise LimitExceeded("limits.subject_connections", allowed, status=429, close_code=1013)
+            raise LimitExceeded("limits.connections_per_subject", allowed, status=429, close_code=1013)
 
     def let_go(self, subscriber: Hashable) -> None:
         """Counts a subscriber no longer, if it is counted."""

@@ -159,8 +159,8 @@ class LimitsSection(Section):
     unsent: PositiveSize = 2**20
     topics: Annotated[int, Field(ge=1)] = 100
     topic_size: PositiveSize = 255
-    topic_subscribers: Annotated[int, Field(ge=0)] = 0
-    subject_connections: Annotated[int, Field(ge=0)] = 0
+    subscribers_per_topic: Annotated[int, Field(ge=0)] = 0
+    connections_per_subject: Annotated[int, Field(ge=0)] = 0
     memory: Size = 0
 
 

@@ -289,7 +289,7 @@ class Hub:
             LimitExceeded: one of them has as many subscribers as it may have; nothing has changed.
         """
         if self._places.hold(subscriber, topics.names) is not None:
-            raise LimitExceeded("limits.topic_subscribers", self._places.allowed, status=503, close_code=1013)
+            raise LimitExceeded("limits.subscribers_per_topic", self._places.allowed, status=503, close_code=1013)
 
     def join(self, subscriber: Subscriber, topics: TopicSet) -> None:
         """Makes the subscriber one of the feed for these topics, behind until ``try_go_live`` says otherwise.

@@ -148,7 +148,7 @@ async def serve(
         log,
         max_topic_bytes=config.limits.topic_size,
         max_event_bytes=config.publish.max_event,
-        max_topic_subscribers=config.limits.topic_subscribers,
+        max_topic_subscribers=config.limits.subscribers_per_topic,
         wake=wake.ring,
     )
     runtime = Runtime(
