@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 
 from tricast.config import Config
 from tricast.errors import LimitExceeded, TooFast
-from tricast.quotas import Buckets, Places
+from tricast.quotas import Buckets, Seats
 from tricast.wire.http1 import Headers, retry_after
 from tricast.wire.rate_limit import rate_limit_headers
 
@@ -25,13 +25,13 @@ class Accounts:
     """
 
     def __init__(self, config: Config, *, clock: Callable[[], float]) -> None:
-        self._places: Places[Hashable, str] = Places(config.limits.connections_per_subject)
+        self._seats: Seats[Hashable, str] = Seats(config.limits.connections_per_subject)
         self._published: Buckets[str] = Buckets(config.publish.rate, config.publish.burst, clock=clock)
 
     @property
     def is_limited(self) -> bool:
         """Whether any limit counts by account."""
-        return bool(self._places.allowed or self._published.rate)
+        return bool(self._seats.allowed or self._published.rate)
 
     # Subscribing
 
@@ -41,13 +41,13 @@ class Accounts:
         Raises:
             LimitExceeded: the account has as many as it may have; nothing has changed.
         """
-        if self._places.hold(subscriber, (account,)) is not None:
-            allowed = self._places.allowed
+        if self._seats.hold(subscriber, (account,)) is not None:
+            allowed = self._seats.allowed
             raise LimitExceeded("limits.connections_per_subject", allowed, status=429, close_code=1013)
 
     def let_go(self, subscriber: Hashable) -> None:
         """Counts a subscriber no longer, if it is counted."""
-        self._places.let_go(subscriber)
+        self._seats.let_go(subscriber)
 
     # Publishing
 

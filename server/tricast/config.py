@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from tricast.addresses import parse_network
 from tricast.schema import Duration, Other, Overrides, Port, PositiveDuration, PositiveSize, Section, Size, Source, load
 
 #: What the URL of a log in a file begins with; the rest is the path, as SQLAlchemy has it.
@@ -22,7 +23,13 @@ ENV_PREFIX = "TRICAST_"
 #: Begins with the same, but is for the proxy.
 PROXY_ENV_PREFIX = "TRICAST_PROXY_"
 
+#: What a host begins with that is a Unix socket, and one that is opened by systemd.
+UNIX_HOST = "unix:"
+SYSTEMD_HOST = "systemd:"
+
 _MAX_WORKERS = 1024
+#: sun_path without the zero at its end (unix(7)).
+_MAX_SOCKET_PATH_BYTES = 107
 
 #: How many a second.
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -54,15 +61,52 @@ def _check_origin(value: str) -> str:
     return value
 
 
+def _check_host(value: str) -> str:
+    path = value.removeprefix(UNIX_HOST)
+    if path != value and not 0 < len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
+        expected = f'a path of 1 to {_MAX_SOCKET_PATH_BYTES} bytes behind "unix:"'
+        raise PydanticCustomError("path", "Input should be {expected}", {"expected": expected})
+    return value
+
+
+def _parse_mode(value: object) -> object:
+    # As a number it would be taken for one in base 10, which is never what is meant.
+    if not isinstance(value, str) or re.fullmatch(r"0?[0-7]{3}", value) is None:
+        raise PydanticCustomError("mode", 'Input should be a mode such as "0660"')
+    return value
+
+
+def _check_network(value: str) -> str:
+    try:
+        parse_network(value)
+    except ValueError:
+        expected = 'a network such as "10.0.0.0/8", or "unix"'
+        raise PydanticCustomError("network", "Input should be {expected}", {"expected": expected}) from None
+    return value
+
+
+Host = Annotated[str, AfterValidator(_check_host)]
+
+
 class ServerSection(Section):
     """Where to listen, and what to serve beside the events."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 8080
+    unix_mode: Annotated[str, BeforeValidator(_parse_mode)] = "0660"
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_check_network)], ...] = ()
+    forwarded: Literal["x-forwarded", "forwarded"] = "x-forwarded"
+    proxy_protocol: bool = False
     workers: Annotated[int | Literal["auto"], BeforeValidator(_parse_workers)] = 1
     backlog: Annotated[int, Field(ge=1, le=65535)] = 4096
     page: bool = True
     cors_origins: tuple[Annotated[str, AfterValidator(_check_origin)], ...] = ()
+
+    @model_validator(mode="after")
+    def _somebody_may_speak_the_proxy_protocol(self) -> Self:
+        if self.proxy_protocol and not self.trusted_proxies:
+            raise PydanticCustomError("order", "Input should be trusted_proxies as well, where there is proxy_protocol")
+        return self
 
 
 class EventsSection(Section):
@@ -145,6 +189,9 @@ class LimitsSection(Section):
     """How much anybody may ask of the server."""
 
     connections: Annotated[int, Field(ge=0)] = 0
+    connections_per_address: Annotated[int, Field(ge=0)] = 0
+    accept_rate: Annotated[int, Field(ge=0)] = 0
+    accept_rate_per_address: Annotated[int, Field(ge=0)] = 0
     reserved_descriptors: Annotated[int, Field(ge=8)] = 64
     retry_after: PositiveDuration = 5.0
     head_size: PositiveSize = 16 * 2**10
@@ -189,7 +236,7 @@ class AdminSection(Section):
     """A listener of its own for health and metrics."""
 
     enabled: bool = False
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 9090
 
 
@@ -233,8 +280,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _listeners_differ(self) -> Self:
-        same = self.admin.host == self.server.host and self.admin.port == self.server.port != 0
-        if self.admin.enabled and same:
+        if not self.admin.enabled:
+            return self
+        hosts = (self.admin.host, self.server.host)
+        if hosts[0] == hosts[1] and hosts[0].startswith((UNIX_HOST, SYSTEMD_HOST)):
+            raise PydanticCustomError("order", "Input should be an admin.host other than server.host")
+        if SYSTEMD_HOST in hosts and all(host.startswith(SYSTEMD_HOST) for host in hosts):
+            # "systemd:" alone is all of them.
+            raise PydanticCustomError("order", 'Input should be the names of sockets behind both "systemd:"')
+        if hosts[0] == hosts[1] and self.admin.port == self.server.port != 0:
             raise PydanticCustomError("order", "Input should be an admin.port other than server.port")
         return self
 

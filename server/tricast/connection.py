@@ -7,6 +7,8 @@ answer), and nothing is sent while a tail waits, so pieces of different writers 
 
 import socket
 import struct
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -23,6 +25,16 @@ _MAX_HELD_BYTES = 64 * 2**10
 _MAX_HELD = 100
 
 
+class _Sized(Protocol):
+    """Something that takes so many bytes."""
+
+    @property
+    def size(self) -> int: ...
+
+
+Front = TypeVar("Front", bound=_Sized)
+
+
 class Connection:
     """A client's socket.
 
@@ -33,7 +45,8 @@ class Connection:
         max_unsent: bytes that may wait in pieces behind the one that is being sent; 0 for any number.
 
     Attributes:
-        peer: the client's address as text.
+        peer: the address, as text, of who is at the other end, or of whom that one says it speaks for.
+        client: of whom it is served for now: behind a proxy that tells, each request may be another one's.
         last_received: ``trio.current_time()`` of the last byte that came in.
         is_closed: whether ``close`` was called.
         has_ended: whether the peer was heard to send no more.
@@ -53,6 +66,7 @@ class Connection:
         "_waiting",
         "_write_rate",
         "_write_timeout",
+        "client",
         "has_ended",
         "is_closed",
         "last_received",
@@ -74,10 +88,14 @@ class Connection:
         self._waiting = 0  # bytes that tasks hold until the tail is gone
         self._is_draining = False
         self._drained: trio.Event | None = None
-        self.peer = peer
+        self.peer = self.client = peer
         self.last_received = trio.current_time()
         self.is_closed = False
         self.has_ended = False
+
+    def named(self) -> dict[str, str]:
+        """Who this is, for the log."""
+        return {"peer": self.peer} if self.client is self.peer else {"peer": self.peer, "client": self.client}
 
     async def open(self) -> None:
         """Does what must be done before anything can be received or sent.
@@ -125,6 +143,38 @@ class Connection:
             return None
         except OSError as error:
             raise _lost(error) from None
+
+    async def receive_front(self, parse: Callable[[bytes], Front | None], max_bytes: int) -> Front:
+        """What the peer sends before all else, and not a byte more: what follows is for ``open`` and ``receive``.
+
+        Cancelling may lose the part that came.
+
+        Args:
+            parse: makes it out of what has come so far; None when that is not all of it.
+            max_bytes: that it may take.
+
+        Raises:
+            ConnectionLost: the peer is gone.
+        """
+        came = b""
+        while True:
+            self._check_open()
+            try:
+                await trio.lowlevel.wait_readable(self._sock)
+                ahead = self._sock.recv(max_bytes - len(came), socket.MSG_PEEK)
+                front = parse(came + ahead)
+                # All of it, where more is to come: else it would be there, and woken for, again and again.
+                came += self._sock.recv(len(ahead) if front is None else front.size - len(came))
+            except BlockingIOError:
+                continue
+            except trio.ClosedResourceError:
+                raise ConnectionLost("closed", reason="closed") from None
+            except OSError as error:
+                raise _lost(error) from None
+            if front is not None:
+                return front
+            if not ahead:
+                raise ConnectionLost("left", reason="left")
 
     @property
     def has_tail(self) -> bool:

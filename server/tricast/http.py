@@ -15,6 +15,7 @@ from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, U
 from tricast.runtime import Runtime
 from tricast.sent import ALL, NOTHING
 from tricast.transports.long_poll import LongPoll
+from tricast.wire.forwarded import Origin, origin_by_forwarded, origin_by_x_forwarded
 from tricast.wire.http1 import (
     CLOSE,
     CONTINUE,
@@ -33,6 +34,8 @@ _MAX_READ_AHEAD = 64 * 2**10
 _PIECES_PER_TURN = 64
 #: h11's states of a request of which something is still to come, or cannot be read.
 _UNREAD = (h11.SEND_BODY, h11.ERROR)
+#: How those are read that ``server.forwarded`` may name.
+_ORIGIN_BY = {"x-forwarded": origin_by_x_forwarded, "forwarded": origin_by_forwarded}
 #: How long a client may take for the answer that its request made the server fail.
 _LAST_WORD_SECONDS = 2.0
 
@@ -105,7 +108,17 @@ class Exchange:
         label: the route for the metrics, set by the router; a path of the client's own making would be unbounded.
     """
 
-    __slots__ = ("_h11", "_head", "connection", "label", "number", "request", "runtime", "serial")
+    __slots__ = (
+        "_h11",
+        "_head",
+        "_origin",
+        "connection",
+        "label",
+        "number",
+        "request",
+        "runtime",
+        "serial",
+    )
 
     def __init__(
         self,
@@ -126,6 +139,34 @@ class Exchange:
         self.connection = connection
         self.runtime = runtime
         self.label = "other"
+        self._origin: Origin | None = None  # as a trusted proxy has told it
+
+    @property
+    def client(self) -> str:
+        """The client's address, behind whatever proxies are trusted; ``unix`` where a Unix socket tells no other."""
+        return self.connection.client
+
+    @property
+    def scheme(self) -> str:
+        """``http`` or ``https``, as the client knows it."""
+        told = self._origin and self._origin.scheme
+        return told or ("https" if self.runtime.config.tls.certificate else "http")
+
+    @property
+    def authority(self) -> str:
+        """The host that the client has asked for, as it wrote it, with its port where that is not the scheme's own."""
+        told = self._origin and self._origin.authority
+        return told or (self.request.header(b"host") or b"").decode("latin-1")
+
+    def take_origin(self) -> None:
+        """Believes what a trusted proxy says of the client it forwards for.
+
+        Raises:
+            RemoteProtocolError: it cannot be read.
+        """
+        tell = _ORIGIN_BY[self.runtime.config.server.forwarded]
+        self._origin = tell(self.request, self.connection.peer, self.runtime.proxies)
+        self.connection.client = self._origin.client
 
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
         """The (name, value) pairs in wire order, with the names in the case in which they came."""
@@ -456,6 +497,9 @@ class HttpConnection:
         self._head = None  # it would be kept while a poll waits
         answer: Answer
         try:
+            if self._connection.peer in self._runtime.proxies:
+                exchange.take_origin()
+                self._runtime.places.take(self._connection, self._connection.client)
             answer = await self._route(exchange)
         except (RemoteProtocolError, Unavailable) as error:
             answer = self._runtime.refusal(error)
@@ -485,6 +529,7 @@ class HttpConnection:
         """
         is_head = is_head or (request is not None and request.method == "HEAD")
         closes = response.closes or request is None or self._closes_after(request)
+        self._free_place()
         lines = [encode_headers(response.headers), self._runtime.common_headers()]
         # What GET would answer is not always known here, and must not be told wrong then (RFC 9110 8.6).
         if response.status not in (204, 304) and (response.body or not is_head):
@@ -502,6 +547,11 @@ class HttpConnection:
             return False
         self._begin_cycle()
         return True
+
+    def _free_place(self) -> None:
+        """Behind a proxy, lets another one of the same client take the place of a request that is answered."""
+        if self._connection.peer in self._runtime.proxies:
+            self._runtime.places.give_back(self._connection)
 
     def _closes_after(self, request: Request) -> bool:
         # Where a request was not read to its end, the next one's beginning cannot be found.
@@ -584,6 +634,7 @@ class HttpConnection:
         assert poll is not None
         self._poll = None
         poll.leave()
+        self._free_place()
         self._log(*asked, status)
         self._set_deadline(trio.current_time() + self._runtime.config.limits.idle_timeout)
         self._closes = self._closes or self._runtime.is_draining
@@ -606,7 +657,7 @@ class HttpConnection:
         if self._runtime.config.logging.access:
             self._runtime.logger.info(
                 "request",
-                peer=self._connection.peer,
+                **self._connection.named(),
                 method=request.method,
                 target=_without_secrets(request).decode("ascii", "backslashreplace"),
                 status=status,

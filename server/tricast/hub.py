@@ -26,7 +26,7 @@ from tricast.event import (
     check_type,
 )
 from tricast.log.base import IdempotencyKey, Log, Slice
-from tricast.quotas import Places
+from tricast.quotas import Seats
 from tricast.sent import ALL, NOTHING, Sent
 from tricast.wire.form import Form
 
@@ -133,7 +133,7 @@ class Hub:
         wake: Callable[[], None],
     ) -> None:
         self._log = log
-        self._places: Places[Subscriber, str] = Places(max_topic_subscribers)
+        self._seats: Seats[Subscriber, str] = Seats(max_topic_subscribers)
         self._max_topic_bytes = max_topic_bytes
         self._max_event_bytes = max_event_bytes
         self._wake = wake
@@ -288,8 +288,8 @@ class Hub:
         Raises:
             LimitExceeded: one of them has as many subscribers as it may have; nothing has changed.
         """
-        if self._places.hold(subscriber, topics.names) is not None:
-            raise LimitExceeded("limits.subscribers_per_topic", self._places.allowed, status=503, close_code=1013)
+        if self._seats.hold(subscriber, topics.names) is not None:
+            raise LimitExceeded("limits.subscribers_per_topic", self._seats.allowed, status=503, close_code=1013)
 
     def join(self, subscriber: Subscriber, topics: TopicSet) -> None:
         """Makes the subscriber one of the feed for these topics, behind until ``try_go_live`` says otherwise.
@@ -309,7 +309,7 @@ class Hub:
     def leave(self, subscriber: Subscriber) -> None:
         """Takes the subscriber out of its feed, if it is in one, and gives back its place."""
         self.pause(subscriber)
-        self._places.let_go(subscriber)
+        self._seats.let_go(subscriber)
 
     def pause(self, subscriber: Subscriber) -> None:
         """Takes the subscriber out of its feed, if it is in one, until it joins again; its position stays true."""

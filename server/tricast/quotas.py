@@ -48,7 +48,7 @@ class Tally(Generic[Key]):
             del self._counts[key]
 
 
-class Places(Generic[Holder, Key]):
+class Seats(Generic[Holder, Key]):
     """A tally by who holds what it counts, so that giving back needs no memory of what was taken.
 
     Args:

@@ -9,12 +9,14 @@ from typing import Any, Protocol
 import trio
 
 from tricast.accounts import Accounts
+from tricast.addresses import Networks
 from tricast.config import Config
 from tricast.connection import Connection
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.hub import Hub
 from tricast.logs import Logger
 from tricast.memory import Watermark
+from tricast.places import Places
 from tricast.quotas import Buckets
 from tricast.sweep import Wheel
 from tricast.wire.http1 import Response, encode_headers, problem_of, retry_after
@@ -67,6 +69,8 @@ class Runtime:
         logger: where to log.
         counters: what happened.
         handlers: path to application WebSocket handler.
+        proxies: whose word counts on whom they forward for.
+        places: how many connections each client may have.
         open: every connection with what it is busy with.
         at_end: told how it ended, for connections that somebody asked that for: ``left``, ``own`` where this side
             ended it, or the reason of a ``ConnectionLost``.
@@ -93,6 +97,8 @@ class Runtime:
         self.random = randomness
         self.logger = logger
         self.handlers = handlers
+        self.proxies = Networks(config.server.trusted_proxies)
+        self.places = Places(config.limits, self.proxies, clock=trio.current_time, jitter=self.jitter)
         self.counters = Counters()
         self.open: dict[Connection, Drainable] = {}
         self.at_end: dict[Connection, Callable[[str], None]] = {}

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import trio
 
 from tricast import metrics
-from tricast.config import SQLITE_URL, Config, workers_of
+from tricast.config import SQLITE_URL, UNIX_HOST, Config, workers_of
 from tricast.connection import Connection
 from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, Unavailable, leaf
@@ -28,7 +28,7 @@ from tricast.http import HttpConnection, Router
 from tricast.hub import Hub
 from tricast.lifetime import Lifetime
 from tricast.listeners import url_of
-from tricast.listening import Acceptor, Entrance, announce, listen
+from tricast.listening import Acceptor, Door, Entrance, announce, listen
 from tricast.log.base import Log
 from tricast.log.memory import MemoryLog
 from tricast.log.sqlite import SqliteLog
@@ -92,8 +92,8 @@ class Server(Lifetime):
 
     @property
     def port(self) -> int:
-        """The port of ``url``."""
-        return int(self.url.rpartition(":")[2])
+        """The port of ``url``; 0 where that is a Unix socket."""
+        return 0 if self.url.startswith(UNIX_HOST) else int(self.url.rpartition(":")[2])
 
     @property
     def connections(self) -> int:
@@ -184,6 +184,7 @@ async def serve(
                         capacity=_capacity_of(config),
                         max_refusing=config.limits.reserved_descriptors // 2,
                         tls=tls,
+                        is_public=True,
                     )
                     entrance = Entrance(acceptor, listening)
                     entrance.accept_from(listeners)
@@ -436,33 +437,33 @@ def _import_handler(where: str) -> Handler:
 # Connections
 
 
-async def _serve_connection(runtime: Runtime, route: Router, connection: Connection, left: Callable[[], None]) -> None:
+async def _serve_connection(runtime: Runtime, route: Router, connection: Connection, door: Door) -> None:
     """One connection from its first byte to its end. The one guard: whatever it raises, it is the only one to end."""
     how = "own"
     try:
         async with trio.open_nursery() as nursery:
-            await connection.open()
-            stream = await HttpConnection(connection, runtime, route).run()
-            if stream is not None:
-                await stream.run(nursery)
+            if await door.enter(connection):
+                stream = await HttpConnection(connection, runtime, route).run()
+                if stream is not None:
+                    await stream.run(nursery)
             nursery.cancel_scope.cancel()
         how = "left" if connection.has_ended else "own"
     except* ConnectionLost as group:
         lost = leaf(group)
         how = lost.reason
         runtime.counters.lost[lost.reason] += 1
-        runtime.logger.debug("connection lost", peer=connection.peer, why=str(lost))
+        runtime.logger.debug("connection lost", why=str(lost), **connection.named())
     except* Unavailable as group:
         # The log says once what is wrong with it; this is one of those who could not be served meanwhile.
         runtime.counters.unavailable += 1
-        runtime.logger.debug("connection ended", peer=connection.peer, why=str(leaf(group)))
+        runtime.logger.debug("connection ended", why=str(leaf(group)), **connection.named())
     except* Exception:
         runtime.counters.failed += 1
-        runtime.logger.exception("connection failed", peer=connection.peer)
+        runtime.logger.exception("connection failed", **connection.named())
     finally:
         runtime.open.pop(connection, None)
         connection.close()
-        left()
+        door.left(connection)
         if (ended := runtime.at_end.pop(connection, None)) is not None:
             ended(how)
 

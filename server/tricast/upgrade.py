@@ -5,6 +5,7 @@ from base64 import b64decode
 
 from wsproto.utilities import generate_accept_token
 
+from tricast.addresses import network_of
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.http import Exchange, Handover
 from tricast.runtime import Handler, Runtime
@@ -74,7 +75,7 @@ def upgrade(
 
 def account_of(exchange: Exchange) -> str:
     """Whom limits count this request for; empty where none counts by account."""
-    return f"address:{exchange.connection.peer}" if exchange.runtime.accounts.is_limited else ""
+    return f"address:{network_of(exchange.client)}" if exchange.runtime.accounts.is_limited else ""
 
 
 def switching_head(exchange: Exchange, subprotocol: bytes | None = None, deflate: bytes | None = None) -> bytes:

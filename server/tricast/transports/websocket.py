@@ -109,7 +109,7 @@ class Session(Stream):
     @property
     def peer(self) -> str:
         """The client's address."""
-        return self.connection.peer
+        return self.connection.client
 
     @property
     def topics(self) -> frozenset[str]:

@@ -39,6 +39,7 @@ _PRIVATE_LOG = "log.db"
 _FIXED = (
     ("server", "host"),
     ("server", "port"),
+    ("server", "unix_mode"),
     ("server", "workers"),
     ("admin", "enabled"),
     ("admin", "host"),
