@@ -3,7 +3,7 @@
 import ctypes
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import trio
@@ -27,6 +27,14 @@ def resident_bytes() -> int:
         return 0
 
 
+async def give_back() -> None:
+    """Gives back what was freed, which the C library would keep for itself otherwise."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # malloc_trim(3): glibc's
+    if trim is not None:
+        await trio.to_thread.run_sync(trim, 0)
+
+
 class Watermark:
     """Whether the process takes more memory than it should.
 
@@ -34,17 +42,26 @@ class Watermark:
         allowed: bytes; 0 for any number.
         logger: is told when it begins and ends.
         measure: the bytes that are in use.
+        give_back: gives back what was freed, so that they can be less.
 
     Attributes:
         allowed: the same.
         is_over: whether no new work should be taken.
     """
 
-    def __init__(self, allowed: int, *, logger: Logger, measure: Callable[[], int] = resident_bytes) -> None:
+    def __init__(
+        self,
+        allowed: int,
+        *,
+        logger: Logger,
+        measure: Callable[[], int] = resident_bytes,
+        give_back: Callable[[], Awaitable[None]] = give_back,
+    ) -> None:
         self.allowed = allowed
         self.is_over = False
         self._logger = logger
         self._measure = measure
+        self._give_back = give_back
 
     def sample(self) -> None:
         """Looks at it once."""
@@ -63,13 +80,5 @@ class Watermark:
             self.sample()
             samples = samples + 1 if self.is_over else 0
             if samples % _SAMPLES_PER_TRIM == 1:
-                await _give_back()
+                await self._give_back()
             await trio.sleep(SAMPLE_SECONDS)
-
-
-async def _give_back() -> None:
-    """Gives back what was freed, which the C library keeps for itself otherwise, so that the size can fall at all."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # malloc_trim(3): glibc's
-    if trim is not None:
-        await trio.to_thread.run_sync(trim, 0)
