@@ -18,7 +18,7 @@ from tricast.logs import Logger
 from tricast.memory import Watermark
 from tricast.places import Places
 from tricast.quotas import Buckets
-from tricast.sweep import Wheel
+from tricast.sweep import Turnstile, Wheel
 from tricast.wire.http1 import Response, encode_headers, problem_of, retry_after
 
 #: An application's WebSocket handler: any ``async def handler(session)``.
@@ -27,6 +27,8 @@ Handler = Callable[[Any], Awaitable[object]]
 _SERVER = (b"server", b"tricast")
 #: RFC 6585 4, RFC 9110 15.6.4: too many requests, and not now.
 _TRY_AGAIN = (429, 503)
+#: Each reads 64 KiB from the log and sends them, which takes half a millisecond on a busy machine.
+_CATCH_UPS_PER_TURN = 8
 
 
 class Drainable(Protocol):
@@ -65,6 +67,7 @@ class Runtime:
         config: the configuration.
         hub: the hub.
         wheel: where keepalives, pings and dead-peer checks are done.
+        catching_up: what everybody passes who reads on from the log, for each part that is read.
         random: for jitter only, so it need not be secret.
         logger: where to log.
         counters: what happened.
@@ -94,6 +97,7 @@ class Runtime:
         self.config = config
         self.hub = hub
         self.wheel = wheel
+        self.catching_up = Turnstile(per_turn=_CATCH_UPS_PER_TURN)
         self.random = randomness
         self.logger = logger
         self.handlers = handlers
