@@ -1,11 +1,12 @@
 """Sockets that systemd has opened for this service (sd_listen_fds(3)), and keeps, so that a restart refuses nobody."""
 
-import errno
 import os
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
+#: For what the kernel has no words for.
+_NO_ERRNO = 0
 #: The first descriptor that is handed over.
 _FIRST = 3
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
@@ -31,7 +32,7 @@ def activated_listeners(
     found = [fd for fd, its_name in _handed_over(environment) if name in ("", its_name)]
     where = f"systemd:{name}"
     if not found:
-        raise OSError(errno.ENOTSOCK, "systemd has handed over no such socket", where)
+        raise OSError(_NO_ERRNO, "systemd has handed over no such socket", where)
     listeners = []
     for fd in found:
         try:
@@ -48,7 +49,7 @@ def _listener_of(fd: int, sockets: ExitStack) -> socket.socket:
     listener = sockets.enter_context(socket.socket(fileno=fd))
     is_stream = listener.family in _FAMILIES and listener.type == socket.SOCK_STREAM
     if not is_stream or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise OSError(errno.ENOTSOCK, f"descriptor {fd} is no stream socket that listens")
+        raise OSError(_NO_ERRNO, f"descriptor {fd} is no stream socket that listens")
     listener.setblocking(False)
     return listener
 

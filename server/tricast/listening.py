@@ -305,7 +305,7 @@ class Acceptor:
         try:
             await be_introduced(connection, self._runtime.config.limits.head_timeout)
         except RemoteProtocolError as error:
-            await self._tell(connection, error, has_tls=False)
+            await self._tell(connection, error, is_introduced=False)
             return False
         self._runtime.open[connection] = _beginning_of(connection)
         try:
@@ -356,21 +356,22 @@ class Acceptor:
             self._refusing -= 1
 
     async def _tell(
-        self, connection: Connection, error: RemoteProtocolError | Unavailable, *, has_tls: bool = True
+        self, connection: Connection, error: RemoteProtocolError | Unavailable, *, is_introduced: bool = True
     ) -> None:
-        """Turns it away so that it sees why, if it can: where TLS is wanted and has not begun, nobody would understand.
+        """Turns it away so that it sees why, if it can.
 
         Args:
             connection: it.
             error: why.
-            has_tls: whether TLS, if it is wanted, can be agreed on first.
+            is_introduced: whether a request may follow; otherwise, with TLS, nobody is there who would understand.
         """
         answer = self._answer(error)
         try:
-            if has_tls or self._tls is None:
-                with trio.move_on_after(_REFUSAL_SECONDS):
+            with trio.move_on_after(_REFUSAL_SECONDS):
+                if is_introduced:
                     await connection.open()
                     await connection.receive()
+                if is_introduced or self._tls is None:
                     await connection.send(answer)
                     await connection.linger()
         except ConnectionLost:

@@ -76,7 +76,7 @@ def _remove_stale(file: Path) -> None:
     """
     try:
         if not stat.S_ISSOCK(file.lstat().st_mode):
-            raise FileExistsError(errno.EEXIST, "a file that is no socket is there")
+            raise OSError(0, "a file that is no socket is there")  # for which the kernel has no words
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:
