@@ -10,11 +10,13 @@ from typing import NamedTuple, Protocol
 import h11
 import trio
 
+from tricast.access.identity import ANYBODY
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.runtime import Runtime
 from tricast.sent import ALL, NOTHING
 from tricast.transports.long_poll import LongPoll
+from tricast.wire.credentials import without_secrets
 from tricast.wire.forwarded import Origin, origin_by_forwarded, origin_by_x_forwarded
 from tricast.wire.http1 import (
     CLOSE,
@@ -106,6 +108,7 @@ class Exchange:
         serial: a number that only this connection has.
         number: the request's on its connection, from 1 on.
         label: the route for the metrics, set by the router; a path of the client's own making would be unbounded.
+        identity: who is asking, set by the router where anybody is asked that.
     """
 
     __slots__ = (
@@ -113,6 +116,7 @@ class Exchange:
         "_head",
         "_origin",
         "connection",
+        "identity",
         "label",
         "number",
         "request",
@@ -139,6 +143,7 @@ class Exchange:
         self.connection = connection
         self.runtime = runtime
         self.label = "other"
+        self.identity = ANYBODY
         self._origin: Origin | None = None  # as a trusted proxy has told it
 
     @property
@@ -591,7 +596,7 @@ class HttpConnection:
                 # It began while the log was read, and found nothing here that it could end.
                 poll.give_up(self._runtime.jitter(self._runtime.config.drain.retry_after))
             else:
-                await self._wait_for_answer()
+                await self._wait_for_answer(poll.patience)
         finally:
             self._poll = self._asked = None
             poll.leave()
@@ -613,9 +618,9 @@ class HttpConnection:
             await self._connection.linger()
         return not closes
 
-    async def _wait_for_answer(self) -> None:
+    async def _wait_for_answer(self, patience: float) -> None:
         ahead = len(self._ahead)
-        with self._wait_at_most(self._runtime.config.poll.timeout) as scope:
+        with self._wait_at_most(patience) as scope:
             while ahead < _MAX_READ_AHEAD:
                 data = await self._connection.receive()
                 if self._poll is not None and not data:
@@ -668,7 +673,9 @@ class HttpConnection:
 
 def _without_secrets(request: Request) -> bytes:
     """The target as it may be logged: the query of a probe holds its token where no header could."""
-    return request.target.partition(b"?")[0] if request.path.startswith(PROBE_PREFIX) else request.target
+    if request.path.startswith(PROBE_PREFIX):
+        return request.target.partition(b"?")[0]
+    return without_secrets(request.target)
 
 
 def _mistake_of(

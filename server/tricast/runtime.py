@@ -1,5 +1,6 @@
 """What the connections of one server share. Built by ``server.py``, handed to everything below it."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -8,6 +9,8 @@ from typing import Any, Protocol
 
 import trio
 
+from tricast.access.access import Access
+from tricast.access.identity import Identity
 from tricast.accounts import Accounts
 from tricast.addresses import Networks
 from tricast.config import Config
@@ -36,6 +39,19 @@ class Drainable(Protocol):
 
     def drain(self, retry_after: float) -> None:
         """Brings the connection to its end: tells the client when to come back (in seconds), and does not wait."""
+        ...
+
+
+class Leased(Protocol):
+    """A stream whose client was let in for a while, and may bring something newer meanwhile."""
+
+    def renew(self, identity: Identity) -> None:
+        """Lives on with a newer identity of the same account, or on an error as before.
+
+        Raises:
+            Forbidden: it is another account's, or does not allow all that the stream follows.
+            RemoteProtocolError: the stream is ending.
+        """
         ...
 
 
@@ -72,6 +88,8 @@ class Runtime:
         logger: where to log.
         counters: what happened.
         handlers: path to application WebSocket handler.
+        access: who may do what.
+        leases: the event streams that can be renewed, by their names.
         proxies: whose word counts on whom they forward for.
         places: how many connections each client may have.
         open: every connection with what it is busy with.
@@ -93,6 +111,7 @@ class Runtime:
         clock: Callable[[], float],
         logger: Logger,
         handlers: dict[str, Handler],
+        access: Access,
     ) -> None:
         self.config = config
         self.hub = hub
@@ -101,6 +120,8 @@ class Runtime:
         self.random = randomness
         self.logger = logger
         self.handlers = handlers
+        self.access = access
+        self.leases: dict[str, Leased] = {}
         self.proxies = Networks(config.server.trusted_proxies)
         self.places = Places(config.limits, self.proxies, clock=trio.current_time, jitter=self.jitter)
         self.counters = Counters()
@@ -144,6 +165,10 @@ class Runtime:
             seconds = self.jitter(self.config.limits.retry_after)
             detail = "the server has no memory for new work"
             raise Unavailable(detail, code="overloaded", retry_after=seconds, reason="limits.memory")
+
+    def time_left(self, identity: Identity) -> float:
+        """The seconds for which somebody has been let in; infinite where that has no end."""
+        return math.inf if identity.expires_at is None else identity.expires_at - self._clock()
 
     def next_serial(self) -> int:
         """A number for a connection, which no other one of this server has."""

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import trio
 
 from tricast import metrics
+from tricast.access.access import Access
+from tricast.access.tickets import SharedUses
 from tricast.config import SQLITE_URL, UNIX_HOST, Config, workers_of
 from tricast.connection import Connection
 from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
@@ -52,12 +54,14 @@ class Share(NamedTuple):
             copies of both when it goes down.
         admin_listeners: the same for the admin listener.
         boards: where all of them leave their numbers for the metrics.
+        folder: what they have in common beside that, and nobody else; None where there is none.
     """
 
     listeners: Sequence[socket.socket]
     others: Sequence[socket.socket]
     admin_listeners: Sequence[socket.socket]
     boards: metrics.Noticeboards
+    folder: Path | None = None
 
 
 class Server(Lifetime):
@@ -144,6 +148,7 @@ async def serve(
     tls = load_context(config.tls)
     log = log or _log_of(config, logger)
     wake = _Bell()
+    access = _access_of(config, share, logger)
     hub = Hub(
         log,
         max_topic_bytes=config.limits.topic_size,
@@ -159,6 +164,7 @@ async def serve(
         clock=time.time,
         logger=logger,
         handlers=load_handlers(config),
+        access=access,
     )
     # Two scopes: what the drain closes first, and what stays to the end.
     with ExitStack() as at_the_end, ExitStack() as sockets:
@@ -167,7 +173,7 @@ async def serve(
         expose = metrics.alone(runtime) if share is None else share.boards.exposing(runtime)
         routes = public_routes(runtime, expose)
         listeners, admin_listeners = await _listeners_of(config, share, sockets, at_the_end)
-        async with hub.open(), trio.open_nursery() as background:
+        async with hub.open(), access.open(), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
             background.start_soon(runtime.wheel.run)
             background.start_soon(runtime.memory.watch)
@@ -382,6 +388,13 @@ def _admin_entrance(runtime: Runtime, expose: metrics.Expose, background: trio.N
 def _capacity_of(config: Config) -> int:
     room = room_for_connections(config.limits.reserved_descriptors)
     return min(room, config.limits.connections or room)
+
+
+def _access_of(config: Config, share: Share | None, logger: Logger) -> Access:
+    uses = None
+    if share is not None and share.folder is not None and config.auth.is_on:
+        uses = SharedUses(share.folder, time.time())
+    return Access(config.auth, clock=time.time, logger=logger, uses=uses)
 
 
 def _log_of(config: Config, logger: Logger) -> Log:

@@ -8,8 +8,10 @@ from wsproto.utilities import generate_accept_token
 from tricast.addresses import network_of
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.http import Exchange, Handover
+from tricast.origins import refuse_foreign_origin
 from tricast.runtime import Handler, Runtime
 from tricast.transports.websocket import Session, Subscription
+from tricast.wire.credentials import TOKEN_PROTOCOL_TAKEN
 from tricast.wire.http1 import END_OF_HEAD, Request, encode_head, encode_headers
 from tricast.wire.websocket import accept_deflate
 
@@ -68,14 +70,17 @@ def upgrade(
         exchange.unread(),
         subscription=subscription,
         has_deflate=deflate is not None,
+        identity=exchange.identity,
     )
-    session.let_in(account_of(exchange), None if subscription is None else subscription.topics)
+    session.take_places(account_of(exchange), None if subscription is None else subscription.topics)
     return Handover(head + session.opening(), session)
 
 
 def account_of(exchange: Exchange) -> str:
     """Whom limits count this request for; empty where none counts by account."""
-    return f"address:{network_of(exchange.client)}" if exchange.runtime.accounts.is_limited else ""
+    if not exchange.runtime.accounts.is_limited:
+        return ""
+    return exchange.identity.account or f"address:{network_of(exchange.client)}"
 
 
 def switching_head(exchange: Exchange, subprotocol: bytes | None = None, deflate: bytes | None = None) -> bytes:
@@ -90,35 +95,15 @@ def switching_head(exchange: Exchange, subprotocol: bytes | None = None, deflate
     key = request.header(b"sec-websocket-key")
     assert key is not None
     headers = [*_UPGRADE_HEADERS, (b"sec-websocket-accept", generate_accept_token(key))]
-    # Names of subprotocols are case-sensitive, unlike most tokens.
-    if subprotocol is not None and subprotocol in request.members(b"sec-websocket-protocol"):
-        headers.append((b"sec-websocket-protocol", subprotocol))
+    # Names of subprotocols are case-sensitive, unlike most tokens. One that is a token is not repeated.
+    offered = request.members(b"sec-websocket-protocol")
+    for chosen in (subprotocol, TOKEN_PROTOCOL_TAKEN) if offered else ():
+        if chosen in offered:
+            headers.append((b"sec-websocket-protocol", chosen))
+            break
     if deflate is not None:
         headers.append((b"sec-websocket-extensions", deflate))
     return encode_head(101, encode_headers(headers), exchange.runtime.common_headers(), END_OF_HEAD)
-
-
-def refuse_foreign_origin(request: Request, runtime: Runtime) -> None:
-    """Lets pages only of this server's own origin, and of those configured, use what CORS does not protect.
-
-    A browser opens a WebSocket, and sends a simple POST, for any page; whether to take it is the server's to decide
-    (RFC 6455 10.2). What is not a browser sends no ``Origin``.
-
-    Raises:
-        RemoteProtocolError: the page is of another origin.
-    """
-    origin = request.header(b"origin")
-    if origin is None:
-        return
-    allowed = runtime.config.server.cors_origins
-    scheme, _, host = origin.partition(b"://")
-    is_own = bool(host) and host.lower() == (request.header(b"host") or b"").lower()
-    if runtime.config.tls.certificate and scheme != b"https":
-        is_own = False  # a page that came without TLS may be anybody's; without TLS here, a proxy may have added it
-    if not is_own and "*" not in allowed and origin.decode("latin-1") not in allowed:
-        raise RemoteProtocolError(
-            "pages of this origin may not do this: see server.cors_origins", code="origin-not-allowed", status=403
-        )
 
 
 def refuse_while_draining(runtime: Runtime) -> None:

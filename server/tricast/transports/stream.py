@@ -7,8 +7,9 @@ from typing import ClassVar, NamedTuple
 
 import trio
 
+from tricast.access.identity import ANYBODY, Identity
 from tricast.connection import Connection
-from tricast.errors import LimitExceeded, RemoteProtocolError, Unavailable
+from tricast.errors import Forbidden, LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.event import BEGINNING, EventId, TopicSet, check_pattern
 from tricast.hub import Hub, Subscriber
 from tricast.runtime import NothingToEnd, Runtime
@@ -50,18 +51,20 @@ class Stream(Subscriber):
 
     Attributes:
         transport: what it is counted as.
+        identity: who is at the other end.
         account: whom its limits count for.
         expires_at: when what the client was let in with is over, by ``trio.current_time()``.
         rotates_at: when the connection has been there for long enough.
     """
 
     __slots__ = (
-        "_is_catching_up", "_is_leaving", "account", "connection", "expires_at", "nursery", "rotates_at", "runtime",
+        "_is_catching_up", "_is_leaving", "account", "connection", "expires_at", "identity", "nursery", "rotates_at",
+        "runtime",
         "slot",
     )  # fmt: skip
     transport: ClassVar[str]
 
-    def __init__(self, connection: Connection, runtime: Runtime, form: Form) -> None:
+    def __init__(self, connection: Connection, runtime: Runtime, form: Form, identity: Identity = ANYBODY) -> None:
         super().__init__(form, BEGINNING)
         self.slot = -1
         self.connection = connection
@@ -70,9 +73,25 @@ class Stream(Subscriber):
         self._is_catching_up = False
         self._is_leaving = False
         self.account = ""
-        self.expires_at = self.rotates_at = math.inf
+        self.rotates_at = math.inf
+        self._let_in(identity)
 
-    def let_in(self, account: str, topics: TopicSet | None = None) -> None:
+    def _let_in(self, identity: Identity) -> None:
+        self.identity = identity
+        self.expires_at = trio.current_time() + self.runtime.time_left(identity)
+
+    def renew(self, identity: Identity) -> None:
+        """See ``Leased.renew``."""
+        if self._is_leaving:
+            raise RemoteProtocolError("the stream is ending", code="stream-unknown", status=404)
+        if (identity.account, identity.is_anonymous) != (self.identity.account, self.identity.is_anonymous):
+            raise Forbidden("this is for the account that the stream was opened with", code="other-account")
+        if self.feed is not None:
+            self.runtime.access.check_subscribe(identity, self.feed.topics.names)
+        self._let_in(identity)
+        self.runtime.wheel.add(self, trio.current_time())  # it may have less time now than before
+
+    def take_places(self, account: str, topics: TopicSet | None = None) -> None:
         """Takes the stream's places, which are given back when ``run`` ends, or by ``abandon``.
 
         Args:
@@ -82,7 +101,8 @@ class Stream(Subscriber):
         Raises:
             LimitExceeded: there is none left; nothing was taken.
         """
-        self.count_for(account)
+        self.runtime.accounts.let_in(self, account)
+        self.account = account
         if topics is not None:
             try:
                 self.runtime.hub.reserve(self, topics)
@@ -90,15 +110,6 @@ class Stream(Subscriber):
                 self.abandon()
                 raise
         self.runtime.counters.streams[self.transport] += 1
-
-    def count_for(self, account: str) -> None:
-        """Counts for this account from now on.
-
-        Raises:
-            LimitExceeded: it has as many as it may have; nothing has changed.
-        """
-        self.runtime.accounts.let_in(self, account)
-        self.account = account
 
     def abandon(self) -> None:
         """Gives back what it has: its places, and its position among the subscribers."""
@@ -136,6 +147,7 @@ class Stream(Subscriber):
         """See ``Swept.sweep``. The task that calls it serves all others as well, so what it raises stays here."""
         try:
             if now >= self.expires_at:
+                self.runtime.counters.refusals["token-expired"] += 1
                 self.depart(EXPIRED)
                 return None
             if now >= self.rotates_at:

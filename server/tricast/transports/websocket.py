@@ -16,8 +16,16 @@ from wsproto.connection import ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 from wsproto.utilities import LocalProtocolError
 
+from tricast.access.access import Credentials
+from tricast.access.identity import ANYBODY, Identity
 from tricast.connection import Connection
-from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, TooFast, Unavailable
+from tricast.errors import (
+    ConnectionLost,
+    LimitExceeded,
+    RemoteProtocolError,
+    TooFast,
+    Unavailable,
+)
 from tricast.event import DEFAULT_TYPE, Draft, EventId, TopicSet
 from tricast.runtime import Handler, Runtime
 from tricast.transports.stream import Farewell, Start, Stream, check_topics, settle, start_of
@@ -60,8 +68,10 @@ class Session(Stream):
         received: bytes that came in behind the opening request.
         subscription: what it follows from the start.
         has_deflate: whether permessage-deflate was negotiated.
+        identity: who asks for it.
 
     Attributes:
+        identity: who is at the other end: ``subject``, and what that one may do.
         request: the opening request: ``path``, ``query``, ``headers``.
         close_code: the code that the peer closed the connection with, 1005 for none, 1006 when it just ended; None
             while it is open.
@@ -83,8 +93,9 @@ class Session(Stream):
         *,
         subscription: Subscription | None = None,
         has_deflate: bool = False,
+        identity: Identity = ANYBODY,
     ) -> None:
-        super().__init__(connection, runtime, wire.DEFLATED_FORM if has_deflate else wire.FORM)
+        super().__init__(connection, runtime, wire.DEFLATED_FORM if has_deflate else wire.FORM, identity)
         #: Only from the first thing on that needs it: a client that listens, and answers pings, costs no such object.
         self._protocol: Protocol | None = None
         self._received: bytearray | None = bytearray(received) if received else None
@@ -185,13 +196,14 @@ class Session(Stream):
         return self._protocol
 
     async def publish(self, topic: str, data: object, *, type: str = DEFAULT_TYPE) -> EventId:  # noqa: A002
-        """Publishes an event to everybody who is subscribed to the topic. See ``Hub.publish``.
+        """Publishes an event to everybody who is subscribed to the topic, as the client. See ``Hub.publish``.
 
         Raises:
-            RemoteProtocolError: it may not be published, or not so soon; the connection is closed for it, and not for
-                a failure, where the handler lets it through.
-            Unavailable: not now; the client is told to come back, where the handler lets it through.
+            RemoteProtocolError: the client may not (``Forbidden``, ``Unauthorized``), or not so soon (``TooFast``);
+                where a handler lets it through, the connection is closed with its code, and that is no failure.
+            Unavailable: not now; the client is told to come back, where a handler lets it through.
         """
+        self.runtime.access.check_publish(self.identity, topic)
         self.runtime.check_memory()
         self.runtime.accounts.charge(self.account, 1)
         return await self.runtime.hub.publish(topic, data, type=type)
@@ -207,7 +219,8 @@ class Session(Stream):
             The position from which the events go on.
 
         Raises:
-            RemoteProtocolError: a topic or the position is not one, or a topic has no room.
+            RemoteProtocolError: a topic or the position is not one, a topic has no room, or the client may not
+                subscribe to all of them (``Forbidden``, ``Unauthorized``).
             Unavailable: the server has no memory for it.
         """
         subscription = await self.check_subscription(topics, last_id)
@@ -219,6 +232,16 @@ class Session(Stream):
         """Takes topics away. Those that were not subscribed to do not matter."""
         rest = TopicSet(self.topics.difference(topics))
         self.resubscribe(Subscription(rest, Start(self._here(), is_given=False)))
+
+    async def authenticate(self, token: str) -> None:
+        """Lets the connection live on with a newer token of the same account, or on an error as before.
+
+        Raises:
+            Unauthorized: the token is not good.
+            Forbidden: it is another account's, or does not allow all that is subscribed to.
+        """
+        if self.runtime.access.is_on:
+            self.renew(await self.runtime.access.identify(Credentials(token=token)))
 
     async def close(self, code: int = NORMAL, reason: str = "") -> None:
         """Closes the connection; messages that come in from now on are thrown away.
@@ -238,11 +261,14 @@ class Session(Stream):
         """What the session would follow with these topics added; changes nothing.
 
         Raises:
-            RemoteProtocolError: a topic or the position is not one, there is none, or there are too many.
+            RemoteProtocolError: a topic or the position is not one, there is none, there are too many, or the client
+                may not.
             Unavailable: the server has no memory for it.
         """
         self.runtime.check_memory()
-        together = check_topics(self.topics | check_topics(topics, self.runtime).names, self.runtime)
+        added = check_topics(topics, self.runtime)
+        self.runtime.access.check_subscribe(self.identity, added.names)
+        together = check_topics(self.topics | added.names, self.runtime)
         start = await settle(start_of(last_id, self._here()), together, self.runtime.hub)
         return Subscription(together, start)
 
@@ -541,6 +567,7 @@ class _Publishing:
         """
         session = self._session
         draft = session.runtime.hub.check(Draft(operation.topic, operation.type, bytes(operation.data)))
+        session.runtime.access.check_publish(session.identity, draft.topic)
         session.runtime.check_memory()
         session.runtime.accounts.charge(session.account, 1)
         self._drafts.append(draft)
@@ -590,6 +617,11 @@ async def _perform(session: Session, operation: wire.Operation) -> None:
         case wire.Unsubscribe():
             await session.unsubscribe(*operation.topics)
             await session.reply(wire.encode_reply("ok", "unsubscribe", operation.ref, topics=sorted(session.topics)))
+        case wire.Authenticate():
+            await session.authenticate(operation.token)
+            until = session.identity.expires_at
+            fields = {} if until is None else {"expires_at": int(until)}
+            await session.reply(wire.encode_reply("ok", "auth", operation.ref, **fields))
         case _:
             await session.reply(wire.encode_reply("ok", operation.op, operation.ref))
 
