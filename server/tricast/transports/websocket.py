@@ -411,8 +411,12 @@ class Session(Stream):
         return parts.decode() if isinstance(event, TextMessage) else bytes(parts)
 
     async def _refuse(self, limit: LimitExceeded) -> None:
-        """Closes the connection for something that goes too far; nothing more is read."""
+        """Closes the connection for something that goes too far.
+
+        What follows is read no more, not even for the answer to the closing: it may be more of the same.
+        """
         self.runtime.counters.refusals[limit.reason] += 1
+        self._is_broken = True
         self._parts, self.close_code = None, limit.close_code
         await self.close(limit.close_code, limit.detail)
 
