@@ -17,6 +17,7 @@ from tricast.config import Config
 from tricast.connection import Connection
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.hub import Hub
+from tricast.leases import Leases
 from tricast.logs import Logger
 from tricast.memory import Watermark
 from tricast.places import Places
@@ -39,19 +40,6 @@ class Drainable(Protocol):
 
     def drain(self, retry_after: float) -> None:
         """Brings the connection to its end: tells the client when to come back (in seconds), and does not wait."""
-        ...
-
-
-class Leased(Protocol):
-    """A stream whose client was let in for a while, and may bring something newer meanwhile."""
-
-    def renew(self, identity: Identity) -> None:
-        """Lives on with a newer identity of the same account, or on an error as before.
-
-        Raises:
-            Forbidden: it is another account's, or does not allow all that the stream follows.
-            RemoteProtocolError: the stream is ending.
-        """
         ...
 
 
@@ -89,7 +77,7 @@ class Runtime:
         counters: what happened.
         handlers: path to application WebSocket handler.
         access: who may do what.
-        leases: the event streams that can be renewed, by their names.
+        leases: the event streams that can be renewed.
         proxies: whose word counts on whom they forward for.
         places: how many connections each client may have.
         open: every connection with what it is busy with.
@@ -112,6 +100,7 @@ class Runtime:
         logger: Logger,
         handlers: dict[str, Handler],
         access: Access,
+        leases: Leases | None = None,
     ) -> None:
         self.config = config
         self.hub = hub
@@ -121,7 +110,7 @@ class Runtime:
         self.logger = logger
         self.handlers = handlers
         self.access = access
-        self.leases: dict[str, Leased] = {}
+        self.leases = leases if leases is not None else Leases(randomness)
         self.proxies = Networks(config.server.trusted_proxies)
         self.places = Places(config.limits, self.proxies, clock=trio.current_time, jitter=self.jitter)
         self.counters = Counters()

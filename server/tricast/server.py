@@ -28,6 +28,7 @@ from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, Unavailable, leaf
 from tricast.http import HttpConnection, Router
 from tricast.hub import Hub
+from tricast.leases import Leases
 from tricast.lifetime import Lifetime
 from tricast.listeners import url_of
 from tricast.listening import Acceptor, Door, Entrance, announce, listen
@@ -149,6 +150,7 @@ async def serve(
     log = log or _log_of(config, logger)
     wake = _Bell()
     access = _access_of(config, share, logger)
+    randomness = random.Random()  # noqa: S311 - jitter, and names that are not secret
     hub = Hub(
         log,
         max_topic_bytes=config.limits.topic_size,
@@ -160,11 +162,12 @@ async def serve(
         config,
         hub,
         wheel=Wheel(tick=_tick_of(config)),
-        randomness=random.Random(),  # noqa: S311 - jitter
+        randomness=randomness,
         clock=time.time,
         logger=logger,
         handlers=load_handlers(config),
         access=access,
+        leases=Leases(randomness, share.folder if share is not None and access.is_on else None),
     )
     # Two scopes: what the drain closes first, and what stays to the end.
     with ExitStack() as at_the_end, ExitStack() as sockets:
@@ -178,6 +181,7 @@ async def serve(
             background.start_soon(runtime.wheel.run)
             background.start_soon(runtime.memory.watch)
             background.start_soon(runtime.catching_up.run)
+            background.start_soon(runtime.leases.serve)
             admin_entrance = _admin_entrance(runtime, expose, background, spare)
             admin_entrance.accept_from(admin_listeners)
             async with trio.open_nursery() as connections:

@@ -21,7 +21,7 @@ LAYERS = (
     ("wire",),
     ("log",),
     ("hub",),
-    ("connection", "sweep", "accounts", "memory"),
+    ("connection", "sweep", "accounts", "memory", "leases"),
     ("tls",),
     ("places", "introduction"),
     ("runtime",),

@@ -20,7 +20,7 @@ from clients import (
     subscribe,
 )
 from credentials import API_KEY, API_KEY_HASH, AUTH, bearer, token
-from serving import serving, until
+from serving import serving, serving_process, until
 from structlog.testing import LogCapture
 
 import tricast
@@ -66,7 +66,7 @@ async def test_an_event_stream_ends_when_its_token_does() -> None:
             assert await stream.wire.rest() == b""
         assert expired(server) == 1
         await until(lambda: server.connections == 0)
-        assert not server._runtime.leases
+        assert len(server._runtime.leases) == 0
 
 
 async def test_a_websocket_closes_with_4401_when_its_token_ends() -> None:
@@ -300,3 +300,31 @@ async def test_a_server_that_goes_down_takes_no_ticket() -> None:
             await wire.send(b" HTTP/1.1\r\nHost: test\r\n\r\n")
             assert (await read_answer(wire)).code == "draining"
         assert server._runtime.access.redeem(ticket).subject == "ada"
+
+
+# With several workers
+
+
+async def test_every_worker_takes_tickets_once_and_renews_the_streams_of_others() -> None:
+    config = {"server": {"port": 0, "workers": 2}, "auth": AUTH, "drain": {"period": "0s", "grace": "5s"}}
+    async with serving_process(within=60, **config) as server:
+        shown = bearer(token())
+        with await subscribe("sse", server.url, "news", credentials=(shown,)) as stream:
+            assert isinstance(stream, EventStream)
+            while stream.lease is None:
+                await stream._read()
+            # Each on a connection of its own, which the kernel gives to either; all of them to one is not to be feared.
+            for _ in range(16):
+                later = token(exp=time.time() + 100)
+                answer = await ask(server.url, "POST", f"/refresh?stream={stream.lease['stream']}", bearer(later))
+                assert answer.status == 200, answer
+                answer = await ask(server.url, "POST", f"/refresh?stream={stream.lease['stream']}0", bearer(later))
+                assert answer.code == "stream-unknown"
+                others = bearer(token(sub="bob"))
+                answer = await ask(server.url, "POST", f"/refresh?stream={stream.lease['stream']}", others)
+                assert answer.code == "other-account"
+                ticket = (await ask(server.url, "POST", "/ticket", shown)).json()["ticket"]
+                with await subscribe("sse", server.url, "news", ticket=ticket):
+                    pass
+                answer = await ask(server.url, "GET", f"/events?topic=news&ticket={ticket}")
+                assert answer.code == "ticket-used"

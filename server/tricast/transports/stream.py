@@ -81,7 +81,7 @@ class Stream(Subscriber):
         self.expires_at = trio.current_time() + self.runtime.time_left(identity)
 
     def renew(self, identity: Identity) -> None:
-        """See ``Leased.renew``."""
+        """See ``tricast.leases.Leased``."""
         if self._is_leaving:
             raise RemoteProtocolError("the stream is ending", code="stream-unknown", status=404)
         if (identity.account, identity.is_anonymous) != (self.identity.account, self.identity.is_anonymous):
