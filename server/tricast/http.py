@@ -560,7 +560,15 @@ class HttpConnection:
     def _closes_after(self, request: Request) -> bool:
         # Where a request was not read to its end, the next one's beginning cannot be found.
         is_unread = request.has_body and self._h11 is not None and self._h11.their_state in _UNREAD
-        return is_unread or self._runtime.is_draining or not request.keeps_alive
+        return is_unread or self._runtime.is_draining or not request.keeps_alive or self._may_be_a_pipe(request)
+
+    def _may_be_a_pipe(self, request: Request) -> bool:
+        """Whether a trusted proxy may look at nothing more that comes, having seen a request for an upgrade.
+
+        Varnish does not wait for the answer (``pipe``), so that what its client sends behind a refusal would be taken
+        for the proxy's own words.
+        """
+        return request.header(b"upgrade") is not None and self._connection.peer in self._runtime.proxies
 
     def _begin_cycle(self) -> None:
         """Gets ready for the next request, of which a part may be here already."""

@@ -168,6 +168,17 @@ def test_scheme_and_host_as_the_client_knows_them(
     assert (found.scheme, found.authority) == seen
 
 
+async def test_behind_a_refused_upgrade_nobody_is_believed() -> None:
+    """The proxy may have become a pipe, and what comes then is the client's own."""
+    refused = head("GET", "/nothing", *subscription_headers("ws"), A)
+    async with serving(server=TRUSTED) as server:
+        for url, goes_on in ((server.url, False), (as_stranger(server), True)):
+            with await Wire.open(url) as wire:
+                await wire.send(refused + head("GET", "/healthz", B))
+                assert (await read_answer(wire)).status == 404
+                assert (b"200 OK" in await wire.until(b"ok") if goes_on else await wire.rest() == b"") is True
+
+
 # How many it may have
 
 ONE_EACH = {"server": TRUSTED, "limits": {"connections_per_address": 1}}
