@@ -12,12 +12,15 @@ from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.hub import Hub
 from tricast.logs import Logger
 from tricast.sweep import Wheel
+from tricast.wire.heads import EMPTY_LINES, HeadLimits
 from tricast.wire.http1 import Response, encode_headers, problem_of
 
 #: An application's WebSocket handler: any ``async def handler(session)``.
 Handler = Callable[[Any], Awaitable[object]]
 
 _SERVER = (b"server", b"tricast")
+#: What a request line has beside the target: the method, the version and two spaces.
+_BESIDE_TARGET = 64
 
 
 class Drainable(Protocol):
@@ -54,6 +57,7 @@ class Runtime:
 
     Attributes:
         config: the configuration.
+        head_limits: what it says of the heads of requests.
         hub: the hub.
         wheel: where keepalives, pings and dead-peer checks are done.
         random: for jitter only, so it need not be secret.
@@ -78,6 +82,10 @@ class Runtime:
         handlers: dict[str, Handler],
     ) -> None:
         self.config = config
+        limits = config.limits
+        self.head_limits = HeadLimits(
+            limits.target_size + _BESIDE_TARGET, limits.head_size, limits.head_size, limits.head_fields, EMPTY_LINES
+        )
         self.hub = hub
         self.wheel = wheel
         self.random = randomness
@@ -90,6 +98,7 @@ class Runtime:
         self._clock = clock
         self._common = (0, b"")
         self._serial = 0
+        self._warned: set[str] = set()
 
     def common_headers(self) -> bytes:
         """What every response carries, as lines of its head: ``Date`` (RFC 9110 5.6.7) and ``Server``.
@@ -105,6 +114,12 @@ class Runtime:
         """The answer to what cannot be done, which is counted."""
         self.counters.refusals[error.reason] += 1
         return problem_of(error)
+
+    def warn_once(self, event: str, **about: object) -> None:
+        """Logs what many clients may do, and whoever runs the server should hear of once."""
+        if event not in self._warned:
+            self._warned.add(event)
+            self.logger.warning(event, **about, told="once")
 
     def next_serial(self) -> int:
         """A number for a connection, which no other one of this server has."""
