@@ -160,7 +160,10 @@ def parse_request(head: bytes, strictness: Strictness) -> RequestHead:
         BadHead: it must not be forwarded.
     """
     event, _, version, authority, target = heads.parse_request(head, strictness)
-    return RequestHead(event.method, target, list(event.headers.raw_items()), version, authority)
+    request = RequestHead(event.method, target, list(event.headers.raw_items()), version, authority)
+    if not request.host and request.is_http_11 and strictness != "lenient":
+        raise BadHead("the request names no host")  # RFC 9110 4.2.1: there is no such URI
+    return request
 
 
 class ResponseParser:

@@ -446,9 +446,10 @@ class HttpConnection:
             Whether another request may follow.
 
         Raises:
-            ConnectionLost: the client is gone; a client that only closed its sending side cannot be told apart from
-                one that is, and waiting on for that one would keep its descriptor.
+            ConnectionLost: the client is gone, or has closed its sending side, and was told that there is nothing: the
+                two cannot be told apart, and waiting on for the one would keep the descriptor of the other.
         """
+        has_left = False
         self._closes = self._closes_after(request)
         self._body = None
         self._asked, self._poll = (label, request), poll
@@ -460,7 +461,7 @@ class HttpConnection:
                 # It began while the log was read, and found nothing here that it could end.
                 poll.give_up(self._runtime.jitter(self._runtime.config.drain.retry_after))
             else:
-                await self._wait_for_answer()
+                has_left = await self._wait_for_answer()
         finally:
             self._poll = self._asked = None
             self._runtime.hub.leave(poll)
@@ -473,19 +474,25 @@ class HttpConnection:
             late, self._late = self._late, None
             await self._connection.send(late)
         await self._connection.drain()
+        if has_left:
+            raise ConnectionLost("left while waiting", reason="left")
         # The draining may have begun while this was sent.
         closes = self._closes or (self._runtime.is_draining and not self._ahead)
         if closes:
             await self._connection.linger()
         return not closes
 
-    async def _wait_for_answer(self) -> None:
+    async def _wait_for_answer(self) -> bool:
+        """Returns whether the client sends no more, for which it was answered."""
+        has_left = False
         ahead = len(self._ahead)
         with self._wait_at_most(self._runtime.config.poll.timeout) as scope:
             while ahead < _MAX_READ_AHEAD:
                 data = await self._connection.receive()
                 if self._poll is not None and not data:
-                    raise ConnectionLost("left while waiting", reason="left")
+                    has_left = self._closes = True
+                    self._poll.give_up()
+                    break
                 self._ahead += data
                 if self._poll is None and not scope.cancel_called:
                     break
@@ -494,6 +501,7 @@ class HttpConnection:
                 await self._connection.flush()
                 await trio.sleep_forever()
         self._scope = None
+        return has_left
 
     def answer_poll(self, status: int, end: bytes) -> None:
         """See ``Answering.answer_poll``."""

@@ -194,8 +194,8 @@ def parse_request(head: bytes, strictness: Strictness) -> ParsedRequest:
     host, length = check_framing(fields, is_http_11=version == b"1.1")
     if length is not None and strictness == "strict":
         check_only_length(head)
-    if not (authority or host) and version == b"1.1" and strictness != "lenient":
-        raise BadHead("the request names no host")  # RFC 9110 4.2.1: there is no such URI
+    if host is None and version == b"1.1":
+        raise BadHead("there is no Host")  # RFC 9112 3.2
     for name in (host, authority):
         if name and _HOST.fullmatch(name) is None:
             raise BadHead("the host is not valid")
