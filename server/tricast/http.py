@@ -353,7 +353,7 @@ class HttpConnection:
             raise LimitExceeded("limits.target_size", limits.target_size, len(head.target), status=414)
         for name, value in head.fields:
             if name == b"expect" and value.lower() != b"100-continue":
-                raise RemoteProtocolError("the only expectation known is 100-continue", status=417)
+                raise RemoteProtocolError("the only expectation is 100-continue", code="bad-expectation", status=417)
 
     def _mistake_of(self, error: BadHead | RemoteProtocolError) -> RemoteProtocolError:
         """The error with all that its answer needs: the connection cannot be used after it."""
