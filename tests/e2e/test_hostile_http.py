@@ -78,8 +78,27 @@ async def test_bytes_now_and_then_do_not_prolong_a_head() -> None:
             await wire.send(b"GET /healthz HTTP/1.1\r\nX: ")
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(drip, wire)
-                assert (await read_answer(wire)).status == 408
+                answer = await read_answer(wire)
+                assert (answer.status, answer.code) == (408, "too-slow")
                 nursery.cancel_scope.cancel()
+        assert server._runtime.counters.refusals["limits.head_timeout"] == 1
+
+
+async def test_who_goes_on_sending_a_head_is_waited_for() -> None:
+    # Each byte buys a second, so that it may take long in all, but not for want of any.
+    async with harmless(limits={"head_timeout": "400ms", "receive_rate": "1B"}) as server:
+        for before in (b"", OK):
+            with await Wire.open(server.url) as wire:
+                await wire.send(before)
+                for _ in before and [OK]:
+                    assert (await read_answer(wire)).status == 200
+                begun = trio.current_time()
+                await wire.send(OK[:-4] + b"\r\nX: ")
+                while trio.current_time() < begun + 0.5:
+                    await wire.send(b"x")
+                    await trio.sleep(0.01)
+                await wire.send(b"\r\n\r\n")
+                assert (await read_answer(wire)).status == 200
 
 
 async def drip(wire: Wire) -> None:
@@ -96,7 +115,8 @@ async def test_a_slow_body_is_not_waited_for() -> None:
     async with harmless(limits={"body_timeout": "50ms"}) as server:
         for framing in ("Content-Length: 10", "Transfer-Encoding: chunked"):
             answer = await say(server.url, head("POST", "/publish?topic=news", framing) + b"3\r\n")
-            assert answer.status == 408
+            assert (answer.status, answer.code) == (408, "too-slow")
+        assert server._runtime.counters.refusals["limits.body_timeout"] == 2
         assert server.hub.statistics().published == 0
 
 
