@@ -262,6 +262,7 @@ class LimitsSection(Section):
     target_size: PositiveSize = 8 * 2**10
     head_timeout: PositiveDuration = 10.0
     body_timeout: PositiveDuration = 30.0
+    receive_rate: PositiveSize = 512
     idle_timeout: PositiveDuration = 75.0
     write_timeout: PositiveDuration = 30.0
     send_buffer: Annotated[Size, Field(le=2**30)] = 0

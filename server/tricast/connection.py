@@ -17,9 +17,11 @@ from tricast.sent import ALL, NOTHING, PART, Sent
 
 #: One receive. As large as a loopback read gets, and small enough for one buffer per call.
 RECEIVE_BYTES = 64 * 2**10
-#: While lingering after the last answer, so many bytes are read and thrown away at most.
+#: While lingering after the last answer, so many bytes are read and thrown away at most, for so long at most, and for
+#: no longer than this once nothing comes any more (nginx: 30 and 5 seconds).
 _MAX_LINGER_BYTES = 16 * 2**20
-_LINGER_SECONDS = 2.0
+_LINGER_SECONDS = 10.0
+_LINGER_SILENCE_SECONDS = 2.0
 #: What is kept to be sent with what follows.
 _MAX_HELD_BYTES = 64 * 2**10
 _MAX_HELD = 100
@@ -340,12 +342,13 @@ class Connection:
         Closing with unread input makes the kernel send a reset, which can destroy the answer on its way (RFC 9112
         9.6). So: no more output, and the rest of the input is read and thrown away, bounded in time and size.
         """
-        left = _MAX_LINGER_BYTES
-        with trio.move_on_after(_LINGER_SECONDS):
+        left, end = _MAX_LINGER_BYTES, trio.current_time() + _LINGER_SECONDS
+        with trio.move_on_after(_LINGER_SILENCE_SECONDS) as scope:
             try:
                 await self.finish()
                 while left > 0 and (data := await Connection.receive(self)):  # as it came: nobody wants it decrypted
                     left -= len(data)
+                    scope.deadline = min(end, trio.current_time() + _LINGER_SILENCE_SECONDS)
             except ConnectionLost:
                 return
 

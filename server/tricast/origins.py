@@ -30,7 +30,7 @@ def refuse_foreign_origin(request: Request, runtime: Runtime) -> None:
         return
     allowed = runtime.config.server.cors_origins
     scheme, _, host = origin.partition(b"://")
-    is_own = bool(host) and host.lower() == (request.header(b"host") or b"").lower()
+    is_own = bool(host) and host.lower() == request.authority.lower()
     if runtime.config.tls.certificate and scheme != b"https":
         is_own = False  # a page that came without TLS may be anybody's; without TLS here, a proxy may have added it
     if not is_own and "*" not in allowed and origin.decode("latin-1") not in allowed:

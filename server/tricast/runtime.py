@@ -23,6 +23,7 @@ from tricast.memory import Watermark
 from tricast.places import Places
 from tricast.quotas import Buckets
 from tricast.sweep import Turnstile, Wheel
+from tricast.wire.heads import EMPTY_LINES, HeadLimits
 from tricast.wire.http1 import Response, encode_headers, problem_of, retry_after
 
 #: An application's WebSocket handler: any ``async def handler(session)``.
@@ -33,6 +34,8 @@ _SERVER = (b"server", b"tricast")
 _TRY_AGAIN = (429, 503)
 #: Each reads 64 KiB from the log and sends them, which takes half a millisecond on a busy machine.
 _CATCH_UPS_PER_TURN = 8
+#: What a request line has beside the target: the method, the version and two spaces.
+_BESIDE_TARGET = 64
 
 
 class Drainable(Protocol):
@@ -69,6 +72,7 @@ class Runtime:
 
     Attributes:
         config: the configuration.
+        head_limits: what it says of the heads of requests.
         hub: the hub.
         wheel: where keepalives, pings and dead-peer checks are done.
         catching_up: what everybody passes who reads on from the log, for each part that is read.
@@ -103,6 +107,10 @@ class Runtime:
         leases: Leases | None = None,
     ) -> None:
         self.config = config
+        limits = config.limits
+        self.head_limits = HeadLimits(
+            limits.target_size + _BESIDE_TARGET, limits.head_size, limits.head_size, limits.head_fields, EMPTY_LINES
+        )
         self.hub = hub
         self.wheel = wheel
         self.catching_up = Turnstile(per_turn=_CATCH_UPS_PER_TURN)
@@ -124,6 +132,7 @@ class Runtime:
         self._clock = clock
         self._common = (0, b"")
         self._serial = 0
+        self._warned: set[str] = set()
 
     def common_headers(self) -> bytes:
         """What every response carries, as lines of its head: ``Date`` (RFC 9110 5.6.7) and ``Server``.
@@ -158,6 +167,12 @@ class Runtime:
     def time_left(self, identity: Identity) -> float:
         """The seconds for which somebody has been let in; infinite where that has no end."""
         return math.inf if identity.expires_at is None else identity.expires_at - self._clock()
+
+    def warn_once(self, event: str, **about: object) -> None:
+        """Logs what many clients may do, and whoever runs the server should hear of once."""
+        if event not in self._warned:
+            self._warned.add(event)
+            self.logger.warning(event, **about, told="once")
 
     def next_serial(self) -> int:
         """A number for a connection, which no other one of this server has."""

@@ -26,7 +26,7 @@ LAYERS = (
     ("places", "introduction"),
     ("runtime",),
     ("transports",),
-    ("publish", "metrics", "descriptors", "handlers", "terminal"),
+    ("publish", "metrics", "descriptors", "handlers", "terminal", "request_body"),
     ("http",),
     ("origins",),
     ("upgrade",),
