@@ -33,7 +33,7 @@ _SERVER = (b"server", b"tricast")
 #: RFC 6585 4, RFC 9110 15.6.4: too many requests, and not now.
 _TRY_AGAIN = (429, 503)
 #: Each reads 64 KiB from the log and sends them, which takes half a millisecond on a busy machine.
-_CATCH_UPS_PER_TURN = 8
+_CATCH_UPS_PER_TURN = 4
 #: What a request line has beside the target: the method, the version and two spaces.
 _BESIDE_TARGET = 64
 
