@@ -7,6 +7,7 @@ import trio
 
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost
+from tricast.wire.heads import BadHead, HeadReader
 from tricast.wire.secrecy import without_secrets
 from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
 from tricast_proxy.counted import CountedSocket
@@ -14,7 +15,7 @@ from tricast_proxy.errand import Established
 from tricast_proxy.exchange import Exchange
 from tricast_proxy.faults import Disturbed, Duplex, Injected
 from tricast_proxy.fields import Hop
-from tricast_proxy.heads import BadHead, HeadLimits, HeadReader, RequestHead, parse_request
+from tricast_proxy.heads import RequestHead, limits_of_requests, parse_request
 from tricast_proxy.overview import Access, ConnectionView, State, escaped, log_access
 from tricast_proxy.servers import Server
 from tricast_proxy.shared import Shared
@@ -172,7 +173,7 @@ class Client:
     async def _next_request(self) -> RequestHead | None:
         """The next request; None where there is none, or where the client was told what is wrong with it."""
         config = self._shared.config
-        reader = HeadReader(HeadLimits.of_requests(config.limits), config.proxy.strict)
+        reader = HeadReader(limits_of_requests(config.limits), config.proxy.strict)
         try:
             head = await self._next_head(reader)
             if head is None:

@@ -36,6 +36,9 @@ _MAX_WORKERS = 1024
 #: sun_path without the zero at its end (unix(7)).
 _MAX_SOCKET_PATH_BYTES = 107
 
+#: How many a second.
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 def _check_log_url(value: str) -> str:
     # The value is not repeated: a URL may hold a password.
@@ -61,6 +64,33 @@ def _check_origin(value: str) -> str:
         expected = 'an origin such as "https://app.example", or "*"'
         raise PydanticCustomError("origin", "Input should be {expected}", {"expected": expected})
     return value
+
+
+def _check_host(value: str) -> str:
+    path = value.removeprefix(UNIX_HOST)
+    if path != value and not 0 < len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
+        expected = f'a path of 1 to {_MAX_SOCKET_PATH_BYTES} bytes behind "unix:"'
+        raise PydanticCustomError("path", "Input should be {expected}", {"expected": expected})
+    return value
+
+
+def _parse_mode(value: object) -> object:
+    # As a number it would be taken for one in base 10, which is never what is meant.
+    if not isinstance(value, str) or re.fullmatch(r"0?[0-7]{3}", value) is None:
+        raise PydanticCustomError("mode", 'Input should be a mode such as "0660"')
+    return value
+
+
+def _check_network(value: str) -> str:
+    try:
+        parse_network(value)
+    except ValueError:
+        expected = 'a network such as "10.0.0.0/8", or "unix"'
+        raise PydanticCustomError("network", "Input should be {expected}", {"expected": expected}) from None
+    return value
+
+
+Host = Annotated[str, AfterValidator(_check_host)]
 
 
 def _check_pattern_text(value: str) -> str:
@@ -118,33 +148,6 @@ def _is_loopback(url: SplitResult) -> bool:
 #: What is in no representation and no message.
 Secret = Annotated[str, Field(repr=False)]
 PatternText = Annotated[str, AfterValidator(_check_pattern_text)]
-
-
-def _check_host(value: str) -> str:
-    path = value.removeprefix(UNIX_HOST)
-    if path != value and not 0 < len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
-        expected = f'a path of 1 to {_MAX_SOCKET_PATH_BYTES} bytes behind "unix:"'
-        raise PydanticCustomError("path", "Input should be {expected}", {"expected": expected})
-    return value
-
-
-def _parse_mode(value: object) -> object:
-    # As a number it would be taken for one in base 10, which is never what is meant.
-    if not isinstance(value, str) or re.fullmatch(r"0?[0-7]{3}", value) is None:
-        raise PydanticCustomError("mode", 'Input should be a mode such as "0660"')
-    return value
-
-
-def _check_network(value: str) -> str:
-    try:
-        parse_network(value)
-    except ValueError:
-        expected = 'a network such as "10.0.0.0/8", or "unix"'
-        raise PydanticCustomError("network", "Input should be {expected}", {"expected": expected}) from None
-    return value
-
-
-Host = Annotated[str, AfterValidator(_check_host)]
 
 
 class ServerSection(Section):
@@ -212,7 +215,11 @@ class WebSocketSection(Section):
     ping_interval: PositiveDuration = 20.0
     ping_timeout: PositiveDuration = 60.0
     close_timeout: PositiveDuration = 5.0
+    max_pings: Annotated[int, Field(ge=1)] = 10
     max_message: PositiveSize = 64 * 2**10
+    max_fragments: Annotated[int, Field(ge=1)] = 1024
+    message_rate: Rate = 0.0
+    message_burst: Annotated[int, Field(ge=1)] = 100
     permessage_deflate: bool = False
     handler: tuple[HandlerEntry, ...] = ()
 
@@ -229,6 +236,8 @@ class PublishSection(Section):
     max_event: PositiveSize = 64 * 2**10
     max_body: PositiveSize = 2**20
     max_batch: Annotated[int, Field(ge=1)] = 1000
+    rate: Rate = 0.0
+    burst: Annotated[int, Field(ge=1)] = 100
     idempotency_window: PositiveDuration = 600.0
     idempotency_keys: Annotated[int, Field(ge=1)] = 10_000
     require_client_certificate: bool = False
@@ -254,11 +263,17 @@ class LimitsSection(Section):
     target_size: PositiveSize = 8 * 2**10
     head_timeout: PositiveDuration = 10.0
     body_timeout: PositiveDuration = 30.0
+    receive_rate: PositiveSize = 512
     idle_timeout: PositiveDuration = 75.0
     write_timeout: PositiveDuration = 30.0
     send_buffer: Annotated[Size, Field(le=2**30)] = 0
+    write_rate: Size = 256
+    unsent: PositiveSize = 2**20
     topics: Annotated[int, Field(ge=1)] = 100
     topic_size: PositiveSize = 255
+    subscribers_per_topic: Annotated[int, Field(ge=0)] = 0
+    connections_per_subject: Annotated[int, Field(ge=0)] = 0
+    memory: Size = 0
 
 
 class KeyEntry(Section):

@@ -29,6 +29,7 @@ from tricast.wire.http1 import CLOSE, END_OF_HEAD, encode_head, encode_headers
 _ACCEPTS_PER_TURN = 16
 _REFUSAL_SECONDS = 1.0
 _NO_ROOM = 503
+_KEEPALIVE_SECONDS = 5
 #: An accept fails with these for want of something that others may give back.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -95,6 +96,12 @@ def set_options(listener: socket.socket, config: Config) -> None:
         # A peer that vanished acknowledges nothing: without this the kernel goes on trying for a quarter of an hour.
         user_timeout_ms = int(config.limits.write_timeout * 1000)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
+        # Where nothing is sent either, as to who waits for a poll or is idle, the kernel asks whether the peer is
+        # there; it has as long as that to answer.
+        keepalive_seconds = min(max(1, round(config.limits.write_timeout)), 32_767)  # the most there can be (tcp(7))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive_seconds)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_SECONDS)
         if config.limits.send_buffer:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.limits.send_buffer)
     listener.listen(config.server.backlog)
@@ -276,10 +283,21 @@ class Acceptor:
         if limits.send_buffer and sock.family == socket.AF_UNIX:  # which does not inherit it
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer)
         if self._keys is None:
-            return Connection(sock, peer, write_timeout=limits.write_timeout)
-        context = self._keys.context()
+            return Connection(
+                sock,
+                peer,
+                write_timeout=limits.write_timeout,
+                write_rate=limits.write_rate,
+                max_unsent=limits.unsent,
+            )
         return TlsConnection(
-            sock, peer, context, write_timeout=limits.write_timeout, handshake_timeout=limits.head_timeout
+            sock,
+            peer,
+            self._keys.context(),
+            write_timeout=limits.write_timeout,
+            write_rate=limits.write_rate,
+            max_unsent=limits.unsent,
+            handshake_timeout=limits.head_timeout,
         )
 
     async def enter(self, connection: Connection) -> bool:

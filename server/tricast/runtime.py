@@ -11,6 +11,7 @@ import trio
 
 from tricast.access.access import Access
 from tricast.access.identity import Certified, Identity
+from tricast.accounts import Accounts
 from tricast.addresses import Networks
 from tricast.certificates import Keys
 from tricast.config import Config
@@ -19,16 +20,23 @@ from tricast.errors import Forbidden, RemoteProtocolError, Unavailable
 from tricast.hub import Hub
 from tricast.leases import Leases
 from tricast.logs import Logger
+from tricast.memory import Watermark
 from tricast.places import Places
+from tricast.quotas import Buckets
 from tricast.sweep import Turnstile, Wheel
-from tricast.wire.http1 import Response, encode_headers, problem_of
+from tricast.wire.heads import EMPTY_LINES, HeadLimits
+from tricast.wire.http1 import Response, encode_headers, problem_of, retry_after
 
 #: An application's WebSocket handler: any ``async def handler(session)``.
 Handler = Callable[[Any], Awaitable[object]]
 
 _SERVER = (b"server", b"tricast")
+#: RFC 6585 4, RFC 9110 15.6.4: too many requests, and not now.
+_TRY_AGAIN = (429, 503)
 #: Each reads 64 KiB from the log and sends them, which takes half a millisecond on a busy machine.
 _CATCH_UPS_PER_TURN = 4
+#: What a request line has beside the target: the method, the version and two spaces.
+_BESIDE_TARGET = 64
 
 
 class Drainable(Protocol):
@@ -65,6 +73,7 @@ class Runtime:
 
     Attributes:
         config: the configuration.
+        head_limits: what it says of the heads of requests.
         hub: the hub.
         wheel: where keepalives, pings and dead-peer checks are done.
         catching_up: what everybody passes who reads on from the log, for each part that is read.
@@ -81,6 +90,9 @@ class Runtime:
             ended it, or the reason of a ``ConnectionLost``.
         keys: the certificate; None where there is no TLS.
         is_draining: whether the server is going down.
+        accounts: what each account has and does.
+        memory: whether there is enough of it for new work.
+        messages: how many messages and control frames each WebSocket may send.
     """
 
     def __init__(
@@ -98,6 +110,10 @@ class Runtime:
         leases: Leases | None = None,
     ) -> None:
         self.config = config
+        limits = config.limits
+        self.head_limits = HeadLimits(
+            limits.target_size + _BESIDE_TARGET, limits.head_size, limits.head_size, limits.head_fields, EMPTY_LINES
+        )
         self.hub = hub
         self.wheel = wheel
         self.catching_up = Turnstile(per_turn=_CATCH_UPS_PER_TURN)
@@ -113,9 +129,14 @@ class Runtime:
         self.open: dict[Connection, Drainable] = {}
         self.at_end: dict[Connection, Callable[[str], None]] = {}
         self.is_draining = False
+        self.accounts = Accounts(config, clock=trio.current_time)
+        self.memory = Watermark(config.limits.memory, logger=logger)
+        rate, burst = config.websocket.message_rate, config.websocket.message_burst
+        self.messages: Buckets[object] = Buckets(rate, burst, clock=trio.current_time)
         self._clock = clock
         self._common = (0, b"")
         self._serial = 0
+        self._warned: set[str] = set()
 
     def common_headers(self) -> bytes:
         """What every response carries, as lines of its head: ``Date`` (RFC 9110 5.6.7) and ``Server``.
@@ -128,9 +149,24 @@ class Runtime:
         return self._common[1]
 
     def refusal(self, error: RemoteProtocolError | Unavailable) -> Response:
-        """The answer to what cannot be done, which is counted."""
+        """The answer to what cannot be done, which is counted; to what may be tried again, it says when."""
         self.counters.refusals[error.reason] += 1
-        return problem_of(error)
+        answer = problem_of(error)
+        if answer.status in _TRY_AGAIN and all(name != b"retry-after" for name, _ in answer.headers):
+            seconds = self.jitter(self.config.limits.retry_after)
+            answer = answer._replace(headers=(*answer.headers, retry_after(seconds)))
+        return answer
+
+    def check_memory(self) -> None:
+        """Takes no new work while the process takes too much memory.
+
+        Raises:
+            Unavailable: it does.
+        """
+        if self.memory.is_over:
+            seconds = self.jitter(self.config.limits.retry_after)
+            detail = "the server has no memory for new work"
+            raise Unavailable(detail, code="overloaded", retry_after=seconds, reason="limits.memory")
 
     def certified(self, connection: Connection) -> Certified | None:
         """Who the client is by its certificate, which was good when the connection began, and has to be so still."""
@@ -154,6 +190,12 @@ class Runtime:
     def time_left(self, identity: Identity) -> float:
         """The seconds for which somebody has been let in; infinite where that has no end."""
         return math.inf if identity.expires_at is None else identity.expires_at - self._clock()
+
+    def warn_once(self, event: str, **about: object) -> None:
+        """Logs what many clients may do, and whoever runs the server should hear of once."""
+        if event not in self._warned:
+            self._warned.add(event)
+            self.logger.warning(event, **about, told="once")
 
     def next_serial(self) -> int:
         """A number for a connection, which no other one of this server has."""

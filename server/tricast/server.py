@@ -177,6 +177,7 @@ async def serve(
         log,
         max_topic_bytes=config.limits.topic_size,
         max_event_bytes=config.publish.max_event,
+        max_topic_subscribers=config.limits.subscribers_per_topic,
         wake=wake.ring,
     )
     runtime = Runtime(
@@ -201,8 +202,9 @@ async def serve(
         async with hub.open(), access.open(), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
             background.start_soon(runtime.wheel.run)
-            background.start_soon(runtime.leases.serve)
+            background.start_soon(runtime.memory.watch)
             background.start_soon(runtime.catching_up.run)
+            background.start_soon(runtime.leases.serve)
             admin_entrance = _admin_entrance(runtime, expose, background, spare)
             admin_entrance.accept_from(admin_listeners)
             async with trio.open_nursery() as connections:

@@ -89,10 +89,6 @@ def test_who_wants_to_send_another_request(headers: Headers, version: bytes, kee
         (b"/%", "/%", ()),
         (b"/%zz?a=%zz", "/%zz", (("a", "%zz"),)),
         (b"//double", "//double", ()),
-        (b"http://example.org", "/", ()),
-        (b"http://example.org/", "/", ()),
-        (b"HTTPS://user@example.org:8080/a?b=c", "/a", (("b", "c"),)),
-        (b"http://example.org?b=http://x/", "/", (("b", "http://x/"),)),
         (b"*", "*", ()),
     ],
 )

@@ -8,17 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tricast_proxy.bodies import (
-    BadBody,
-    BodyReader,
-    ChunkedBody,
-    LengthBody,
-    NoBody,
-    OpenBody,
-    encode_trailers,
-    reader_of,
-)
-from tricast_proxy.heads import BadHead, Head
+from tricast.wire.bodies import BadBody, BodyReader, ChunkedBody, LengthBody, NoBody, OpenBody
+from tricast.wire.heads import BadHead
+from tricast_proxy.bodies import encode_trailers, reader_of
+from tricast_proxy.heads import Head
 
 BEHIND = b"GET / HTTP/1.1\r\n"
 
