@@ -261,6 +261,8 @@ def checked_lines(head: bytes, strictness: Strictness, *, is_request: bool) -> b
     controls = _CONTROLS if strictness != "lenient" else re.compile(rb"\x00")
     if controls.search(head):
         raise BadHead("a control character in the head")
+    if is_request and strictness == "strict":
+        raise BadHead("a line ends in a bare LF")  # nothing else is left that is odd
     return head
 
 
