@@ -374,7 +374,13 @@ class HttpConnection:
         """The answer, and the label of the route that it came from."""
         assert self._head is not None
         self._number += 1
-        self._body = RequestBody(request, self._connection, self._ahead, self._runtime.config.limits)
+        self._body = RequestBody(
+            self._head.framing,
+            self._connection,
+            self._ahead,
+            self._runtime.config.limits,
+            expects=request.is_http_11 and request.header(b"expect") is not None,
+        )
         exchange = Exchange(
             request,
             self._connection,

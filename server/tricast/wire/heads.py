@@ -164,6 +164,7 @@ class ParsedRequest(NamedTuple):
         version: ``b"1.0"`` or ``b"1.1"``.
         authority: of the absolute form, which goes before ``Host`` (RFC 9112 3.2.2); else empty.
         target: in origin form, as sent: nothing of it is decoded or put in order (RFC 9110 7.7).
+        framing: where its body ends.
     """
 
     event: h11.Request
@@ -171,6 +172,21 @@ class ParsedRequest(NamedTuple):
     version: bytes
     authority: bytes
     target: bytes
+    framing: "Framing"
+
+
+class Framing(NamedTuple):
+    """What the fields of a head say of where its body ends, and of the host.
+
+    Attributes:
+        host: that they name; None where they name none.
+        is_chunked: whether the body is in chunks.
+        length: of the body by its own word; None where that is not given.
+    """
+
+    host: bytes | None
+    is_chunked: bool
+    length: int | None
 
 
 def parse_request(head: bytes, strictness: Strictness) -> ParsedRequest:
@@ -191,15 +207,16 @@ def parse_request(head: bytes, strictness: Strictness) -> ParsedRequest:
     version = _known_version(event)
     authority, target = _split_target(event.method, event.target)
     fields = list(event.headers)  # once: h11's sequence is slow to walk
-    host, length = check_framing(fields, is_http_11=version == b"1.1")
-    if length is not None and strictness == "strict":
+    framing = check_framing(fields, is_http_11=version == b"1.1")
+    host = framing.host
+    if framing.length is not None and strictness == "strict":
         check_only_length(head)
     if host is None and version == b"1.1":
         raise BadHead("there is no Host")  # RFC 9112 3.2
     for name in (host, authority):
         if name and _HOST.fullmatch(name) is None:
             raise BadHead("the host is not valid")
-    return ParsedRequest(event, fields, version, authority, target)
+    return ParsedRequest(event, fields, version, authority, target, framing)
 
 
 def check_only_length(head: bytes) -> None:
@@ -291,15 +308,12 @@ def _split_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
     return b"", target
 
 
-def check_framing(fields: Iterable[tuple[bytes, bytes]], *, is_http_11: bool) -> tuple[bytes | None, bytes | None]:
+def check_framing(fields: Iterable[tuple[bytes, bytes]], *, is_http_11: bool) -> Framing:
     """What tells where a body ends must be beyond doubt: where two readers differ, requests are smuggled.
 
     Args:
         fields: (lower-case name, value) pairs, as h11 shows them.
         is_http_11: whether the sender speaks HTTP/1.1.
-
-    Returns:
-        The host and the length that the fields name, each None where they name none.
 
     Raises:
         BadHead: it is not.
@@ -314,6 +328,8 @@ def check_framing(fields: Iterable[tuple[bytes, bytes]], *, is_http_11: bool) ->
             length = value
     if coding is not None and (length is not None or not is_http_11):
         raise BadHead("Transfer-Encoding with Content-Length, or in HTTP/1.0")  # RFC 9112 6.1
-    if length is not None and (_DIGITS.fullmatch(length) is None or len(length) > 19 or int(length) > MAX_LENGTH):
+    if length is None:
+        return Framing(host, coding is not None, None)
+    if _DIGITS.fullmatch(length) is None or len(length) > 19 or int(length) > MAX_LENGTH:
         raise BadHead("the Content-Length is not a number that can be")
-    return host, length
+    return Framing(host, is_chunked=False, length=int(length))
