@@ -307,11 +307,12 @@ class HttpConnection:
             self._check_head(parsed)
             return Request(parsed.event.method, parsed.target, parsed.fields, parsed.version, parsed.authority)
         except (BadHead, RemoteProtocolError) as error:
-            mistake = self._mistake_of(error)
-            self._runtime.counters.requests["malformed", mistake.status] += 1
+            # Not kept in a variable: an error that its own traceback leads to is for the garbage collector to find.
+            answer = self._runtime.refusal(self._mistake_of(error))
+            self._runtime.counters.requests["malformed", answer.status] += 1
             # What cannot be read to its end begins with its method all the same.
             is_head = (head or self._ahead).startswith(b"HEAD ")
-            await self._respond(self._runtime.refusal(mistake), None, is_head=is_head)
+            await self._respond(answer, None, is_head=is_head)
             return None
 
     async def _read_head(self, *, is_first: bool) -> bytes | None:
@@ -475,7 +476,10 @@ class HttpConnection:
             if not isinstance(self._failure, ConnectionLost):
                 with trio.move_on_after(_LAST_WORD_SECONDS):
                     await self._tell_of_failure(label, request)
-            raise self._failure
+            try:
+                raise self._failure
+            finally:
+                self._failure = None  # its traceback leads to this
         if self._late is not None:
             late, self._late = self._late, None
             await self._connection.send(late)

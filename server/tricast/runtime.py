@@ -11,7 +11,7 @@ from tricast.connection import Connection
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.hub import Hub
 from tricast.logs import Logger
-from tricast.sweep import Wheel
+from tricast.sweep import Turnstile, Wheel
 from tricast.wire.heads import EMPTY_LINES, HeadLimits
 from tricast.wire.http1 import Response, encode_headers, problem_of
 
@@ -21,6 +21,8 @@ Handler = Callable[[Any], Awaitable[object]]
 _SERVER = (b"server", b"tricast")
 #: What a request line has beside the target: the method, the version and two spaces.
 _BESIDE_TARGET = 64
+#: Each reads 64 KiB from the log and sends them, which takes half a millisecond on a busy machine.
+_CATCH_UPS_PER_TURN = 4
 
 
 class Drainable(Protocol):
@@ -60,6 +62,7 @@ class Runtime:
         head_limits: what it says of the heads of requests.
         hub: the hub.
         wheel: where keepalives, pings and dead-peer checks are done.
+        catching_up: what everybody passes who reads on from the log, for each part that is read.
         random: for jitter only, so it need not be secret.
         logger: where to log.
         counters: what happened.
@@ -88,6 +91,7 @@ class Runtime:
         )
         self.hub = hub
         self.wheel = wheel
+        self.catching_up = Turnstile(per_turn=_CATCH_UPS_PER_TURN)
         self.random = randomness
         self.logger = logger
         self.handlers = handlers

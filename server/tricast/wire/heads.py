@@ -235,6 +235,7 @@ def check_only_length(head: bytes) -> None:
 
 def refused_by_h11(error: h11.RemoteProtocolError) -> BadHead:
     """The same in our own words: its own repeat what was sent."""
+    error.__traceback__ = None  # h11 raises it in a method of its own, whose frame would keep it: a cycle
     detail = str(error).partition(": bytearray")[0].replace("Receive buffer too long", "the head is too large")
     return BadHead(detail, status=error.error_status_hint)
 
