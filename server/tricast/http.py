@@ -352,9 +352,8 @@ class HttpConnection:
         limits = self._runtime.config.limits
         if len(head.target) > limits.target_size:
             raise LimitExceeded("limits.target_size", limits.target_size, len(head.target), status=414)
-        for name, value in head.fields:
-            if name == b"expect" and value.lower() != b"100-continue":
-                raise RemoteProtocolError("the only expectation is 100-continue", code="bad-expectation", status=417)
+        if head.framing.expectation not in (None, b"100-continue"):
+            raise RemoteProtocolError("the only expectation is 100-continue", code="bad-expectation", status=417)
 
     def _mistake_of(self, error: BadHead | RemoteProtocolError) -> RemoteProtocolError:
         """The error with all that its answer needs: the connection cannot be used after it."""
@@ -380,7 +379,7 @@ class HttpConnection:
             self._connection,
             self._ahead,
             self._runtime.config.limits,
-            expects=request.is_http_11 and request.header(b"expect") is not None,
+            expects=request.is_http_11 and self._head.framing.expectation is not None,
         )
         exchange = Exchange(
             request,

@@ -176,17 +176,19 @@ class ParsedRequest(NamedTuple):
 
 
 class Framing(NamedTuple):
-    """What the fields of a head say of where its body ends, and of the host.
+    """What the fields of a head say of where its body ends, and what is looked for on the same walk over them.
 
     Attributes:
         host: that they name; None where they name none.
         is_chunked: whether the body is in chunks.
         length: of the body by its own word; None where that is not given.
+        expectation: in lower case, ``b"100-continue"`` only if there is no other one; None where there is none.
     """
 
     host: bytes | None
     is_chunked: bool
     length: int | None
+    expectation: bytes | None = None
 
 
 def parse_request(head: bytes, strictness: Strictness) -> ParsedRequest:
@@ -196,7 +198,7 @@ def parse_request(head: bytes, strictness: Strictness) -> ParsedRequest:
         BadHead: it must not be acted on.
     """
     lines = checked_lines(head, strictness, is_request=True)
-    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=max(2**20, len(lines)))
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(lines))
     parser.receive_data(lines)
     try:
         event = parser.next_event()
@@ -319,7 +321,7 @@ def check_framing(fields: Iterable[tuple[bytes, bytes]], *, is_http_11: bool) ->
     Raises:
         BadHead: it is not.
     """
-    host = coding = length = None
+    host = coding = length = expectation = None
     for name, value in fields:
         if name == b"host":
             host = value
@@ -327,10 +329,12 @@ def check_framing(fields: Iterable[tuple[bytes, bytes]], *, is_http_11: bool) ->
             coding = value
         elif name == b"content-length":
             length = value
+        elif name == b"expect" and expectation in (None, b"100-continue"):
+            expectation = value.lower()
     if coding is not None and (length is not None or not is_http_11):
         raise BadHead("Transfer-Encoding with Content-Length, or in HTTP/1.0")  # RFC 9112 6.1
     if length is None:
-        return Framing(host, coding is not None, None)
+        return Framing(host, coding is not None, None, expectation)
     if _DIGITS.fullmatch(length) is None or len(length) > 19 or int(length) > MAX_LENGTH:
         raise BadHead("the Content-Length is not a number that can be")
-    return Framing(host, is_chunked=False, length=int(length))
+    return Framing(host, is_chunked=False, length=int(length), expectation=expectation)
