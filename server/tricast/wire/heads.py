@@ -24,6 +24,7 @@ TLS_HELLO = "tls-hello"
 
 #: What lines are made of: tab, space, visible ASCII and what is beyond ASCII (RFC 9110 5.5).
 _TEXT = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
+_FOLD = re.compile(rb"\n[ \t]")
 _BARE_CR = re.compile(rb"\r(?!\n)")
 _OBS_FOLD = re.compile(rb"\r?\n[ \t]+")
 _LENIENT_END = re.compile(rb"\r?\n\r?\n")
@@ -97,7 +98,8 @@ class HeadReader:
         Raises:
             BadHead: what is there cannot become a head.
         """
-        self._check_beginning(data)
+        if data and not 0x20 < data[0] < 0x7F:
+            self._check_beginning(data)
         start = max(0, self._searched - 3)
         if self._strictness == "strict":
             found = data.find(b"\r\n\r\n", start)
@@ -264,9 +266,8 @@ def checked_lines(head: bytes, strictness: Strictness, *, is_request: bool) -> b
     Raises:
         BadHead: something in it is not for anybody.
     """
-    is_folded = b"\n " in head or b"\n\t" in head
     # Without anything odd, all control characters are pairs of CR and LF; this takes a microsecond.
-    if not is_folded and len(head.translate(None, _TEXT)) == 2 * head.count(b"\r\n"):
+    if len(head.translate(None, _TEXT)) == 2 * head.count(b"\r\n") and _FOLD.search(head) is None:
         return head
     folded = _OBS_FOLD.search(head)
     if folded is not None:
