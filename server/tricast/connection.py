@@ -5,6 +5,7 @@ The only place where bytes are written to or read from a client's socket, and wh
 answer), and nothing is sent while a tail waits, so pieces of different writers never mix.
 """
 
+import math
 import socket
 import struct
 
@@ -35,6 +36,7 @@ class Connection:
         last_received: ``trio.current_time()`` of the last byte that came in.
         is_closed: whether ``close`` was called.
         has_ended: whether the peer was heard to send no more.
+        rotates_at: when it will have been there for long enough, by ``trio.current_time()``.
     """
 
     #: One receive, at most.
@@ -51,6 +53,7 @@ class Connection:
         "is_closed",
         "last_received",
         "peer",
+        "rotates_at",
     )
 
     def __init__(self, sock: socket.socket, peer: str, *, write_timeout: float) -> None:
@@ -64,6 +67,7 @@ class Connection:
         self.last_received = trio.current_time()
         self.is_closed = False
         self.has_ended = False
+        self.rotates_at = math.inf
 
     async def open(self) -> None:
         """Does what must be done before anything can be received or sent.

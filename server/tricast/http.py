@@ -495,7 +495,12 @@ class HttpConnection:
     def _closes_after(self, request: Request) -> bool:
         # Where a request was not read to its end, the next one's beginning cannot be found.
         is_unread = request.has_body and self._h11 is not None and self._h11.their_state in _UNREAD
-        return is_unread or self._runtime.is_draining or not request.keeps_alive
+        return is_unread or self._runtime.is_draining or self._is_old or not request.keeps_alive
+
+    @property
+    def _is_old(self) -> bool:
+        """Whether the connection has been there for long enough. An idle one is left: a request may be on its way."""
+        return self._runtime.wheel.now >= self._connection.rotates_at
 
     def _begin_cycle(self) -> None:
         """Gets ready for the next request, of which a part may be here already."""
@@ -529,7 +534,7 @@ class HttpConnection:
                 self.answer_poll(200, poll.kept)
             elif self._runtime.is_draining:
                 # It began while the log was read, and found nothing here that it could end.
-                poll.give_up(self._runtime.jitter(self._runtime.config.drain.retry_after))
+                poll.give_up(self._runtime.returns.delay())
             else:
                 await self._wait_for_answer()
         finally:
@@ -575,7 +580,7 @@ class HttpConnection:
         self._runtime.hub.leave(poll)
         self._log(*asked, status)
         self._set_deadline(trio.current_time() + self._runtime.config.limits.idle_timeout)
-        self._closes = self._closes or self._runtime.is_draining
+        self._closes = self._closes or self._runtime.is_draining or self._is_old
         closing = CLOSE if self._closes else b""
         answer = encode_head(status, poll.headers, self._runtime.common_headers(), closing, end)
         sent = self._connection.send_now(answer)

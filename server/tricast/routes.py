@@ -17,7 +17,7 @@ from tricast.transports.event_stream import EventStream
 from tricast.transports.long_poll import LongPoll
 from tricast.transports.stream import check_topics, last_id_of, settle, start_of
 from tricast.transports.websocket import Subscription, serve_topics
-from tricast.upgrade import check_upgrade, refuse_foreign_origin, refuse_while_draining, upgrade
+from tricast.upgrade import check_upgrade, going_down, refuse_foreign_origin, refuse_while_draining, upgrade
 from tricast.wire import sse
 from tricast.wire.http1 import Headers, Request, Response, allow, json_response, problem
 from tricast.wire.long_poll import position_headers
@@ -264,7 +264,8 @@ async def health(_: Exchange) -> Response:
 
 async def ready(exchange: Exchange) -> Response:
     """``GET /readyz``: 200 while new work is welcome, 503 when the server goes down or the log is not available."""
-    refuse_while_draining(exchange.runtime)
+    if exchange.runtime.is_leaving:
+        raise going_down(exchange.runtime)
     problem_with_log = exchange.runtime.hub.problem
     if problem_with_log is not None:
         raise LogUnavailable(problem_with_log)

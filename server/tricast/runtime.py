@@ -11,6 +11,7 @@ from tricast.connection import Connection
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.hub import Hub
 from tricast.logs import Logger
+from tricast.returns import Returns
 from tricast.sweep import Wheel
 from tricast.wire.http1 import Response, encode_headers, problem_of
 
@@ -63,7 +64,9 @@ class Runtime:
         open: every connection with what it is busy with.
         at_end: told how it ended, for connections that somebody asked that for: ``left``, ``own`` where this side
             ended it, or the reason of a ``ConnectionLost``.
-        is_draining: whether the server is going down.
+        returns: when those come back whom a server that goes down sends away.
+        is_leaving: whether the server is about to go down, and new work is better given to another one.
+        is_draining: whether it goes down, and takes no new work.
     """
 
     def __init__(
@@ -86,6 +89,8 @@ class Runtime:
         self.counters = Counters()
         self.open: dict[Connection, Drainable] = {}
         self.at_end: dict[Connection, Callable[[str], None]] = {}
+        self.returns = Returns(config.drain, randomness)
+        self.is_leaving = False
         self.is_draining = False
         self._clock = clock
         self._common = (0, b"")

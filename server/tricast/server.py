@@ -7,6 +7,7 @@ end first, then the connections, then what serves them.
 import gc
 import importlib
 import inspect
+import math
 import random
 import signal
 import socket
@@ -111,7 +112,10 @@ class Server(Lifetime):
 
     def drain(self) -> None:
         """See ``Lifetime.drain``."""
-        self._runtime.is_draining = True
+        self._runtime.is_leaving = True
+        # A notice is for those who might come in yet.
+        if not self._runtime.config.drain.notice or self._entrance.is_closed:
+            self._runtime.is_draining = True
         super().drain()
 
 
@@ -196,6 +200,9 @@ async def serve(
                         background.start_soon(share.boards.post_forever, runtime)
                     task_status.started(server)
                     await server.wait_drain_asked()
+                    with trio.move_on_after(config.drain.notice):
+                        await entrance.wait_closed()
+                    runtime.is_draining = True
                     entrance.close()
                 sockets.close()
                 await _end_connections(runtime, connections)
@@ -352,6 +359,7 @@ def _tick_of(config: Config) -> float:
     """A quarter of the shortest interval that is swept for, within what is neither busy nor late."""
     websocket, limits = config.websocket, config.limits
     shortest = min(
+        config.server.max_connection_age or math.inf,
         config.sse.keepalive,
         websocket.ping_interval,
         websocket.ping_timeout,
@@ -466,16 +474,17 @@ async def _serve_connection(runtime: Runtime, route: Router, connection: Connect
 
 
 async def _end_connections(runtime: Runtime, connections: trio.Nursery) -> None:
-    """Tells every connection to end, spread over ``drain.period``."""
-    drain = runtime.config.drain
-    everybody = list(runtime.open.items())
+    """Tells every connection to end, one after the other over ``drain.period``."""
+    period, returns = runtime.config.drain.period, runtime.returns
+    everybody = list(runtime.open)
     runtime.random.shuffle(everybody)
-    steps = max(1, round(drain.period * _DRAIN_STEPS_PER_SECOND))
+    returns.plan_for(len(everybody))
+    steps = max(1, round(period * _DRAIN_STEPS_PER_SECOND))
     for step in range(steps):
-        for connection, _ in everybody[step::steps]:
-            busy_with = runtime.open.get(connection)
+        for number in range(step * len(everybody) // steps, (step + 1) * len(everybody) // steps):
+            busy_with = runtime.open.get(everybody[number])
             if busy_with is not None:
-                busy_with.drain(runtime.jitter(drain.retry_after))
+                busy_with.drain(returns.delay(number / len(everybody)))
         if not connections.child_tasks:
             return
-        await trio.sleep(drain.period / steps)
+        await trio.sleep(period / steps)

@@ -50,11 +50,10 @@ class Stream(Subscriber):
 
     Attributes:
         expires_at: when what the client was let in with is over, by ``trio.current_time()``.
-        rotates_at: when the connection has been there for long enough.
     """
 
     __slots__ = (
-        "_is_catching_up", "_is_leaving", "connection", "expires_at", "nursery", "rotates_at", "runtime", "slot",
+        "_is_catching_up", "_is_leaving", "connection", "expires_at", "nursery", "runtime", "slot",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, runtime: Runtime, form: Form) -> None:
@@ -65,7 +64,7 @@ class Stream(Subscriber):
         self.nursery: trio.Nursery
         self._is_catching_up = False
         self._is_leaving = False
-        self.expires_at = self.rotates_at = math.inf
+        self.expires_at = math.inf
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Serves the connection until it ends. Cancelling it leaves no trace in the hub or on the wheel."""
@@ -100,10 +99,10 @@ class Stream(Subscriber):
             if now >= self.expires_at:
                 self.depart(EXPIRED)
                 return None
-            if now >= self.rotates_at:
+            if now >= self.connection.rotates_at:
                 self.drain(self.runtime.jitter(self.runtime.config.drain.retry_after))
                 return None
-            return min(self.keep_alive(now), self.expires_at, self.rotates_at)
+            return min(self.keep_alive(now), self.expires_at, self.connection.rotates_at)
         except Exception as error:  # noqa: BLE001
             self.fail(error)
             return None

@@ -173,7 +173,7 @@ class Supervisor:
             boards=self._board_fds,
             folder=self._folder,
         )
-        worker = Worker(begin, config.drain.period + config.drain.grace, self._logger_for(config))
+        worker = Worker(begin, config.drain.seconds, self._logger_for(config))
         self._alive[worker] = None
         self._processes.start_soon(self._run, worker)
         return worker
