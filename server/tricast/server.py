@@ -8,6 +8,7 @@ import gc
 import importlib
 import inspect
 import math
+import os
 import random
 import signal
 import socket
@@ -36,6 +37,7 @@ from tricast.log.sqlite import SqliteLog
 from tricast.logs import Logger, library_logger, program_logger
 from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
 from tricast.runtime import Handler, Runtime
+from tricast.service_manager import ServiceManager
 from tricast.sweep import Wheel
 from tricast.terminal import Terminal
 from tricast.tls import load_context
@@ -214,7 +216,7 @@ async def run(config: Config, *, logger: Logger | None = None) -> None:
     """Serves as a program of one process does: raises the descriptor limit, and goes down on SIGTERM or SIGINT.
 
     The first signal drains, the second ends it at once. SIGHUP drains, too, when it comes because the terminal was
-    closed.
+    closed. A service manager that the environment names is told how it is.
 
     Raises:
         ConfigError: see ``serve``.
@@ -223,13 +225,18 @@ async def run(config: Config, *, logger: Logger | None = None) -> None:
     logger = logger if logger is not None else program_logger(config.logging)
     before, after = raise_soft_limit()
 
-    async def begun(_: Server, __: trio.Nursery) -> None:
+    async def begun(server: Server, nursery: trio.Nursery) -> None:
         if before == after:
             logger.info("descriptors", limit=after)
         else:
             logger.info("descriptors", limit=after, raised_from=before)
+        manager.ready(f"listening on {', '.join(server.urls)}")
+        nursery.start_soon(manager.keep_watched, str)  # that this task gets its turn is all there is to tell
+        await server.wait_drain_asked()
+        manager.stopping(config.drain.seconds)
 
-    await run_process(config, logger, begun)
+    with ServiceManager.take(os.environ, os.getpid(), logger) as manager:
+        await run_process(config, logger, begun)
 
 
 async def run_process(

@@ -24,7 +24,7 @@ LAYERS = (
     ("tls",),
     ("runtime",),
     ("transports",),
-    ("publish", "metrics", "descriptors", "handlers", "terminal"),
+    ("publish", "metrics", "descriptors", "handlers", "terminal", "service_manager"),
     ("http",),
     ("upgrade",),
     ("companion",),
