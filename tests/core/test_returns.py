@@ -9,31 +9,25 @@ from hypothesis import strategies as st
 from tricast import Config
 from tricast.returns import Returns
 
-SECONDS = st.floats(0.0, 100.0)
-
 
 def returns_of(**drain: object) -> Returns:
     return Returns(Config.model_validate({"drain": drain}).drain, random.Random(1))
 
 
 @given(
-    clients=st.integers(1, 5000),
-    period=SECONDS,
-    retry_after=st.floats(0.01, 100.0),
-    budget=st.integers(1, 10_000),
+    clients=st.integers(1, 500),
+    period=st.integers(0, 100_000),
+    retry_after=st.integers(1, 100_000),
+    budget=st.integers(1, 1000),
 )
-def test_no_second_has_more_than_the_budget(clients: int, period: float, retry_after: float, budget: int) -> None:
-    returns = returns_of(period=f"{period}s", retry_after=f"{retry_after}s", reconnects_per_second=budget)
+def test_no_second_has_more_than_the_budget(clients: int, period: int, retry_after: int, budget: int) -> None:
+    returns = returns_of(period=f"{period}ms", retry_after=f"{retry_after}ms", reconnects_per_second=budget)
     returns.plan_for(clients)
     parts = [number / clients for number in range(clients)]
-    times = [part * period + returns.delay(part) for part in parts]
-    assert times == sorted(times)
-    assert times[0] >= retry_after - 1e-9
-    # One who comes at the very end of a second is in both.
-    for first, time in enumerate(times):
-        behind = first + budget + 1
-        if behind < clients:
-            assert times[behind] - time > 1.0 - 1e-6
+    times = [part * period / 1000 + returns.delay(part) for part in parts]
+    assert times[0] == pytest.approx(retry_after / 1000)
+    for first, last in zip(times, times[budget:], strict=False):
+        assert last - first >= 1.0 - 1e-6
 
 
 def test_a_few_are_spread_by_half_as_much_again() -> None:

@@ -15,13 +15,29 @@ from serving import ServerProcess, serving_as
 
 
 @asynccontextmanager
-async def service(manager: Manager, workers: int, watchdog: float = 0.3) -> AsyncIterator[ServerProcess]:
+async def service(manager: Manager, workers: int, watchdog: float = 0.3, **drain: str) -> AsyncIterator[ServerProcess]:
     """``tricast serve`` as the manager starts it."""
-    environment = os.environ | manager.environment(watchdog) | {"TRICAST_DRAIN__PERIOD": "0s"}
+    settings = {f"TRICAST_DRAIN__{key.upper()}": value for key, value in ({"period": "0s"} | drain).items()}
+    environment = os.environ | manager.environment(watchdog) | settings
     options = {"env": environment, "start_new_session": True}
     command = (*COMMAND, "serve", "--port", "0", "--workers", str(workers))
     async with serving_as(*command, within=40.0, **options) as server:
         yield server
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_all_of_it_gives_notice_and_may_be_hurried(tmp_path: Path, workers: int) -> None:
+    with Manager.at(f"{tmp_path}/notify") as manager:
+        async with service(manager, workers, notice="1h") as server:
+            assert (await manager.next())["READY"] == "1"
+            server.process.terminate()
+            assert int((await manager.next_of("STOPPING"))["EXTEND_TIMEOUT_USEC"]) > 3600e6
+            await server.wait_said("draining connections=" if workers > 1 else "draining", workers)
+            for _ in range(10):  # whichever worker is asked
+                assert (await ask(server.url, "GET", "/readyz")).status == 503
+                assert (await ask(server.url, "GET", "/events?topic=a&last_id=0-0x")).status == 400
+            server.process.terminate()
+            assert await server.process.wait() == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])
