@@ -366,11 +366,10 @@ class HttpConnection:
             self._head = head
             return Request(head.method, head.target, fields, head.http_version)
         except (h11.RemoteProtocolError, RemoteProtocolError) as error:
-            mistake = _mistake_of(error, has_request_line=b"\n" in self._ahead)
-            self._runtime.counters.requests["malformed", mistake.status] += 1
-            await self._respond(
-                self._runtime.refusal(mistake), None, is_head=head is not None and head.method == b"HEAD"
-            )
+            # Not kept in a variable: an error that its own traceback leads to is for the garbage collector to find.
+            answer = self._runtime.refusal(_mistake_of(error, has_request_line=b"\n" in self._ahead))
+            self._runtime.counters.requests["malformed", answer.status] += 1
+            await self._respond(answer, None, is_head=head is not None and head.method == b"HEAD")
             return None
 
     async def _read_head(self, *, is_first: bool) -> h11.Request | None:
@@ -544,7 +543,10 @@ class HttpConnection:
             if not isinstance(self._failure, ConnectionLost):
                 with trio.move_on_after(_LAST_WORD_SECONDS):
                     await self._tell_of_failure(label, request)
-            raise self._failure
+            try:
+                raise self._failure
+            finally:
+                self._failure = None  # its traceback leads to this
         if self._late is not None:
             late, self._late = self._late, None
             await self._connection.send(late)
@@ -619,6 +621,7 @@ def _mistake_of(
     if isinstance(error, RemoteProtocolError):
         error.closes = True
         return error
+    error.__traceback__ = None  # h11 raises it in a method of its own, whose frame would keep it
     status = error.error_status_hint
     if status == 431 and not has_request_line:
         status = 414

@@ -37,6 +37,8 @@ _BYTES_PER_SEND = 8 * 2**10
 _SKIPS_PER_TURN = 50
 #: How much a subscriber is given at a time, from the log or by a flush: what it cannot take is kept for it.
 CATCH_UP_BYTES = 64 * 2**10
+#: Blocks that were read from the log are kept for the next who reads the same, so many of them.
+_MAX_BLOCKS = 32
 #: Topics whose feeds are remembered while patterns are in use; forgotten all at once when there are more.
 _MAX_REMEMBERED_TOPICS = 10_000
 
@@ -133,6 +135,7 @@ class Hub:
         self._dirty: dict[Feed, None] = {}
         #: Those who were live when something was skipped; they are told in the flush's turns.
         self._to_read_on: list[Subscriber] = []
+        self._blocks: dict[tuple[frozenset[str], Form, EventId, EventId, int], bytes] = {}
         self._last_id = log.last_id
         self._subscribers = 0
         self._live = 0
@@ -306,6 +309,24 @@ class Hub:
         if found.gap is not None and found.gap.reason is GapReason.EVICTED and subscriber.was_live:
             found = found._replace(gap=found.gap._replace(reason=GapReason.SLOW))
         return found
+
+    def block(self, subscriber: Subscriber, found: Slice) -> bytes:
+        """What the subscriber gets of a slice that was read for it.
+
+        Those who come back together read the same: they share the bytes, also as what a slow one has not taken yet.
+        """
+        feed = subscriber.feed
+        assert feed is not None
+        if found.gap is not None:
+            return subscriber.form.block(found.events, found.gap)
+        events = found.events
+        key = (feed.topics.names, subscriber.form, events[0].id, events[-1].id, len(events))
+        block = self._blocks.get(key)
+        if block is None:
+            block = self._blocks[key] = subscriber.form.block(events)
+            if len(self._blocks) > _MAX_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+        return block
 
     def advance(self, subscriber: Subscriber, handed_over: Slice) -> None:
         """Moves the position behind a slice that was handed over."""

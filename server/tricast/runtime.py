@@ -12,13 +12,15 @@ from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.hub import Hub
 from tricast.logs import Logger
 from tricast.returns import Returns
-from tricast.sweep import Wheel
+from tricast.sweep import Turnstile, Wheel
 from tricast.wire.http1 import Response, encode_headers, problem_of
 
 #: An application's WebSocket handler: any ``async def handler(session)``.
 Handler = Callable[[Any], Awaitable[object]]
 
 _SERVER = (b"server", b"tricast")
+#: Each reads 64 KiB from the log and sends them, which takes half a millisecond on a busy machine.
+_CATCH_UPS_PER_TURN = 4
 
 
 class Drainable(Protocol):
@@ -57,6 +59,7 @@ class Runtime:
         config: the configuration.
         hub: the hub.
         wheel: where keepalives, pings and dead-peer checks are done.
+        catching_up: what everybody passes who reads on from the log, for each part that is read.
         random: for jitter only, so it need not be secret.
         logger: where to log.
         counters: what happened.
@@ -83,6 +86,7 @@ class Runtime:
         self.config = config
         self.hub = hub
         self.wheel = wheel
+        self.catching_up = Turnstile(per_turn=_CATCH_UPS_PER_TURN)
         self.random = randomness
         self.logger = logger
         self.handlers = handlers

@@ -686,3 +686,34 @@ async def test_who_read_before_something_was_skipped_reads_on(skipping: World) -
 
 async def test_a_hub_tells_what_is_wrong_with_its_log(skipping: World) -> None:
     assert skipping.hub.problem is None
+
+
+# What is read from the log
+
+
+def read_block(world: World, subscriber: FakeSubscriber) -> bytes:
+    return world.hub.block(subscriber, at_once(world.hub.read(subscriber)))
+
+
+def test_those_who_read_the_same_share_the_bytes(world: World) -> None:
+    (start,) = world.publish("a")
+    world.publish("a", "b", "a")
+    first, second = (world.join("a", position=start) for _ in range(2))
+    assert read_block(world, first) is read_block(world, second)
+    others = [world.join("a", form=1, position=start), world.join("a", "b", position=start)]
+    blocks = [read_block(world, other) for other in (first, *others)]
+    assert len({id(block) for block in blocks}) == 3
+    world.publish("a")
+    assert read_block(world, second) not in blocks
+
+
+def test_blocks_are_not_kept_for_ever(world: World) -> None:
+    (start,) = world.publish("a")
+    subscriber = world.join("a", position=start)
+    world.publish("a")
+    kept = read_block(world, subscriber)
+    for _ in range(40):
+        assert len(world.hub._blocks) <= 32
+        world.publish("a")
+        read_block(world, subscriber)
+    assert all(block is not kept for block in world.hub._blocks.values())

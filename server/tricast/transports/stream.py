@@ -172,6 +172,7 @@ class Stream(Subscriber):
         """Reads on from the log until this subscriber is live, no faster than the peer takes it."""
         hub = self.runtime.hub
         await self.connection.drain()
+        await self.runtime.catching_up.pass_through()
         while (feed := self.feed) is not None and not self.is_live:
             position = self.position
             try:
@@ -181,15 +182,15 @@ class Stream(Subscriber):
                 self.runtime.counters.unavailable += 1
                 self.drain(self.runtime.jitter(error.retry_after))
                 return
-            await trio.lowlevel.checkpoint()
             # While this waited, the client may have subscribed to something else, or been sent an answer that waits.
             if self.feed is feed and self.position is position and not self.connection.has_tail:
                 if found.events or found.gap is not None:
-                    self.connection.send_now(self.form.block(found.events, found.gap))
+                    self.connection.send_now(hub.block(self, found))
                 hub.advance(self, found)
                 if found.complete and not self.connection.has_tail:
                     hub.try_go_live(self)
             await self.connection.drain()
+            await self.runtime.catching_up.pass_through()
         self._is_catching_up = False
 
 
@@ -262,4 +263,7 @@ def last_id_of(request: Request) -> str | None:
 
 
 async def _raise(error: Exception) -> None:
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # its traceback holds this frame: a cycle, with all of the connection
