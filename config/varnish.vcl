@@ -9,8 +9,8 @@
 # pools) is how many there can be. Varnish does not do TLS: that is for Hitch or HAProxy before it.
 # For Varnish 6.0 and later; tested with 7.1.1.
 #
-# Tricast has no access control yet: whoever reaches it can subscribe and publish, over WebSocket as well as with
-# POST /publish. Decide in vcl_recv who may: an acl.
+# Without [auth] in its configuration, whoever reaches Tricast can subscribe and publish, over WebSocket as well as with
+# POST /publish. Have that, or decide in vcl_recv who may: an acl.
 
 vcl 4.1;
 

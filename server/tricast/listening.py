@@ -2,13 +2,13 @@
 
 import errno
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
 
 import trio
 
+from tricast.certificates import Keys
 from tricast.config import Config
 from tricast.connection import Connection
 from tricast.descriptors import Spare
@@ -152,7 +152,7 @@ class Acceptor:
         spare: the descriptor for the moment when there are no others.
         capacity: how many connections there may be at a time.
         max_refusing: how many are refused politely at a time: their request is read first, so that the answer is seen.
-        tls: what connections share of TLS; None for none.
+        keys: the certificate that is shown; None for no TLS.
     """
 
     def __init__(
@@ -164,9 +164,9 @@ class Acceptor:
         *,
         capacity: int,
         max_refusing: int,
-        tls: ssl.SSLContext | None = None,
+        keys: Keys | None = None,
     ) -> None:
-        self._tls = tls
+        self._keys = keys
         self._capacity = capacity
         self._inside = 0
         self._runtime = runtime
@@ -211,10 +211,11 @@ class Acceptor:
     def _connection(self, sock: socket.socket, peer: str) -> Connection:
         sock.setblocking(False)
         limits = self._runtime.config.limits
-        if self._tls is None:
+        if self._keys is None:
             return Connection(sock, peer, write_timeout=limits.write_timeout)
+        context = self._keys.context()
         return TlsConnection(
-            sock, peer, self._tls, write_timeout=limits.write_timeout, handshake_timeout=limits.head_timeout
+            sock, peer, context, write_timeout=limits.write_timeout, handshake_timeout=limits.head_timeout
         )
 
     def _left(self) -> None:
@@ -228,7 +229,7 @@ class Acceptor:
             # Waiting for a free place would hold up those for whom there is room again. What the client has sent may
             # make the kernel reset the connection behind this answer, so not everybody will see it.
             self._runtime.counters.refused += 1
-            if self._tls is None:
+            if self._keys is None:
                 with suppress(ConnectionLost):
                     connection.send_now(_overloaded(self._runtime))
             connection.close()

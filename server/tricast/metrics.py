@@ -63,6 +63,12 @@ class _RuntimeCollector(Collector):
         yield GaugeMetricFamily("tricast_subscribers", "Subscribers of all transports.", hub.subscribers)
         yield GaugeMetricFamily("tricast_subscribers_behind", "Subscribers that read from the log.", hub.behind)
         yield GaugeMetricFamily("tricast_feeds", "Distinct sets of topics subscribed to.", hub.feeds)
+        if (keys := self._runtime.keys) is not None:
+            yield GaugeMetricFamily(
+                "tricast_certificate_expiry_timestamp_seconds",
+                "When the certificate in use, or the chain behind it, expires.",
+                keys.certificate.expires_at,
+            )
         yield GaugeMetricFamily("tricast_draining", "1 while the server goes down.", self._runtime.is_leaving)
         # Of several processes each sees all events, so only what each has published itself may be added up.
         yield CounterMetricFamily("tricast_events_published", "Events taken from publishers here.", hub.published)

@@ -1,15 +1,20 @@
 """What the connections of one server share. Built by ``server.py``, handed to everything below it."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any, Protocol
 
+from tricast.access.access import Access
+from tricast.access.identity import Certified, Identity
+from tricast.certificates import Keys
 from tricast.config import Config
 from tricast.connection import Connection
-from tricast.errors import RemoteProtocolError, Unavailable
+from tricast.errors import Forbidden, RemoteProtocolError, Unavailable
 from tricast.hub import Hub
+from tricast.leases import Leases
 from tricast.logs import Logger
 from tricast.returns import Returns
 from tricast.sweep import Turnstile, Wheel
@@ -64,9 +69,12 @@ class Runtime:
         logger: where to log.
         counters: what happened.
         handlers: path to application WebSocket handler.
+        access: who may do what.
+        leases: the event streams that can be renewed.
         open: every connection with what it is busy with.
         at_end: told how it ended, for connections that somebody asked that for: ``left``, ``own`` where this side
             ended it, or the reason of a ``ConnectionLost``.
+        keys: the certificate; None where there is no TLS.
         returns: when those come back whom a server that goes down sends away.
         is_leaving: whether the server is about to go down, and new work is better given to another one.
         is_draining: whether it goes down, and takes no new work.
@@ -82,6 +90,9 @@ class Runtime:
         clock: Callable[[], float],
         logger: Logger,
         handlers: dict[str, Handler],
+        keys: Keys | None = None,
+        access: Access,
+        leases: Leases | None = None,
     ) -> None:
         self.config = config
         self.hub = hub
@@ -90,6 +101,9 @@ class Runtime:
         self.random = randomness
         self.logger = logger
         self.handlers = handlers
+        self.keys = keys
+        self.access = access
+        self.leases = leases if leases is not None else Leases(randomness)
         self.counters = Counters()
         self.open: dict[Connection, Drainable] = {}
         self.at_end: dict[Connection, Callable[[str], None]] = {}
@@ -114,6 +128,29 @@ class Runtime:
         """The answer to what cannot be done, which is counted."""
         self.counters.refusals[error.reason] += 1
         return problem_of(error)
+
+    def certified(self, connection: Connection) -> Certified | None:
+        """Who the client is by its certificate, which was good when the connection began, and has to be so still."""
+        certified = connection.certified
+        return certified if certified is not None and certified.expires_at > self._clock() else None
+
+    def check_certified(self, connection: Connection) -> None:
+        """Returns if the client may publish, as far as certificates are concerned.
+
+        Raises:
+            Forbidden: it has shown none, and has to; or it has expired since.
+        """
+        if not self.config.publish.require_client_certificate:
+            return
+        if connection.certified is None:
+            detail = "publishing takes a client certificate of an authority that this server trusts"
+            raise Forbidden(detail, code="client-certificate-missing")
+        if self.certified(connection) is None:
+            raise Forbidden("the client certificate has expired", code="client-certificate-expired")
+
+    def time_left(self, identity: Identity) -> float:
+        """The seconds for which somebody has been let in; infinite where that has no end."""
+        return math.inf if identity.expires_at is None else identity.expires_at - self._clock()
 
     def next_serial(self) -> int:
         """A number for a connection, which no other one of this server has."""

@@ -22,28 +22,35 @@ from typing import NamedTuple
 import trio
 
 from tricast import metrics
-from tricast.config import SQLITE_URL, Config, workers_of
+from tricast.access.access import Access
+from tricast.access.tickets import SharedUses
+from tricast.certificates import open_keys
+from tricast.config import SQLITE_URL, Config, ServerTlsSection, differences, workers_of
 from tricast.connection import Connection
 from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, Unavailable, leaf
 from tricast.http import HttpConnection, Router
 from tricast.hub import Hub
+from tricast.leases import Leases
 from tricast.lifetime import Lifetime
 from tricast.listeners import url_of
 from tricast.listening import Acceptor, Entrance, announce, listen
 from tricast.log.base import Log
 from tricast.log.memory import MemoryLog
 from tricast.log.sqlite import SqliteLog
-from tricast.logs import Logger, library_logger, program_logger
+from tricast.logs import Logger, library_logger, log_problems, program_logger
 from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
 from tricast.runtime import Handler, Runtime
 from tricast.service_manager import ServiceManager
 from tricast.sweep import Wheel
 from tricast.terminal import Terminal
-from tricast.tls import load_context
 
 #: How often per second connections are ended while draining.
 _DRAIN_STEPS_PER_SECOND = 20
+
+
+#: What SIGHUP does to a server; returns whether there was anything to do but to go down.
+HangUp = Callable[["Server"], bool]
 
 
 class Share(NamedTuple):
@@ -55,12 +62,14 @@ class Share(NamedTuple):
             copies of both when it goes down.
         admin_listeners: the same for the admin listener.
         boards: where all of them leave their numbers for the metrics.
+        folder: what they have in common beside that, and nobody else; None where there is none.
     """
 
     listeners: Sequence[socket.socket]
     others: Sequence[socket.socket]
     admin_listeners: Sequence[socket.socket]
     boards: metrics.Noticeboards
+    folder: Path | None = None
 
 
 class Server(Lifetime):
@@ -99,6 +108,11 @@ class Server(Lifetime):
         return int(self.url.rpartition(":")[2])
 
     @property
+    def has_tls(self) -> bool:
+        """Whether it speaks TLS, and nothing else."""
+        return self._runtime.keys is not None
+
+    @property
     def connections(self) -> int:
         """How many connections are open."""
         return len(self._runtime.open)
@@ -111,6 +125,19 @@ class Server(Lifetime):
         """Lets nobody in any more, also not by the admin listener. Those who are in are served as before."""
         self._entrance.close()
         self._admin_entrance.close()
+
+    def renew_certificate(self, config: ServerTlsSection | None = None) -> None:
+        """Shows the certificate that is in its files now to all who come from now on, and ends nobody's connection.
+
+        Args:
+            config: where its files are; the default is that they are where they were.
+
+        Raises:
+            ConfigError: it cannot be used, and then nothing has changed; or there is no TLS.
+        """
+        if self._runtime.keys is None:
+            raise ConfigError([ConfigProblem("configuration", "tls.certificate", "there is none in use")])
+        self._runtime.keys.renew(config)
 
     def drain(self) -> None:
         """See ``Lifetime.drain``."""
@@ -147,9 +174,11 @@ async def serve(
         OSError: a listener's address cannot be had.
     """
     logger = logger if logger is not None else library_logger()
-    tls = load_context(config.tls)
+    keys = open_keys(config.tls, clock=time.time, logger=logger)
     log = log or _log_of(config, logger)
     wake = _Bell()
+    access = _access_of(config, share, logger)
+    randomness = random.Random()  # noqa: S311 - jitter, and names that are not secret
     hub = Hub(
         log,
         max_topic_bytes=config.limits.topic_size,
@@ -160,10 +189,13 @@ async def serve(
         config,
         hub,
         wheel=Wheel(tick=_tick_of(config)),
-        randomness=random.Random(),  # noqa: S311 - jitter
+        randomness=randomness,
         clock=time.time,
         logger=logger,
         handlers=load_handlers(config),
+        keys=keys,
+        access=access,
+        leases=Leases(randomness, share.folder if share is not None and access.is_on else None),
     )
     # Two scopes: what the drain closes first, and what stays to the end.
     with ExitStack() as at_the_end, ExitStack() as sockets:
@@ -172,10 +204,11 @@ async def serve(
         expose = metrics.alone(runtime) if share is None else share.boards.exposing(runtime)
         routes = public_routes(runtime, expose)
         listeners, admin_listeners = await _listeners_of(config, share, sockets, at_the_end)
-        async with hub.open(), trio.open_nursery() as background:
+        async with hub.open(), access.open(), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
             background.start_soon(runtime.wheel.run)
             background.start_soon(runtime.catching_up.run)
+            background.start_soon(runtime.leases.serve)
             admin_entrance = _admin_entrance(runtime, expose, background, spare)
             admin_entrance.accept_from(admin_listeners)
             async with trio.open_nursery() as connections:
@@ -188,17 +221,17 @@ async def serve(
                         spare,
                         capacity=_capacity_of(config),
                         max_refusing=config.limits.reserved_descriptors // 2,
-                        tls=tls,
+                        keys=keys,
                     )
                     entrance = Entrance(acceptor, listening)
                     entrance.accept_from(listeners)
-                    urls = tuple(url_of(listener, has_tls=tls is not None) for listener in listeners)
+                    urls = tuple(url_of(listener, has_tls=keys is not None) for listener in listeners)
                     admin_urls = tuple(map(url_of, admin_listeners))
                     server = Server(runtime, urls, admin_urls, entrance, admin_entrance)
                     at_the_end.callback(server.stopped)
                     if share is None:
                         _warn_of_workers(config, logger)
-                        announce(listeners, admin_listeners, logger, has_tls=tls is not None)
+                        announce(listeners, admin_listeners, logger, has_tls=keys is not None)
                     else:
                         background.start_soon(share.boards.post_forever, runtime)
                     task_status.started(server)
@@ -213,11 +246,16 @@ async def serve(
             background.cancel_scope.cancel()
 
 
-async def run(config: Config, *, logger: Logger | None = None) -> None:
+async def run(config: Config, *, logger: Logger | None = None, reload: Callable[[], Config] | None = None) -> None:
     """Serves as a program of one process does: raises the descriptor limit, and goes down on SIGTERM or SIGINT.
 
     The first signal drains, the second ends it at once. SIGHUP drains, too, when it comes because the terminal was
-    closed. A service manager that the environment names is told how it is.
+    closed; otherwise it renews the certificate. A service manager that the environment names is told how it is.
+
+    Args:
+        config: the configuration.
+        logger: where to log; the default is stderr.
+        reload: loads the configuration again for SIGHUP; the default is that it does not change.
 
     Raises:
         ConfigError: see ``serve``.
@@ -231,13 +269,26 @@ async def run(config: Config, *, logger: Logger | None = None) -> None:
             logger.info("descriptors", limit=after)
         else:
             logger.info("descriptors", limit=after, raised_from=before)
-        manager.ready(f"listening on {', '.join(server.urls)}")
+        manager.ready(_status_of(server))
         nursery.start_soon(manager.keep_watched, str)  # that this task gets its turn is all there is to tell
         await server.wait_drain_asked()
         manager.stopping(config.drain.seconds)
 
+    terminal = Terminal()
+
+    def hang_up(server: Server) -> bool:
+        if not terminal.is_gone:
+            manager.reloading()
+            _reload(server, config, reload or (lambda: config), logger)
+            manager.ready(_status_of(server))
+        return not terminal.is_gone
+
     with ServiceManager.take(os.environ, os.getpid(), logger) as manager:
-        await run_process(config, logger, begun)
+        await run_process(config, logger, begun, hang_up=hang_up)
+
+
+def _status_of(server: Server) -> str:
+    return f"listening on {', '.join(server.urls)}"
 
 
 async def run_process(
@@ -245,6 +296,7 @@ async def run_process(
     logger: Logger,
     begun: Callable[[Server, trio.Nursery], Awaitable[None]],
     *,
+    hang_up: HangUp | None = None,
     share: Share | None = None,
 ) -> None:
     """Serves as all that a process does: obeys its signals, and keeps the garbage collector calm.
@@ -253,18 +305,18 @@ async def run_process(
         config: the configuration.
         logger: where to log.
         begun: called once it listens, with a nursery for what has to be done beside the server.
+        hang_up: does what SIGHUP is for; None where that is somebody else's.
         share: see ``serve``.
 
     Raises:
         ConfigError: see ``serve``.
         OSError: see ``serve``.
     """
-    terminal = Terminal()
+    obey = partial(_obey_signals, hang_up) if hang_up else _obey_signals_of_one_of_several
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             server: Server = await nursery.start(partial(serve, config, logger=logger, share=share))
             _calm_garbage_collector()
-            obey = partial(_obey_signals, terminal) if share is None else _obey_signals_of_one_of_several
             nursery.start_soon(obey, signals, server, logger, nursery.cancel_scope)
             await begun(server, nursery)
             await server.wait_stopped()
@@ -272,14 +324,29 @@ async def run_process(
             nursery.cancel_scope.cancel()
 
 
+def _reload(server: Server, config: Config, reload: Callable[[], Config], logger: Logger) -> None:
+    """Does what one process can of a configuration that is loaded again: the certificate; and tells the rest."""
+    try:
+        asked = reload()
+        if server.has_tls:
+            server.renew_certificate(asked.tls)
+    except ConfigError as error:
+        log_problems(logger, "not reloaded: the configuration is wrong", error)
+        return
+    others = [key for key in differences(config, asked) if not (server.has_tls and key.startswith("tls."))]
+    if others or not server.has_tls:
+        what = {"keys": ", ".join(others)} if others else {}
+        logger.warning("not reloaded: that needs server.workers of 2 or more, or a restart", **what)
+
+
 async def _obey_signals(
-    terminal: Terminal, signals: AsyncIterator[int], server: Server, logger: Logger, everything: trio.CancelScope
+    hang_up: HangUp, signals: AsyncIterator[int], server: Server, logger: Logger, everything: trio.CancelScope
 ) -> None:
     async for number in signals:
         name = signal.Signals(number).name
-        if number == signal.SIGHUP and not terminal.is_gone:
-            logger.warning("not reloaded: that needs server.workers of 2 or more, or a restart", signal=name)
-        elif not server.is_draining:
+        if number == signal.SIGHUP and hang_up(server):
+            continue
+        if not server.is_draining:
             logger.info("draining", signal=name, connections=server.connections)
             server.drain()
         elif number != signal.SIGHUP:  # the kernel and the shell may both tell that the terminal is gone
@@ -394,6 +461,13 @@ def _admin_entrance(runtime: Runtime, expose: metrics.Expose, background: trio.N
 def _capacity_of(config: Config) -> int:
     room = room_for_connections(config.limits.reserved_descriptors)
     return min(room, config.limits.connections or room)
+
+
+def _access_of(config: Config, share: Share | None, logger: Logger) -> Access:
+    uses = None
+    if share is not None and share.folder is not None and config.auth.is_on:
+        uses = SharedUses(share.folder, time.time())
+    return Access(config.auth, clock=time.time, logger=logger, uses=uses)
 
 
 def _log_of(config: Config, logger: Logger) -> Log:

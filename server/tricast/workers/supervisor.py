@@ -7,6 +7,7 @@ wait in their queues rather than being turned away when a worker is not there.
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import sys
@@ -18,16 +19,17 @@ from contextlib import ExitStack
 import msgspec
 import trio
 
-from tricast.config import MEMORY_URL, SQLITE_URL, Config
+from tricast.certificates import Encryption, load_encryption, successor_of
+from tricast.config import MEMORY_URL, SQLITE_URL, Config, differences
 from tricast.descriptors import raise_soft_limit
-from tricast.errors import ConfigError, ConfigProblem, WorkerFailed
+from tricast.errors import ConfigError, WorkerFailed
 from tricast.listeners import url_of
 from tricast.listening import announce, listen, listen_in_groups, set_options
-from tricast.logs import Logger, program_logger
+from tricast.logs import Logger, log_problems, program_logger
 from tricast.metrics import POST_SECONDS, Board
 from tricast.service_manager import ServiceManager
 from tricast.terminal import Terminal
-from tricast.workers.control import Begin
+from tricast.workers.control import Begin, Renew
 from tricast.workers.process import Worker
 
 #: A worker that lived for so long has not died of what the one before died of.
@@ -96,6 +98,7 @@ class Supervisor:
         self._workers: list[Worker] = []  # by number: the newest that was ready, or is to replace one that died
         self._alive: dict[Worker, None] = {}
         self._folder = ""
+        self._ticket_secret = secrets.token_urlsafe(32)
 
     async def run(self) -> None:
         """Supervises until it is told to go down and all processes have ended. Cancelling kills them.
@@ -126,14 +129,27 @@ class Supervisor:
     async def _open(self, at_the_end: ExitStack, doors: ExitStack) -> None:
         config = self._config
         server, admin = config.server, config.admin
+        self._encryption = load_encryption(config.tls)
         self._listeners = await listen_in_groups(doors, server.host, server.port, config, groups=self._count)
         self._admin_listeners = await listen(doors, admin.host, admin.port, config) if admin.enabled else []
         self._board_fds = [Board.create(number) for number in range(self._count)]
         for fd in self._board_fds:
             at_the_end.callback(os.close, fd)
-        if config.log.url == MEMORY_URL:
+        at_the_end.callback(self._remove_folder)
+        self._make_folder_for(config)
+
+    def _make_folder_for(self, config: Config) -> None:
+        """Makes the folder, where there is none yet, that workers with this configuration have to share.
+
+        Raises:
+            WorkerFailed: there is no place for it.
+        """
+        if not self._folder and (config.log.url == MEMORY_URL or config.auth.is_on):
             self._folder = _private_folder()
-            at_the_end.callback(shutil.rmtree, self._folder, ignore_errors=True)
+
+    def _remove_folder(self) -> None:
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _supervise(self, limits: tuple[int, int]) -> None:
         """Has as many workers as there should be, until it is told to go down."""
@@ -155,7 +171,7 @@ class Supervisor:
         raised = {} if before == after else {"raised_from": before}
         self._logger.info("workers", count=self._count, pids=[worker.pid for worker in self._workers])
         self._logger.info("descriptors of each worker", limit=after, **raised)
-        if self._folder:
+        if self._config.log.url == MEMORY_URL:
             self._logger.info(
                 f"log.url is {MEMORY_URL}, which several workers cannot share: "
                 "events are kept in a temporary folder and are gone when the server ends",
@@ -170,8 +186,10 @@ class Supervisor:
     def _start(self, number: int, config: Config) -> Worker:
         # As Python has it: a duration as text would be rounded.
         settings = config.model_dump()
-        if self._folder:
+        if config.log.url == MEMORY_URL:
             settings["log"] |= {"url": f"{SQLITE_URL}{self._folder}/{_PRIVATE_LOG}", "synchronous": "off"}
+        if not config.auth.ticket_secret:
+            settings["auth"] |= {"ticket_secret": self._ticket_secret}
         begin = Begin(
             worker=number,
             restarts=self._restarts[number],
@@ -283,9 +301,10 @@ class Supervisor:
             self._tell_ready()
 
     async def _reload_once(self) -> None:
-        config = self._load_again()
-        if config is None:
+        loaded = self._load_again()
+        if loaded is None or self._renew_only(*loaded):
             return
+        config, encryption = loaded
         self._logger.info("reloading")
         for number in range(self._count):
             problem = await self._replace(number, config)
@@ -295,22 +314,42 @@ class Supervisor:
                 self._logger.error("not reloaded: a worker could not begin", worker=number, problem=problem, **about)
                 await self._set_back(changed)
                 return
-        self._config = config
+        self._config, self._encryption = config, encryption
         self._logger = self._logger_for(config)
         for listener in (listener for group in (*self._listeners, self._admin_listeners) for listener in group):
             set_options(listener, config)
         self._logger.info("reloaded", pids=[worker.pid for worker in self._workers])
 
-    def _load_again(self) -> Config | None:
-        """The configuration as it is to be now; None, and all problems told, when it is wrong."""
-        problems: Sequence[ConfigProblem] = ()
+    def _load_again(self) -> tuple[Config, Encryption | None] | None:
+        """The configuration as it is to be now, and the certificate; None, and all problems told, when it is wrong."""
         try:
-            return self._with_what_is_fixed(self._reload())
+            config = self._with_what_is_fixed(self._reload())
+            encryption = successor_of(self._encryption, config.tls, time.time())
+            self._make_folder_for(config)
         except ConfigError as error:
-            problems = error.problems
-        for problem in problems:
-            self._logger.error("not reloaded: the configuration is wrong", problem=str(problem))
+            log_problems(self._logger, "not reloaded: the configuration is wrong", error)
+        except WorkerFailed as error:
+            for line in error.lines:
+                self._logger.error("not reloaded", problem=line)  # noqa: TRY400 - it says all
+        else:
+            return config, encryption
         return None
+
+    def _renew_only(self, config: Config, following: Encryption | None) -> bool:
+        """Has the workers show another certificate, where that is all that has changed; returns whether it is."""
+        before, changed = self._encryption, differences(self._config, config)
+        if before is None or following is None or not all(key.startswith("tls.") for key in changed):
+            return False
+        if before.fingerprint == following.fingerprint and not changed:
+            return False
+        self._encryption = following
+        self._config = config
+        self._configs = [config] * self._count
+        renewal = Renew(msgspec.Raw(json.dumps(config.tls.model_dump()).encode()))
+        for worker in self._alive:
+            worker.renew(renewal)
+        self._logger.info("certificate renewed, without replacing the workers")
+        return True
 
     async def _set_back(self, numbers: Sequence[int]) -> None:
         """Gives these workers the configuration that the others have still."""
@@ -387,7 +426,7 @@ def _private_folder() -> str:
     try:
         return tempfile.mkdtemp(prefix="tricast-")
     except OSError as error:
-        raise WorkerFailed([f"cannot make a temporary folder for the log: {error.strerror or error}"]) from None
+        raise WorkerFailed([f"cannot make a temporary folder: {error.strerror or error}"]) from None
 
 
 def _end_of(worker: Worker) -> str:
