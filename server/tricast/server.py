@@ -552,10 +552,15 @@ async def _serve_connection(runtime: Runtime, route: Router, connection: Connect
         runtime.logger.exception("connection failed", peer=connection.peer)
     finally:
         runtime.open.pop(connection, None)
-        connection.close()
-        left()
+        steps = [connection.close, left]
         if (ended := runtime.at_end.pop(connection, None)) is not None:
-            ended(how)
+            steps.append(partial(ended, how))
+        for step in steps:
+            try:
+                step()
+            except Exception:  # nobody is above this who could tell it from the end of the server
+                runtime.counters.failed += 1
+                runtime.logger.exception("connection failed at its end", peer=connection.peer)
 
 
 async def _end_connections(runtime: Runtime, connections: trio.Nursery) -> None:
