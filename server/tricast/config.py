@@ -161,6 +161,7 @@ class ServerSection(Section):
     proxy_protocol: bool = False
     workers: Annotated[int | Literal["auto"], BeforeValidator(_parse_workers)] = 1
     backlog: Annotated[int, Field(ge=1, le=65535)] = 4096
+    max_connection_age: Duration = 0.0
     page: bool = True
     cors_origins: tuple[Annotated[str, AfterValidator(_check_origin)], ...] = ()
 
@@ -375,9 +376,16 @@ class ServerTlsSection(TlsSection):
 class DrainSection(Section):
     """How the server goes down."""
 
+    notice: Duration = 0.0
     period: Duration = 3.0
     grace: Duration = 5.0
     retry_after: PositiveDuration = 2.0
+    reconnects_per_second: Annotated[int, Field(ge=1)] = 5000
+
+    @property
+    def seconds(self) -> float:
+        """How long going down takes at most."""
+        return self.notice + self.period + self.grace
 
 
 class AdminSection(Section):

@@ -5,6 +5,7 @@ The only place where bytes are written to or read from a client's socket, and wh
 answer), and nothing is sent while a tail waits, so pieces of different writers never mix.
 """
 
+import math
 import socket
 import struct
 from collections.abc import Callable
@@ -53,6 +54,7 @@ class Connection:
         last_received: ``trio.current_time()`` of the last byte that came in.
         is_closed: whether ``close`` was called.
         has_ended: whether the peer was heard to send no more.
+        rotates_at: when it will have been there for long enough, by ``trio.current_time()``.
     """
 
     #: One receive, at most.
@@ -74,6 +76,7 @@ class Connection:
         "is_closed",
         "last_received",
         "peer",
+        "rotates_at",
     )
 
     def __init__(
@@ -95,6 +98,7 @@ class Connection:
         self.last_received = trio.current_time()
         self.is_closed = False
         self.has_ended = False
+        self.rotates_at = math.inf
 
     def named(self) -> dict[str, str]:
         """Who this is, for the log."""

@@ -507,7 +507,13 @@ class HttpConnection:
     def _closes_after(self, request: Request) -> bool:
         # Where a request was not read to its end, the next one's beginning cannot be found.
         is_unread = self._body is not None and not self._body.is_complete
-        return is_unread or self._runtime.is_draining or not request.keeps_alive or self._may_be_a_pipe(request)
+        is_last = self._runtime.is_draining or self._is_old or not request.keeps_alive
+        return is_unread or is_last or self._may_be_a_pipe(request)
+
+    @property
+    def _is_old(self) -> bool:
+        """Whether the connection has been there for long enough. An idle one is left: a request may be on its way."""
+        return self._runtime.wheel.now >= self._connection.rotates_at
 
     def _may_be_a_pipe(self, request: Request) -> bool:
         """Whether a trusted proxy may look at nothing more that comes, having seen a request for an upgrade.
@@ -539,7 +545,7 @@ class HttpConnection:
                 self.answer_poll(200, poll.kept)
             elif self._runtime.is_draining:
                 # It began while the log was read, and found nothing here that it could end.
-                poll.give_up(self._runtime.jitter(self._runtime.config.drain.retry_after))
+                poll.give_up(self._runtime.returns.delay())
             else:
                 has_left = await self._wait_for_answer(poll.patience)
         finally:
@@ -596,7 +602,7 @@ class HttpConnection:
         self._free_place()
         self._log(*asked, status)
         self._set_deadline(trio.current_time() + self._runtime.config.limits.idle_timeout)
-        self._closes = self._closes or self._runtime.is_draining
+        self._closes = self._closes or self._runtime.is_draining or self._is_old
         closing = CLOSE if self._closes else b""
         answer = encode_head(status, poll.headers, self._runtime.common_headers(), closing, end)
         sent = self._connection.send_now(answer)

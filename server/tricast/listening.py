@@ -30,6 +30,8 @@ _ACCEPTS_PER_TURN = 16
 _REFUSAL_SECONDS = 1.0
 _NO_ROOM = 503
 _KEEPALIVE_SECONDS = 5
+#: Which part of its greatest age a connection may be spared of.
+_AGE_JITTER = 0.2
 #: An accept fails with these for want of something that others may give back.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -133,11 +135,11 @@ class Entrance:
         self._acceptor = acceptor
         self._nursery = nursery
         self._open: dict[socket.socket, trio.CancelScope] = {}
-        self._is_closed = False
+        self._closed = trio.Event()
 
     def accept_from(self, listeners: Iterable[socket.socket]) -> None:
         """Accepts from these listeners and no others from now on; does nothing once it is closed."""
-        if self._is_closed:
+        if self._closed.is_set():
             return
         wanted = dict.fromkeys(listeners)
         for listener in self._open.keys() - wanted.keys():
@@ -149,7 +151,16 @@ class Entrance:
     def close(self) -> None:
         """Lets nobody in any more. The listeners stay open, for others who accept from them."""
         self.accept_from(())
-        self._is_closed = True
+        self._closed.set()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed.is_set()
+
+    async def wait_closed(self) -> None:
+        """Returns when it was closed."""
+        await self._closed.wait()
 
     async def _accept(self, listener: socket.socket, scope: trio.CancelScope) -> None:
         with scope:
@@ -251,6 +262,10 @@ class Acceptor:
             return
         self._inside += 1
         self._runtime.counters.accepted += 1
+        if age := self._runtime.config.server.max_connection_age:
+            # Not all at the same age: those who came at once are not to come back at once, ever again.
+            rotates_after = age * self._runtime.random.uniform(1.0 - _AGE_JITTER, 1.0)
+            connection.rotates_at = trio.current_time() + rotates_after
         self._runtime.open[connection] = _Arrival(connection) if self._has_introductions else _beginning_of(connection)
         self._connections.start_soon(self._serve, connection, self)
 

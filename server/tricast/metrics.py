@@ -24,7 +24,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 Expose = Callable[[], Awaitable[bytes]]
 
 #: How often the numbers on a board are renewed.
-_POST_SECONDS = 1.0
+POST_SECONDS = 1.0
 #: A board that is just being written is read again, so often at most.
 _READS = 5
 _CHECKSUM_BYTES = 4
@@ -71,7 +71,7 @@ class _RuntimeCollector(Collector):
             )
         memory = self._runtime.memory.is_over
         yield GaugeMetricFamily("tricast_memory_over", "1 while there is no memory for new work.", memory)
-        yield GaugeMetricFamily("tricast_draining", "1 while the server goes down.", self._runtime.is_draining)
+        yield GaugeMetricFamily("tricast_draining", "1 while the server goes down.", self._runtime.is_leaving)
         # Of several processes each sees all events, so only what each has published itself may be added up.
         yield CounterMetricFamily("tricast_events_published", "Events taken from publishers here.", hub.published)
         yield CounterMetricFamily("tricast_events_committed", "Events of the log, from anywhere.", hub.committed)
@@ -202,7 +202,7 @@ class Noticeboards:
         """Keeps what is on this process's board up to date, until cancelled or withdrawn."""
         while not self._is_over:
             self._boards[self._worker].post(self._notice(runtime))
-            await trio.sleep(_POST_SECONDS)
+            await trio.sleep(POST_SECONDS)
 
     def exposing(self, runtime: Runtime) -> Expose:
         """The metrics of all processes, each sample with the number of its worker."""

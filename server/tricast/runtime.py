@@ -23,6 +23,7 @@ from tricast.logs import Logger
 from tricast.memory import Watermark
 from tricast.places import Places
 from tricast.quotas import Buckets
+from tricast.returns import Returns
 from tricast.sweep import Turnstile, Wheel
 from tricast.wire.heads import EMPTY_LINES, HeadLimits
 from tricast.wire.http1 import Response, encode_headers, problem_of, retry_after
@@ -89,10 +90,12 @@ class Runtime:
         at_end: told how it ended, for connections that somebody asked that for: ``left``, ``own`` where this side
             ended it, or the reason of a ``ConnectionLost``.
         keys: the certificate; None where there is no TLS.
-        is_draining: whether the server is going down.
         accounts: what each account has and does.
         memory: whether there is enough of it for new work.
         messages: how many messages and control frames each WebSocket may send.
+        returns: when those come back whom a server that goes down sends away.
+        is_leaving: whether the server is about to go down, and new work is better given to another one.
+        is_draining: whether it goes down, and takes no new work.
     """
 
     def __init__(
@@ -128,6 +131,8 @@ class Runtime:
         self.counters = Counters()
         self.open: dict[Connection, Drainable] = {}
         self.at_end: dict[Connection, Callable[[str], None]] = {}
+        self.returns = Returns(config.drain, randomness)
+        self.is_leaving = False
         self.is_draining = False
         self.accounts = Accounts(config, clock=trio.current_time)
         self.memory = Watermark(config.limits.memory, logger=logger)

@@ -7,6 +7,8 @@ end first, then the connections, then what serves them.
 import gc
 import importlib
 import inspect
+import math
+import os
 import random
 import signal
 import socket
@@ -39,6 +41,7 @@ from tricast.log.sqlite import SqliteLog
 from tricast.logs import Logger, library_logger, log_problems, program_logger
 from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
 from tricast.runtime import Handler, Runtime
+from tricast.service_manager import ServiceManager
 from tricast.sweep import Wheel
 from tricast.terminal import Terminal
 
@@ -138,7 +141,10 @@ class Server(Lifetime):
 
     def drain(self) -> None:
         """See ``Lifetime.drain``."""
-        self._runtime.is_draining = True
+        self._runtime.is_leaving = True
+        # A notice is for those who might come in yet.
+        if not self._runtime.config.drain.notice or self._entrance.is_closed:
+            self._runtime.is_draining = True
         super().drain()
 
 
@@ -233,6 +239,9 @@ async def serve(
                         background.start_soon(share.boards.post_forever, runtime)
                     task_status.started(server)
                     await server.wait_drain_asked()
+                    with trio.move_on_after(config.drain.notice):
+                        await entrance.wait_closed()
+                    runtime.is_draining = True
                     entrance.close()
                 sockets.close()
                 await _end_connections(runtime, connections)
@@ -244,7 +253,7 @@ async def run(config: Config, *, logger: Logger | None = None, reload: Callable[
     """Serves as a program of one process does: raises the descriptor limit, and goes down on SIGTERM or SIGINT.
 
     The first signal drains, the second ends it at once. SIGHUP drains, too, when it comes because the terminal was
-    closed; otherwise it renews the certificate.
+    closed; otherwise it renews the certificate. A service manager that the environment names is told how it is.
 
     Args:
         config: the configuration.
@@ -258,20 +267,31 @@ async def run(config: Config, *, logger: Logger | None = None, reload: Callable[
     logger = logger if logger is not None else program_logger(config.logging)
     before, after = raise_soft_limit()
 
-    async def begun(_: Server, __: trio.Nursery) -> None:
+    async def begun(server: Server, nursery: trio.Nursery) -> None:
         if before == after:
             logger.info("descriptors", limit=after)
         else:
             logger.info("descriptors", limit=after, raised_from=before)
+        manager.ready(_status_of(server))
+        nursery.start_soon(manager.keep_watched, str)  # that this task gets its turn is all there is to tell
+        await server.wait_drain_asked()
+        manager.stopping(config.drain.seconds)
 
     terminal = Terminal()
 
     def hang_up(server: Server) -> bool:
         if not terminal.is_gone:
+            manager.reloading()
             _reload(server, config, reload or (lambda: config), logger)
+            manager.ready(_status_of(server))
         return not terminal.is_gone
 
-    await run_process(config, logger, begun, hang_up=hang_up)
+    with ServiceManager.take(os.environ, os.getpid(), logger) as manager:
+        await run_process(config, logger, begun, hang_up=hang_up)
+
+
+def _status_of(server: Server) -> str:
+    return f"listening on {', '.join(server.urls)}"
 
 
 async def run_process(
@@ -419,6 +439,7 @@ def _tick_of(config: Config) -> float:
     """A quarter of the shortest interval that is swept for, within what is neither busy nor late."""
     websocket, limits = config.websocket, config.limits
     shortest = min(
+        config.server.max_connection_age or math.inf,
         config.sse.keepalive,
         websocket.ping_interval,
         websocket.ping_timeout,
@@ -534,23 +555,29 @@ async def _serve_connection(runtime: Runtime, route: Router, connection: Connect
         runtime.logger.exception("connection failed", **connection.named())
     finally:
         runtime.open.pop(connection, None)
-        connection.close()
-        door.left(connection)
+        steps: list[Callable[[], object]] = [connection.close, partial(door.left, connection)]
         if (ended := runtime.at_end.pop(connection, None)) is not None:
-            ended(how)
+            steps.append(partial(ended, how))
+        for step in steps:
+            try:
+                step()
+            except Exception:  # nobody is above this who could tell it from the end of the server
+                runtime.counters.failed += 1
+                runtime.logger.exception("connection failed at its end", **connection.named())
 
 
 async def _end_connections(runtime: Runtime, connections: trio.Nursery) -> None:
-    """Tells every connection to end, spread over ``drain.period``."""
-    drain = runtime.config.drain
-    everybody = list(runtime.open.items())
+    """Tells every connection to end, one after the other over ``drain.period``."""
+    period, returns = runtime.config.drain.period, runtime.returns
+    everybody = list(runtime.open)
     runtime.random.shuffle(everybody)
-    steps = max(1, round(drain.period * _DRAIN_STEPS_PER_SECOND))
+    returns.plan_for(len(everybody))
+    steps = max(1, round(period * _DRAIN_STEPS_PER_SECOND))
     for step in range(steps):
-        for connection, _ in everybody[step::steps]:
-            busy_with = runtime.open.get(connection)
+        for number in range(step * len(everybody) // steps, (step + 1) * len(everybody) // steps):
+            busy_with = runtime.open.get(everybody[number])
             if busy_with is not None:
-                busy_with.drain(runtime.jitter(drain.retry_after))
+                busy_with.drain(returns.delay(number / len(everybody)))
         if not connections.child_tasks:
             return
-        await trio.sleep(drain.period / steps)
+        await trio.sleep(period / steps)

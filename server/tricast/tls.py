@@ -158,13 +158,15 @@ class TlsConnection(Connection):
 
     def close(self) -> None:
         """See ``Connection.close``: without waiting, says the end or why it failed, unless it is in the middle."""
-        if not self.is_closed and self._tail is None:
-            self._held = None
-            self._seal_end()
-            if self._outgoing.pending:
-                with suppress(ConnectionLost):
-                    super().send_now(self._outgoing.read())
-        super().close()
+        try:
+            if not self.is_closed and self._tail is None:
+                self._held = None
+                self._seal_end()
+                if self._outgoing.pending:
+                    with suppress(ConnectionLost):
+                        super().send_now(self._outgoing.read())
+        finally:
+            super().close()
 
     def _seal_end(self) -> None:
         # A second time adds nothing. It would also wait for the peer's word, which nobody needs; and in place of it

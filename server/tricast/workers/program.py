@@ -13,7 +13,8 @@ async def run(config: Config, *, logger: Logger | None = None, reload: Callable[
 
     The first signal drains, the second ends it at once. With ``server.workers`` of 2 or more this process supervises as
     many others, and SIGHUP replaces them one by one. A SIGHUP that comes because the terminal was closed drains, too,
-    unless the program was started with ``nohup``. Cancelling ends all connections at once.
+    unless the program was started with ``nohup``. Cancelling ends all connections at once. A service manager that the
+    environment names is told how it is.
 
     Args:
         config: the configuration.

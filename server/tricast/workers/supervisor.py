@@ -23,9 +23,11 @@ from tricast.certificates import Encryption, load_encryption, successor_of
 from tricast.config import MEMORY_URL, SQLITE_URL, Config, differences
 from tricast.descriptors import raise_soft_limit
 from tricast.errors import ConfigError, WorkerFailed
+from tricast.listeners import url_of
 from tricast.listening import announce, listen, listen_in_groups, set_options
 from tricast.logs import Logger, log_problems, program_logger
-from tricast.metrics import Board
+from tricast.metrics import POST_SECONDS, Board
+from tricast.service_manager import ServiceManager
 from tricast.terminal import Terminal
 from tricast.workers.control import Begin, Renew
 from tricast.workers.process import Worker
@@ -37,6 +39,8 @@ _LONGEST_DELAY = 30.0
 #: How long to wait before anything is done about a worker that goes down by itself: when all processes of a service are
 #: told to, that is who may be heard of first.
 _ALL_TOLD_SECONDS = 0.5
+#: A worker that left no numbers for so long does not get around to it, and so to nothing else.
+_LONGEST_SILENCE = 5 * POST_SECONDS
 _PRIVATE_LOG = "log.db"
 #: What a reload cannot change, for the supervisor has it open or all workers must have the same.
 _FIXED = (
@@ -108,11 +112,13 @@ class Supervisor:
         terminal = Terminal()
         signals_of = trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         with signals_of as signals, ExitStack() as at_the_end, ExitStack() as doors:
+            self._manager = at_the_end.enter_context(ServiceManager.take(os.environ, os.getpid(), self._logger))
             await self._open(at_the_end, doors)
             async with trio.open_nursery() as processes:
                 self._processes = processes
                 processes.start_soon(self._obey, signals, terminal)
                 await self._supervise(limits)
+                self._manager.stopping(self._config.drain.seconds)
                 doors.close()
                 for worker in self._alive:
                     worker.drain()
@@ -174,6 +180,8 @@ class Supervisor:
             )
         for number in range(self._count):
             policy.start_soon(self._keep, number)
+        self._tell_ready()
+        self._processes.start_soon(self._manager.keep_watched, self._ailment)
         policy.start_soon(self._reload_when_asked)
 
     def _start(self, number: int, config: Config) -> Worker:
@@ -193,7 +201,7 @@ class Supervisor:
             boards=self._board_fds,
             folder=self._folder,
         )
-        worker = Worker(begin, config.drain.period + config.drain.grace, self._logger_for(config))
+        worker = Worker(begin, config.drain.seconds, self._logger_for(config))
         self._alive[worker] = None
         self._processes.start_soon(self._run, worker)
         return worker
@@ -206,6 +214,35 @@ class Supervisor:
 
     def _logger_for(self, config: Config) -> Logger:
         return self._own_logger if self._own_logger is not None else program_logger(config.logging)
+
+    # Whoever supervises the supervisor
+
+    def _tell_ready(self) -> None:
+        has_tls = self._config.tls.certificate != ""
+        urls = [url_of(listener, has_tls=has_tls) for listener in self._listeners[0]]
+        self._manager.ready(f"{self._count} workers, listening on {', '.join(urls)}")
+
+    def _ailment(self) -> str:
+        """What is wrong with the workers, in words; empty for nothing.
+
+        One that died is being replaced, and the others serve its clients meanwhile. But those of one that hangs wait.
+        """
+        if self._down.is_set():
+            return ""  # to go down takes as long as it may, and no longer
+        accepting = [worker for worker in self._workers if worker.is_accepting]
+        if not accepting:
+            return "no worker accepts connections"
+        for worker in accepting:
+            silence = self._silence_of(worker)
+            if silence > max(_LONGEST_SILENCE, self._manager.watchdog / 2):
+                return f"worker {worker.number} hangs: it has not told its numbers for {silence:.0f} s"
+        return ""
+
+    def _silence_of(self, worker: Worker) -> float:
+        notice = Board(self._board_fds[worker.number]).read()
+        if notice is None or notice.pid != worker.pid:
+            return worker.lived
+        return time.monotonic() - notice.posted
 
     # Workers that die
 
@@ -260,7 +297,9 @@ class Supervisor:
         while True:
             await self._reload_asked.wait()
             self._reload_asked = trio.Event()
+            self._manager.reloading()
             await self._reload_once()
+            self._tell_ready()
 
     async def _reload_once(self) -> None:
         loaded = self._load_again()
