@@ -54,7 +54,7 @@ def upgrade(
     deflate = None
     if runtime.config.websocket.permessage_deflate:
         deflate = accept_deflate(b",".join(request.members(b"sec-websocket-extensions")).decode("ascii"))
-    head = switching_head(exchange, subprotocol, deflate)
+    head = switching_head(exchange, subprotocol, None if deflate is None else deflate.answer)
     session = Session(
         exchange.connection,
         runtime,
@@ -62,7 +62,7 @@ def upgrade(
         handler,
         exchange.unread(),
         subscription=subscription,
-        has_deflate=deflate is not None,
+        window_bits=None if deflate is None else deflate.window_bits,
     )
     return Handover(head + session.opening(), session)
 
