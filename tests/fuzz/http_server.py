@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from fuzz.reference import Asked, requests_in
+from fuzz.reference_requests import Asked, requests_in
 from fuzz.world import converse
 
 from tricast.config import Config
@@ -69,11 +69,11 @@ def statuses_in(output: bytes, methods: list[bytes]) -> list[int]:
         assert len(lengths) <= 1
         is_head = len(statuses) < len(methods) and methods[len(statuses)] == b"HEAD"
         statuses.append(status)
+        if len(statuses) > len(methods) and at == len(output):
+            continue  # to a HEAD that was no request for another reason
         if lengths and not is_head:
             at += int(lengths[0])
             assert at <= len(output), "an answer is cut off"
-        elif at < len(output) and not is_head:
-            assert status in (204, 304)
     return statuses
 
 

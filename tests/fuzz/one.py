@@ -1,6 +1,6 @@
-"""Fuzzes one target in this process: one.py TARGET [ARGUMENT OF LIBFUZZER]…"""
+"""Fuzzes one target in this process: one.py FILE [ARGUMENT OF LIBFUZZER]…"""
 
-import importlib
+import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 with atheris.instrument_imports(include=["tricast", "h11", "wsproto", "jwt", "tomllib"]):
-    target = importlib.import_module(f"fuzz.targets.{sys.argv[1]}")
+    target = runpy.run_path(sys.argv[1])
 
 
 def _entry(word: bytes) -> str:
@@ -19,7 +19,7 @@ def _entry(word: bytes) -> str:
 
 
 with tempfile.NamedTemporaryFile("w", suffix=".dict") as words:
-    words.write("\n".join(map(_entry, target.DICTIONARY)))
+    words.write("\n".join(map(_entry, target["DICTIONARY"])))
     words.flush()
-    atheris.Setup([sys.argv[0], *sys.argv[2:], f"-dict={words.name}"], target.check)
+    atheris.Setup([sys.argv[0], *sys.argv[2:], f"-dict={words.name}"], target["check"])
     atheris.Fuzz()

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-TARGETS = tuple(sorted(path.stem for path in (HERE / "targets").glob("*.py")))
+TARGETS = {path.stem: path for path in sorted((HERE / "targets").glob("*.py"))}
 #: What is no more than this is found soonest; limits of the server that are larger are for its other tests.
 _MAX_INPUT_BYTES = 4096
 #: For one input. A hundred times what the slowest takes, on a machine that is busy.
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--seed", type=int, default=0, help="the same inputs again, where --runs and the code are the same"
     )
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "fuzz", help="where findings go: build/fuzz")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     unknown = set(options.targets) - set(TARGETS)
     if unknown or options.seconds < 0:
         parser.error(f"no such target: {', '.join(sorted(unknown))}" if unknown else "SECONDS is not negative")
@@ -64,18 +64,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     effort = Effort(options.seconds, options.runs, options.seed)
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        clean = list(pool.map(partial(look, effort=effort, folder=options.folder), options.targets or TARGETS))
+        wanted = [TARGETS[name] for name in options.targets or TARGETS]
+        clean = list(pool.map(partial(look, effort=effort, folder=options.folder), wanted))
     return 0 if all(clean) else 1
 
 
-def look(target: str, *, effort: Effort, folder: Path) -> bool:
-    """Looks for what breaks a target's invariant, and says what came of it; returns whether that is nothing."""
+def look(path: Path, *, effort: Effort, folder: Path) -> bool:
+    """Looks for what breaks the invariant of a target, and says what came of it; returns whether that is nothing."""
+    target, seeds = path.stem, path.parents[1] / "corpus" / path.stem
     found, findings = folder / "corpus" / target, folder / "findings"
     found.mkdir(parents=True, exist_ok=True)
     findings.mkdir(parents=True, exist_ok=True)
     command = [
-        *(sys.executable, str(Path(__file__).with_name("one.py")), target),
-        *(str(found), str(HERE / "corpus" / target)),
+        *(sys.executable, str(HERE / "one.py"), str(path), str(found), *([str(seeds)] if seeds.exists() else [])),
         *(f"-max_total_time={effort.seconds}", f"-runs={effort.runs}", f"-seed={effort.seed}"),
         *(f"-max_len={_MAX_INPUT_BYTES}", f"-timeout={_TIMEOUT_SECONDS}", f"-rss_limit_mb={_MAX_MEMORY_MB}"),
         *(f"-artifact_prefix={findings}/{target}-", "-print_final_stats=1", "-verbosity=1"),

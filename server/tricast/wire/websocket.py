@@ -81,8 +81,8 @@ def encode_gap(gap: Gap) -> bytes:
 FORM = StreamForm("websocket", encode_event, encode_gap)
 #: What a client may have us compress with (RFC 7692 7.1.2.1). zlib makes no stream with the window of 8 bits.
 _WINDOWS = range(9, zlib.MAX_WBITS + 1)
-#: For those who negotiated permessage-deflate, by the bits of the window: one compressed frame for all who have the same.
-#: Nearly all leave the largest to us.
+#: For those who negotiated permessage-deflate, by the bits of the window: one compressed frame for all who have the
+#: same. Nearly all leave the largest to us.
 DEFLATED_FORMS = {
     bits: StreamForm(f"websocket-deflate-{bits}", partial(encode_event_deflated, window_bits=bits), encode_gap)
     for bits in _WINDOWS
@@ -182,8 +182,8 @@ DEFLATE = "permessage-deflate"
 DEFLATE_ACCEPTED = b"permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 #: What ends every compressed message, and is left away (RFC 7692 7.2.1).
 _DEFLATE_TAIL = b"\x00\x00\xff\xff"
-#: Behind a block that says it is the last (RFC 7692 7.2.3.4), an empty one may be what follows; or what was left away is
-#: of that block itself, where it is an empty one.
+#: Behind a block that says it is the last (RFC 7692 7.2.3.4), an empty one may be what follows; or what was left away
+#: is of that block itself, where it is an empty one.
 _BEHIND_LAST_BLOCK = (_DEFLATE_TAIL, b"\x00" + _DEFLATE_TAIL, b"")
 _MAX_BEHIND_LAST_BLOCK = max(map(len, _BEHIND_LAST_BLOCK))
 #: RFC 6455 9.1: a parameter with its value, if it has one, which may stand in quotes.

@@ -1,6 +1,6 @@
-"""Invariant: whatever position a client names, in the header or in the query, it is refused as its mistake, or gets events
-in order that are all that is kept behind it, or is told of a gap and gets all that is kept behind that; and a file has
-the same events behind it.
+"""Invariant: whatever position a client names, in the header or in the query, it is refused as its mistake, or gets
+events in order that are all that is kept behind it, and is told of a gap exactly where something is missing; and a file
+has the same events behind it.
 """
 
 from functools import cache
@@ -16,8 +16,9 @@ from tricast.wire.http1 import Request
 
 #: What inputs are made of.
 DICTIONARY = (
-    *(b"0-0", b"1000000-0", b"1000007-3", b"1000008-2", b"999999-0", b"1000011-0", b"9999999999999999999", b"-", b"0"),
-    *(b"18446744073709551616", b"9223372036854775807", b"8796093022207-1048575", b"00000000000", b"\xd9\xa1", b" "),
+    *(b"0-0", b"1000000-0", b"1000007-3", b"1000008-2", b"999999-0", b"1000011-0", b"9999999999999999999", b"-"),
+    *(b"0", b"18446744073709551616", b"9223372036854775807", b"8796093022207-1048575", b"00000000000", b"\xd9\xa1"),
+    b" ",
 )
 _ALL = TopicSet({">"})
 _START = EventId(1_000_000, 0)

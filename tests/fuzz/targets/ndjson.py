@@ -16,27 +16,9 @@ from tricast.wire import long_poll, sse, websocket
 
 #: What inputs are made of.
 DICTIONARY = (
-    *(
-        b'{"topic":"a","data":1}',
-        b'{"topic":"a","type":"t","data":{"n":[]}}',
-        b"\n",
-        b"\r\n",
-        b"\r",
-        b'"data":',
-        b'"type":',
-    ),
-    *(
-        b'"\\u2028"',
-        b'"\\ud800"',
-        b'"\\u0000"',
-        b"1e999",
-        b"-0",
-        b"NaN",
-        b"[[[[[[[[",
-        b'{"":{"":',
-        b"tricast.gap",
-        b"\xef\xbb\xbf",
-    ),
+    *(b'{"topic":"a","data":1}', b'{"topic":"a","type":"t","data":{"n":[]}}', b"\n", b"\r\n", b"\r", b'"data":'),
+    *(b'"type":', b'"\\u2028"', b'"\\ud800"', b'"\\u0000"', b"1e999", b"-0", b"NaN", b"[[[[[[[[", b'{"":{"":'),
+    *(b"tricast.gap", b"\xef\xbb\xbf"),
 )
 _PLENTY = 2**20
 

@@ -1,5 +1,5 @@
-"""Invariant: every message to ``tricast.v1``, be it an operation or not, gets one reply with its ``ref``, an ``ok`` or an
-``error``, and nothing that a message says ends the connection or is published other than as it was said.
+"""Invariant: every message to ``tricast.v1``, be it an operation or not, gets one reply, ``ok`` or ``error``, with its
+``ref``; nothing that a message says ends the connection, and what is published is what was said.
 """
 
 import json
@@ -22,16 +22,9 @@ from tricast.wire.websocket import parse_operation
 #: What inputs are made of.
 DICTIONARY = (
     *(b'{"op":"subscribe","topics":["a"]}', b'{"op":"unsubscribe","topics":["a"]}', b'{"op":"ping","ref":1}'),
-    *(
-        b'{"op":"publish","topic":"a","data":1}',
-        b'"ref":',
-        b'"last_id":"0-0"',
-        b'"type":"t"',
-        b'"op"',
-        b'"data"',
-        b"\n",
-    ),
-    *(b"null", b"true", b"1e999", b'"\\ud800"', b'"\\u0000"', b"[[[[[[[[", b'{"a":', b"*", b">", b".", b"tricast.gap"),
+    *(b'{"op":"publish","topic":"a","data":1}', b'"ref":', b'"last_id":"0-0"', b'"type":"t"', b'"op"', b'"data"'),
+    *(b"\n", b"null", b"true", b"1e999", b'"\\ud800"', b'"\\u0000"', b"[[[[[[[[", b'{"a":', b"*", b">", b"."),
+    b"tricast.gap",
 )
 _CONFIG = Config.model_validate({"websocket": {"max_message": 2**16}})
 _REQUEST = Request(b"GET", b"/ws", (), b"1.1")

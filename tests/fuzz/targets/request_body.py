@@ -6,8 +6,9 @@ from fuzz.http_server import check_requests
 
 #: What inputs are made of.
 DICTIONARY = (
-    *(b"5\r\nhello\r\n", b"0\r\n\r\n", b"0\r\n", b"\r\n", b";a=b", b';a="b"', b"000000000000000", b"ffffffffffffffff"),
-    *(b"Trailer: x\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"POST / HTTP/1.1\r\nHost: a\r\n"),
+    *(b"5\r\nhello\r\n", b"0\r\n\r\n", b"0\r\n", b"\r\n", b";a=b", b';a="b"', b"000000000000000"),
+    *(b"ffffffffffffffff", b"Trailer: x\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    b"POST / HTTP/1.1\r\nHost: a\r\n",
 )
 _FRAMINGS = (
     b"Transfer-Encoding: chunked\r\n",

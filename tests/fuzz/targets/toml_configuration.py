@@ -3,30 +3,21 @@ secret; what is a configuration is the same one again when its values are writte
 """
 
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
 
 from tricast.config import Config, load_config
 from tricast.errors import ConfigError
 
-#: Whatever else a file holds, this is not for messages.
-_SECRET = "not-for-anybody\x7f"  # noqa: S105 - of a kind that is refused, so that there is a message
+#: Of a kind that is refused, so that there is a message, which must not hold it.
+_SECRET = "not-for-anybody\x7f"
 #: What inputs are made of: every section, and every key.
 DICTIONARY = (
     *(f"[{name}]\n".encode() for name in Config.model_fields),
     *(f"{key} = ".encode() for section in Config() for key in type(section[1]).model_fields),
-    *(b'"1s"', b'"1MiB"', b"[[websocket.handler]]\n", b'path = "/a"\n', b"inf", b"nan", b"1e400", b"0x", b'"\\u0000"'),
-    *(
-        b"[[[[[[[[[[[[",
-        b"{a={a={a={a=",
-        b"1979-05-27T07:32:00Z",
-        b"\xff",
-        b"\r",
-        b'"9999999999999999999999d"',
-        b'"""',
-        b"'",
-    ),
+    *(b'"1s"', b'"1MiB"', b"[[websocket.handler]]\n", b'path = "/a"\n', b"inf", b"nan", b"1e400", b"0x"),
+    *(b'"\\u0000"', b"[[[[[[[[[[[[", b"{a={a={a={a=", b"1979-05-27T07:32:00Z", b"\xff", b"\r"),
+    *(b'"9999999999999999999999d"', b'"""', b"'"),
     b'[probe]\ntoken = "not-for-anybody\\u007f"\n',
 )
 
@@ -50,7 +41,5 @@ def check(data: bytes) -> None:
 
 @cache
 def _file() -> Path:
-    """Where the input is read from: memory, where the system has a folder for that."""
-    memory = Path("/dev/shm")  # noqa: S108 - the folder in it gets a name that nobody knows before
-    folder = memory if os.access(memory, os.W_OK) else None
-    return Path(tempfile.mkdtemp(prefix="tricast-fuzz-", dir=folder)) / "server.toml"
+    """A file that is only in memory, and gone with the process however that ends."""
+    return Path(f"/proc/self/fd/{os.memfd_create('tricast-fuzz')}")

@@ -1,16 +1,13 @@
-"""Invariant: whatever frames a client sends, in whatever pieces, compressed or not, the session hands on the messages that
-wsproto and its permessage-deflate see in them, up to the first that is longer than allowed or after which the connection is
-closed, and no others; none is longer than allowed; what goes out is whole frames, and nothing follows a close frame.
+"""Invariant: whatever frames a client sends, in whatever pieces, compressed or not, the session hands on the messages
+that RFC 6455 and RFC 7692 see in them, up to the first that is longer than allowed or is not allowed at
+all, and no others; what goes out is whole frames, and nothing follows a close frame.
 """
 
 from typing import NamedTuple
 
 import trio
+from fuzz.reference_frames import messages_in
 from fuzz.world import converse
-from wsproto.connection import Connection as Protocol
-from wsproto.connection import ConnectionState, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, TextMessage
-from wsproto.extensions import PerMessageDeflate
 
 from tricast.config import Config
 from tricast.connection import Connection
@@ -20,26 +17,10 @@ from tricast.wire.http1 import Request
 
 #: What inputs are made of: FIN and opcodes with masked lengths, and a mask of zeros, which changes nothing.
 DICTIONARY = (
-    *(
-        b"\x81\x80",
-        b"\x81\x85",
-        b"\x82\x81",
-        b"\x01\x81",
-        b"\x00\x81",
-        b"\x80\x80",
-        b"\x80\x81",
-        b"\x89\x80",
-        b"\x8a\x80",
-    ),
-    *(b"\x88\x80", b"\x88\x82", b"\x81\xfe", b"\x81\xff", b"\xc1\x87", b"\x41\x81", b"\xc2\x85", b"\x00\x00\x00\x00"),
-    *(
-        b"\x03\xe8",
-        b"\xf2\x48\xcd\xc9\xc9\x07\x00",
-        b"\xed\xa0\x80",
-        b"\xc3\xa9",
-        b"\x00\x00\xff\xff",
-        b"\x01\x00\x00\xff\xff",
-    ),
+    *(b"\x81\x80", b"\x81\x85", b"\x82\x81", b"\x01\x81", b"\x00\x81", b"\x80\x80", b"\x80\x81", b"\x89\x80"),
+    *(b"\x8a\x80", b"\x88\x80", b"\x88\x82", b"\x81\xfe", b"\x81\xff", b"\xc1\x87", b"\x41\x81", b"\xc2\x85"),
+    *(b"\x00\x00\x00\x00", b"\x03\xe8", b"\xf2\x48\xcd\xc9\xc9\x07\x00", b"\xed\xa0\x80", b"\xc3\xa9"),
+    *(b"\x00\x00\xff\xff", b"\x01\x00\x00\xff\xff"),
 )
 _PONG, _CLOSE = 0x8A, 0x88
 _MAX_MESSAGE = 1000
@@ -69,7 +50,7 @@ def check(data: bytes) -> None:
     has_deflate = bool(manner & 1)
     whole = _serve(sent, has_deflate=has_deflate)
     assert _serve(sent, has_deflate=has_deflate, step=1 + (manner >> 1)) == whole, "it depends on how the bytes come"
-    _check_messages(whole, _messages_in(sent, has_deflate=has_deflate))
+    _check_messages(whole, messages_in(sent, has_deflate=has_deflate))
 
 
 def _serve(sent: bytes, *, has_deflate: bool, **manner: int) -> _Got:
@@ -78,7 +59,7 @@ def _serve(sent: bytes, *, has_deflate: bool, **manner: int) -> _Got:
 
     async def handler(session: Session) -> None:
         async for message in session:
-            messages.append(message)
+            messages.append(message)  # noqa: PERF401 - what came before an error counts
 
     async def serve(connection: Connection, runtime: Runtime) -> None:
         session = Session(connection, runtime, _REQUEST, handler, b"", window_bits=15 if has_deflate else None)
@@ -91,41 +72,18 @@ def _serve(sent: bytes, *, has_deflate: bool, **manner: int) -> _Got:
     return _Got(messages, sessions[0].close_code, _frames_in(output))
 
 
-def _messages_in(sent: bytes, *, has_deflate: bool) -> list[str | bytes]:
-    """What wsproto reads, up to where it stops."""
-    protocol = Protocol(ConnectionType.SERVER, [_deflate()] if has_deflate else [])
-    messages: list[str | bytes] = []
-    parts: list[str | bytes] = []
-    protocol.receive_data(sent)
-    for event in protocol.events():
-        if isinstance(event, CloseConnection) or protocol.state is not ConnectionState.OPEN:
-            break
-        if isinstance(event, TextMessage | BytesMessage):
-            parts.append(event.data if isinstance(event, TextMessage) else bytes(event.data))
-            if event.message_finished:
-                messages.append((b"" if isinstance(event, BytesMessage) else "").join(parts))  # type: ignore[arg-type]
-                parts.clear()
-    return messages
-
-
-def _deflate() -> PerMessageDeflate:
-    extension = PerMessageDeflate(client_no_context_takeover=True, server_no_context_takeover=True)
-    extension._enabled = True
-    return extension
-
-
 def _check_messages(got: _Got, meant: list[str | bytes]) -> None:
     found = got.messages
     sizes = [len(message.encode() if isinstance(message, str) else message) for message in meant]
     too_big = next((number for number, size in enumerate(sizes) if size > _MAX_MESSAGE), len(meant))
     assert found == meant[: len(found)], "messages were understood differently"
     assert len(found) <= too_big, "a message is longer than allowed"
-    # wsproto does not look at what stands behind the last block of a compressed message.
+    # What stands behind the last block of a compressed message is looked at here only.
     assert len(found) == too_big or got.close_code == 1007, "messages were lost"
 
 
 def _frames_in(output: bytes) -> list[tuple[int, bytes]]:
-    """The opcode with the payload of each pong and of the close frame behind them, of which the reason is for people."""
+    """The opcode and the payload of each pong and of the close frame behind them, whose reason is for people."""
     frames = []
     while output:
         first, size = output[0], output[1]

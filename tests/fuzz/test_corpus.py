@@ -1,0 +1,34 @@
+"""Every invariant holds for every seed: what is worth beginning with, and what once broke it."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from fuzz.run import HERE, TARGETS
+
+SEEDS = {name: sorted((HERE / "corpus" / name).iterdir()) for name in TARGETS}
+FILES = [path for seeds in SEEDS.values() for path in seeds]
+
+
+def module_of(target: str) -> ModuleType:
+    return importlib.import_module(f"fuzz.targets.{target}")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_invariant_holds(path: Path) -> None:
+    module_of(path.parent.name).check(path.read_bytes())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_begins_with_its_invariant(target: str) -> None:
+    module = module_of(target)
+    assert module.__doc__ is not None
+    assert module.__doc__.startswith("Invariant: ")
+    assert all(isinstance(word, bytes) and word for word in module.DICTIONARY)
+    assert len(SEEDS[target]) >= 10
+    module.check(b"")
+
+
+def test_every_seed_has_a_target() -> None:
+    assert {path.name for path in (HERE / "corpus").iterdir()} == set(TARGETS)
