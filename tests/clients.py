@@ -345,6 +345,8 @@ async def subscribe(
     query_last_id: str | None = None,
     receive_buffer: int = 0,
     budget: int | None = None,
+    credentials: Sequence[str] = (),
+    **more: str,
 ) -> Subscription:
     """Subscribes over one of the ``TRANSPORTS``.
 
@@ -359,17 +361,19 @@ async def subscribe(
         query_last_id: goes into the query then.
         receive_buffer: the client's SO_RCVBUF.
         budget: see ``Wire``.
+        credentials: headers of every request.
+        more: parameters of the query.
     """
-    more = {"envelope": "json"} if transport == "sse-envelope" else {}
+    more |= {"envelope": "json"} if transport == "sse-envelope" else {}
     target = f"/events?{query_of(topics, query_last_id if by_header else last_id, **more)}"
-    headers = subscription_headers(transport)
+    headers = (*subscription_headers(transport), *credentials)
     if by_header:
         headers = (*headers, f"Last-Event-ID: {last_id}")
     wire = await Wire.open(url, receive_buffer=receive_buffer, budget=budget)
     try:
         await wire.send(head("GET", target, *headers))
         if transport == "poll":
-            return LongPoll(wire, last_id, topics)
+            return LongPoll(wire, last_id, topics, credentials)
         answer = await read_head(wire)
         if transport == "ws":
             assert answer.status == 101, answer
@@ -386,15 +390,17 @@ async def subscribe(
 class LongPoll(Subscription):
     """Asks again and again, on one connection, each time from where the last answer ended."""
 
-    def __init__(self, wire: Wire, last_id: str | None, topics: Sequence[str]) -> None:
+    def __init__(self, wire: Wire, last_id: str | None, topics: Sequence[str], credentials: Sequence[str] = ()) -> None:
         super().__init__(wire, last_id)
         self._topics = topics
+        self._credentials = credentials
         self._is_asked = True
         self._position = last_id
 
     async def _read(self) -> None:
         if not self._is_asked:
-            await self.wire.send(head("GET", f"/events?{query_of(self._topics, self._position)}"))
+            target = f"/events?{query_of(self._topics, self._position)}"
+            await self.wire.send(head("GET", target, *self._credentials))
         answer = await read_answer(self.wire)
         self._is_asked = False
         assert answer.status in (200, 204), answer
@@ -420,6 +426,8 @@ class EventStream(Subscription):
     Attributes:
         comments: how many came.
         retry: the last reconnection time, in milliseconds.
+        lease: how long the client was let in for, and the name of the stream; None where that has no end.
+        last_comment: the text of the last comment.
     """
 
     def __init__(self, wire: Wire, last_id: str | None, *, envelope: bool = False, is_chunked: bool = True) -> None:
@@ -431,6 +439,8 @@ class EventStream(Subscription):
         self._lines: list[bytes] = []
         self.comments = 0
         self.retry: int | None = None
+        self.lease: dict[str, Any] | None = None
+        self.last_comment = ""
 
     async def begun(self) -> Self:
         """Reads up to the position with which the stream begins."""
@@ -455,6 +465,7 @@ class EventStream(Subscription):
             del self._text[: end + 1]
             if line.startswith(b":"):
                 self.comments += 1
+                self.last_comment = line[1:].decode().strip()
             elif line:
                 self._lines.append(line)
             else:
@@ -487,7 +498,10 @@ class EventStream(Subscription):
         if b"retry" in fields:
             (retry,) = fields[b"retry"]
             self.retry = int(retry)
-        if b"data" in fields:
+        if fields.get(b"event") == [b"tricast.lease"]:
+            assert b"id" not in fields, "what a browser resumes from stays as it is"
+            self.lease = json.loads(b"\n".join(fields[b"data"]))
+        elif b"data" in fields:
             self._items.append(self._item(fields))
         elif b"id" in fields:
             self.last_id = fields[b"id"][0].decode()

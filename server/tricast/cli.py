@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import click
 
 from tricast import __version__
+from tricast.access.command import token
 from tricast.command_line import INTERRUPTED as _INTERRUPTED
 from tricast.command_line import Failure
 from tricast.command_line import in_words as _in_words
+from tricast.command_line import or_fail as _or_fail
 from tricast.command_line import run as _run
 from tricast.command_line import say as _say
 from tricast.probe.command import probe
@@ -76,6 +78,7 @@ def cli() -> None:
 
 
 cli.add_command(probe)
+cli.add_command(token)
 
 
 def _check_url(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -112,6 +115,61 @@ def _check_processes(context: click.Context, parameter: click.Parameter, value: 
 _url_option = click.option(
     "--url", default=DEFAULT_URL, metavar="URL", callback=_check_url, help="The server to talk to."
 )
+
+
+def _check_secret(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    """The token or key; one that begins with @ names a file, which is read when it is needed."""
+    if value is not None and not value.startswith("@") and not (value.isascii() and value.isprintable()):
+        raise click.BadParameter("expected visible ASCII characters", context, parameter)
+    return value or ""
+
+
+def _secret_options(command: "Callable[..., None]") -> "Callable[..., None]":
+    """The options by which a command says who it is."""
+    token = click.option(
+        "--token",
+        metavar="T",
+        envvar="TRICAST_TOKEN",
+        show_envvar=True,
+        show_default="none",
+        callback=_check_secret,
+        help="Say who you are with this token; @FILE reads it from a file, again whenever it is shown.",
+    )
+    api_key = click.option(
+        "--api-key",
+        metavar="K",
+        envvar="TRICAST_API_KEY",
+        show_envvar=True,
+        show_default="none",
+        callback=_check_secret,
+        help="Say who you are with this API key; @FILE reads it from a file.",
+    )
+    return token(api_key(command))
+
+
+def _secret_in(value: str) -> str:
+    """What the option stands for.
+
+    Raises:
+        Failure: the file cannot be read.
+    """
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise Failure(f"cannot read {value[1:]}: {_in_words(error)}") from None
+    except UnicodeDecodeError:
+        raise Failure(f"{value[1:]} holds no token: expected visible ASCII characters") from None
+
+
+def _identity(token: str, api_key: str) -> dict[str, Any]:
+    """The same, as the client takes it."""
+
+    async def read() -> str:
+        return _secret_in(token)
+
+    return {"token": read if token.startswith("@") else token, "api_key": _secret_in(api_key)}
 
 
 @cli.command()
@@ -178,6 +236,7 @@ def check(file: str) -> None:
 
     Prints everything that is wrong with it. TRICAST_SECTION__KEY variables are checked as well.
     """
+    from tricast.access.keys import load_keys
     from tricast.errors import ConfigError
     from tricast.server import load_handlers
     from tricast.tls import load_context
@@ -185,7 +244,8 @@ def check(file: str) -> None:
     _find_modules_here()
     config = _load(file, {})
     problems = []
-    for load in (lambda: load_handlers(config), lambda: load_context(config.tls)):
+    load: Callable[[], object]
+    for load in (lambda: load_handlers(config), lambda: load_keys(config.auth), lambda: load_context(config.tls)):
         try:
             load()
         except ConfigError as error:
@@ -201,7 +261,10 @@ def check(file: str) -> None:
 @click.option("--type", "kind", metavar="T", show_default="message", help="The name of the event's kind.")
 @click.option("--ndjson", is_flag=True, help='Publish lines {"topic":…,"type":…,"data":…} from stdin, without TOPIC.')
 @_url_option
-def publish(*, topic: str | None, data: str | None, kind: str | None, ndjson: bool, url: str) -> None:
+@_secret_options
+def publish(
+    *, topic: str | None, data: str | None, kind: str | None, ndjson: bool, url: str, token: str, api_key: str
+) -> None:
     """Publish DATA to TOPIC and print the event's id.
 
     DATA is JSON, or any other text. Without DATA, or with -, it is read from stdin (less a final line end).
@@ -211,19 +274,19 @@ def publish(*, topic: str | None, data: str | None, kind: str | None, ndjson: bo
     if ndjson:
         if topic is not None or kind is not None:
             raise click.UsageError("with --ndjson, topic and type are in the lines, not on the command line")
-        _run(_publish_lines, url)
+        _run(_publish_lines, url, _identity(token, api_key))
     elif topic is None:
         raise click.UsageError("Missing argument 'TOPIC'.")
     else:
-        _run(_publish_one, url, topic, kind, data)
+        _run(_publish_one, url, topic, kind, data, _identity(token, api_key))
 
 
-async def _publish_one(url: str, topic: str, kind: str | None, data: str | None) -> None:
+async def _publish_one(url: str, topic: str, kind: str | None, data: str | None, identity: dict[str, Any]) -> None:
     from tricast.client import publish
     from tricast.event import DEFAULT_TYPE
 
     body = await _read_all() if data is None or data == "-" else os.fsencode(data)
-    _print(await publish(url, topic, body, type=kind or DEFAULT_TYPE))
+    _print(await publish(url, topic, body, type=kind or DEFAULT_TYPE, **identity))
 
 
 async def _read_all() -> bytes:
@@ -235,7 +298,7 @@ async def _read_all() -> bytes:
     return bytes(body).removesuffix(b"\n").removesuffix(b"\r")
 
 
-async def _publish_lines(url: str) -> None:
+async def _publish_lines(url: str, identity: dict[str, Any]) -> None:
     from tricast.client import Lost, publish_ndjson
 
     rest, published = b"", 0
@@ -246,7 +309,7 @@ async def _publish_lines(url: str) -> None:
         for begin in range(0, len(lines), _LINES_PER_BATCH):
             batch = lines[begin : begin + _LINES_PER_BATCH]
             try:
-                ids = await publish_ndjson(url, batch)
+                ids = await publish_ndjson(url, batch, **identity)
             except Exception as error:
                 unsure = ", or it is not known" if isinstance(error, Lost) else ""
                 _say(f"{published} lines were published, and nothing from line {published + 1} on{unsure}")
@@ -291,12 +354,16 @@ async def _read_stdin() -> bytes:
     help="Print the whole event as JSON, or only its data.",
 )
 @_url_option
+@_secret_options
 def subscribe(
+    *,
     topics: tuple[str, ...],
     transport: Literal["auto", "sse", "ws", "poll"],
     last_id: str | None,
     form: str,
     url: str,
+    token: str,
+    api_key: str,
 ) -> None:
     """Print the events of every TOPIC, one a line.
 
@@ -306,20 +373,20 @@ def subscribe(
     from tricast.client import items
 
     to_line = items.event_as_line if form == "json" else items.data_as_line
-    _run(_subscribe, url, topics, transport, last_id, to_line)
+    wished = {"transport": transport, "last_id": last_id, **_identity(token, api_key)}
+    _run(_subscribe, url, topics, wished, to_line)
 
 
 async def _subscribe(
     url: str,
     topics: tuple[str, ...],
-    transport: Literal["auto", "sse", "ws", "poll"],
-    last_id: str | None,
+    wished: dict[str, Any],
     to_line: "Callable[[Event], bytes]",
 ) -> None:
     from tricast.client import subscribe
     from tricast.event import Event
 
-    async with subscribe(url, topics, transport=transport, last_id=last_id) as subscription:
+    async with subscribe(url, topics, **wished) as subscription:
         async for item in subscription:
             if isinstance(item, Event):
                 _print(to_line(item).decode())
@@ -389,6 +456,7 @@ def _notify(item: "Item") -> None:
 )
 @click.option("--compare", is_flag=True, help="Run the same feed over long polling, SSE and WebSocket, side by side.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
+@_secret_options
 def bench(*, compare: bool, as_json: bool, **options: Any) -> None:
     """Load a server with subscribers and a feed, and measure.
 
@@ -400,6 +468,7 @@ def bench(*, compare: bool, as_json: bool, **options: Any) -> None:
     source = click.get_current_context().get_parameter_source("transport")
     if compare and source is not click.core.ParameterSource.DEFAULT:
         raise click.UsageError("--compare runs all transports, one after the other; leave --transport out")
+    options |= {name: _secret_in(options[name]) for name in ("token", "api_key")}
     _run(_bench, options, compare, as_json)
 
 
@@ -423,12 +492,8 @@ async def _bench(options: dict[str, Any], compare: bool, as_json: bool) -> None:
 
 def _load(file: str | None, overrides: dict[str, dict[str, object]]) -> "Config":
     from tricast.config import load_config
-    from tricast.errors import ConfigError
 
-    try:
-        return load_config(file, overrides=overrides)
-    except ConfigError as error:
-        raise Failure(*map(str, error.problems)) from None
+    return _or_fail(partial(load_config, file, overrides=overrides))
 
 
 def _print(line: str) -> None:

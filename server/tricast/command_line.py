@@ -8,13 +8,15 @@ import errno
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import click
 
 #: As a shell reports a command that a signal ended.
 INTERRUPTED = 128 + signal.SIGINT
 NO_READER = 128 + signal.SIGPIPE
+
+Loaded = TypeVar("Loaded")
 
 
 class Failure(click.ClickException):
@@ -30,6 +32,16 @@ class Failure(click.ClickException):
         """Writes the lines to stderr."""
         for line in self.lines:
             say(line, label="error: ", colour="red")
+
+
+def or_fail(load: Callable[[], Loaded]) -> Loaded:
+    """What is loaded; all that is wrong with a configuration is said, each problem in a line of its own."""
+    from tricast.errors import ConfigError
+
+    try:
+        return load()
+    except ConfigError as error:
+        raise Failure(*map(str, error.problems)) from None
 
 
 def run(function: Callable[..., Awaitable[None]], *args: object) -> None:

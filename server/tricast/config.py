@@ -7,12 +7,15 @@ defaults here.
 
 import os
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from tricast.event import SUBJECT, is_valid_pattern
 from tricast.schema import Duration, Other, Overrides, Port, PositiveDuration, PositiveSize, Section, Size, Source, load
 
 #: What the URL of a log in a file begins with; the rest is the path, as SQLAlchemy has it.
@@ -21,6 +24,9 @@ MEMORY_URL = "memory:"
 ENV_PREFIX = "TRICAST_"
 #: Begins with the same, but is for the proxy.
 PROXY_ENV_PREFIX = "TRICAST_PROXY_"
+
+#: RFC 7518 3.2: a key for HS256 is at least as long as its hash.
+MIN_SECRET_BYTES = 32
 
 _MAX_WORKERS = 1024
 
@@ -49,6 +55,63 @@ def _check_origin(value: str) -> str:
         expected = 'an origin such as "https://app.example", or "*"'
         raise PydanticCustomError("origin", "Input should be {expected}", {"expected": expected})
     return value
+
+
+def _check_pattern_text(value: str) -> str:
+    if not is_valid_pattern(value) or SUBJECT in value:
+        expected = f'topic patterns such as "news.>", where only a token\'s own may have {SUBJECT}'
+        raise PydanticCustomError("pattern", "Input should be {expected}", {"expected": expected})
+    return value
+
+
+def _check_api_key_hash(value: object) -> object:
+    if not isinstance(value, str) or re.fullmatch(r"sha256:[0-9a-f]{64}", value) is None:
+        raise PydanticCustomError("order", 'Input should be "sha256:" and 64 hexadecimal digits: tricast token key')
+    return value
+
+
+def _check_ticket_secret(value: object) -> object:
+    if not isinstance(value, str) or 0 < len(value.encode(errors="replace")) < MIN_SECRET_BYTES:
+        raise PydanticCustomError("order", f"Input should be empty, or {MIN_SECRET_BYTES} bytes or more")
+    return value
+
+
+def _check_cookie_name(value: str) -> str:
+    # RFC 6265 4.1.1: a token (RFC 9110 5.6.2).
+    if value and re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", value) is None:
+        raise PydanticCustomError("cookie", 'Input should be the name of a cookie such as "__Host-token", or empty')
+    return value
+
+
+def _check_jwks_url(value: object) -> object:
+    # The value is not repeated: a URL may hold a password.
+    if value == "":
+        return value
+    try:
+        url = urlsplit(value) if isinstance(value, str) and re.fullmatch(r"[!-~]+", value) else None
+        is_right = url is not None and bool(url.hostname) and url.username is None and (url.port or 0) >= 0
+    except ValueError:
+        url, is_right = None, False
+    if url is None or not is_right or not (url.scheme == "https" or (url.scheme == "http" and _is_loopback(url))):
+        raise PydanticCustomError(
+            "order", "Input should be an https URL without a password; http is for the machine itself (127.0.0.1)"
+        )
+    return value
+
+
+def _is_loopback(url: SplitResult) -> bool:
+    host = url.hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+#: What is in no representation and no message.
+Secret = Annotated[str, Field(repr=False)]
+PatternText = Annotated[str, AfterValidator(_check_pattern_text)]
 
 
 class ServerSection(Section):
@@ -97,6 +160,7 @@ class HandlerEntry(Section):
 
     path: Annotated[str, Field(pattern=r"^/[!-~]*$")]
     handler: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    anonymous: bool = False
 
 
 class WebSocketSection(Section):
@@ -148,6 +212,66 @@ class LimitsSection(Section):
     send_buffer: Annotated[Size, Field(le=2**30)] = 0
     topics: Annotated[int, Field(ge=1)] = 100
     topic_size: PositiveSize = 255
+
+
+class KeyEntry(Section):
+    """One key that tokens may be signed with, for one algorithm."""
+
+    algorithm: Literal["HS256", "RS256", "ES256", "EdDSA"]
+    id: str = ""
+    secret: Secret = ""
+    public: str = ""
+    file: str = ""
+
+    @model_validator(mode="after")
+    def _there_is_one_key(self) -> Self:
+        if [bool(self.secret), bool(self.public), bool(self.file)].count(True) != 1:
+            raise PydanticCustomError("order", "Input should be one of secret, public and file")
+        if self.secret and self.algorithm != "HS256":
+            raise PydanticCustomError("order", "Input should be public or file: only HS256 has a secret")
+        if self.public and self.algorithm == "HS256":
+            raise PydanticCustomError("order", "Input should be secret or file: HS256 has no public key")
+        return self
+
+
+class ApiKeyEntry(Section):
+    """One API key, known by its hash, and what it allows."""
+
+    name: Annotated[str, Field(pattern=r"^[!-~]{1,64}$")]
+    hash: Annotated[Secret, BeforeValidator(_check_api_key_hash)]
+    subscribe: tuple[PatternText, ...] = ()
+    publish: tuple[PatternText, ...] = ()
+
+
+class AuthSection(Section):
+    """Who may do what. Without a key, a JWKS URL, an API key and a rule for everybody, everybody may do everything."""
+
+    key: Annotated[tuple[KeyEntry, ...], Field(repr=False)] = ()
+    jwks_url: Annotated[str, BeforeValidator(_check_jwks_url)] = ""
+    jwks_refresh: PositiveDuration = 3600.0
+    jwks_cooldown: PositiveDuration = 30.0
+    jwks_timeout: PositiveDuration = 5.0
+    jwks_size: PositiveSize = 256 * 2**10
+    issuer: tuple[str, ...] = ()
+    audience: tuple[str, ...] = ()
+    leeway: Duration = 10.0
+    require_exp: bool = True
+    max_token: PositiveSize = 8 * 2**10
+    max_patterns: Annotated[int, Field(ge=1)] = 100
+    cached_tokens: Annotated[int, Field(ge=0)] = 10_000
+    api_key: Annotated[tuple[ApiKeyEntry, ...], Field(repr=False)] = ()
+    anonymous_subscribe: tuple[PatternText, ...] = ()
+    anonymous_publish: tuple[PatternText, ...] = ()
+    ticket_lifetime: PositiveDuration = 30.0
+    ticket_secret: Annotated[Secret, BeforeValidator(_check_ticket_secret)] = ""
+    max_tickets: Annotated[int, Field(ge=1)] = 100_000
+    cookie: Annotated[str, AfterValidator(_check_cookie_name)] = ""
+    token_in_query: bool = False
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anybody is asked who they are."""
+        return bool(self.key or self.jwks_url or self.api_key or self.anonymous_subscribe or self.anonymous_publish)
 
 
 class TlsSection(Section):
@@ -211,11 +335,22 @@ class Config(Section):
     websocket: WebSocketSection = WebSocketSection()
     publish: PublishSection = PublishSection()
     limits: LimitsSection = LimitsSection()
+    auth: Annotated[AuthSection, Field(repr=False)] = AuthSection()
     tls: TlsSection = TlsSection()
     drain: DrainSection = DrainSection()
     admin: AdminSection = AdminSection()
-    probe: ProbeSection = ProbeSection()
+    probe: Annotated[ProbeSection, Field(repr=False)] = ProbeSection()
     logging: LoggingSection = LoggingSection()
+
+    @model_validator(mode="after")
+    def _cookies_are_for_named_origins(self) -> Self:
+        if self.auth.cookie and "*" in self.server.cors_origins:
+            raise PydanticCustomError(
+                "order",
+                'Input should be server.cors_origins without "*" where there is an auth.cookie: '
+                "every page on the web could act for its visitors",
+            )
+        return self
 
     @model_validator(mode="after")
     def _listeners_differ(self) -> Self:

@@ -139,12 +139,13 @@ class Unauthorized(RemoteProtocolError):
 
     Args:
         detail: which check failed, and why where that can be told safely; never a secret, nor a part of one.
-        code: which check it was, such as ``token-expired``.
-        challenge: the value of ``WWW-Authenticate``.
+        code: which check it was, such as ``token-expired``; ``token-missing`` where nothing was shown.
     """
 
-    def __init__(self, detail: str, *, code: str, challenge: bytes = b"Bearer") -> None:
-        headers = ((b"www-authenticate", challenge),)
+    def __init__(self, detail: str, *, code: str) -> None:
+        # RFC 6750 3.1: who has shown nothing is told of no error.
+        error = b"" if code == "token-missing" else b', error="invalid_token"'
+        headers = ((b"www-authenticate", b'Bearer realm="tricast"' + error),)
         super().__init__(detail, code=code, status=401, close_code=4401, headers=headers)
 
 

@@ -19,10 +19,14 @@ MAX_TYPE_BYTES = 255
 #: What the id, the names of the fields and the framing take of an event's wire form.
 _FRAMING_BYTES = 100
 
+#: In a pattern that a token grants: whose token it is.
+SUBJECT = "{sub}"
+
 _ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})", re.ASCII)
 #: A token is anything printable but white space, the separator and the two wildcards. Control characters would let a
 #: topic break out of the lines of an SSE stream or of a log file.
 _TOKEN = r"[^\s.*>\x00-\x1f\x7f-\x9f\ud800-\udfff]+"  # noqa: S105
+_TOKEN_ALONE = re.compile(_TOKEN)
 _TOPIC = re.compile(rf"{_TOKEN}(?:\.{_TOKEN})*")
 _PATTERN = re.compile(rf"(?:{_TOKEN}|\*)(?:\.(?:{_TOKEN}|\*))*(?:\.>)?|>")
 _TYPE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
@@ -193,6 +197,35 @@ class TopicSet:
 def is_pattern(name: str) -> bool:
     """Whether a subscription names more than one topic. Wildcards are whole tokens, so looking for them is enough."""
     return "*" in name or ">" in name
+
+
+def is_valid_pattern(name: str) -> bool:
+    """Whether the name is a topic, or a pattern with ``*`` and a final ``>``, of whatever length."""
+    return _PATTERN.fullmatch(name) is not None
+
+
+def is_token(text: str) -> bool:
+    """Whether the text can be one of the dot-separated parts of a topic."""
+    return _TOKEN_ALONE.fullmatch(text) is not None
+
+
+def covers(grant: str, wanted: str) -> bool:
+    """Whether every topic that ``wanted`` names is one that ``grant`` names, too.
+
+    Args:
+        grant: a topic or a pattern.
+        wanted: the same.
+    """
+    if grant in (wanted, ">"):
+        return True
+    granted, tokens = grant.split("."), wanted.split(".")
+    has_rest = granted[-1] == ">"
+    if has_rest:
+        granted.pop()
+    # What > stands for is at least one token, so that "a.>" does not cover "a", but covers "a.*" and "a.>".
+    if len(tokens) <= len(granted) if has_rest else len(tokens) != len(granted):
+        return False
+    return all(mine == theirs or (mine == "*" and theirs != ">") for mine, theirs in zip(granted, tokens, strict=False))
 
 
 def check_topic(topic: str, *, max_bytes: int) -> str:

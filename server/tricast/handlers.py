@@ -30,7 +30,7 @@ async def chat(session: Session) -> None:
     try:
         await session.subscribe(topic, last_id=parameters("last_id"))
     except RemoteProtocolError as error:
-        await session.close(1008, error.detail)
+        await session.close(error.close_code, error.detail)
         return
     await session.publish(topic, {"name": name}, type="joined")
     try:

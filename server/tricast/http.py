@@ -10,11 +10,13 @@ from typing import NamedTuple, Protocol
 import h11
 import trio
 
+from tricast.access.identity import ANYBODY
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.runtime import Runtime
 from tricast.sent import ALL, NOTHING
 from tricast.transports.long_poll import LongPoll
+from tricast.wire.credentials import without_secrets
 from tricast.wire.http1 import (
     CLOSE,
     CONTINUE,
@@ -99,9 +101,10 @@ class Exchange:
         serial: a number that only this connection has.
         number: the request's on its connection, from 1 on.
         label: the route for the metrics, set by the router; a path of the client's own making would be unbounded.
+        identity: who is asking, set by the router where anybody is asked that.
     """
 
-    __slots__ = ("_h11", "_head", "connection", "label", "number", "request", "runtime", "serial")
+    __slots__ = ("_h11", "_head", "connection", "identity", "label", "number", "request", "runtime", "serial")
 
     def __init__(
         self,
@@ -122,6 +125,7 @@ class Exchange:
         self.connection = connection
         self.runtime = runtime
         self.label = "other"
+        self.identity = ANYBODY
 
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
         """The (name, value) pairs in wire order, with the names in the case in which they came."""
@@ -531,7 +535,7 @@ class HttpConnection:
                 # It began while the log was read, and found nothing here that it could end.
                 poll.give_up(self._runtime.jitter(self._runtime.config.drain.retry_after))
             else:
-                await self._wait_for_answer()
+                await self._wait_for_answer(poll.patience)
         finally:
             self._poll = self._asked = None
             self._runtime.hub.leave(poll)
@@ -550,9 +554,9 @@ class HttpConnection:
             await self._connection.linger()
         return not closes
 
-    async def _wait_for_answer(self) -> None:
+    async def _wait_for_answer(self, patience: float) -> None:
         ahead = len(self._ahead)
-        with self._wait_at_most(self._runtime.config.poll.timeout) as scope:
+        with self._wait_at_most(patience) as scope:
             while ahead < _MAX_READ_AHEAD:
                 data = await self._connection.receive()
                 if self._poll is not None and not data:
@@ -604,7 +608,9 @@ class HttpConnection:
 
 def _without_secrets(request: Request) -> bytes:
     """The target as it may be logged: the query of a probe holds its token where no header could."""
-    return request.target.partition(b"?")[0] if request.path.startswith(PROBE_PREFIX) else request.target
+    if request.path.startswith(PROBE_PREFIX):
+        return request.target.partition(b"?")[0]
+    return without_secrets(request.target)
 
 
 def _mistake_of(

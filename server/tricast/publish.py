@@ -54,15 +54,21 @@ def _draft_of_line(number: int, line: bytes, check: Callable[[Draft], Draft]) ->
         detail = f'line {number}: expected {{"topic","type","data"}}: {error}'
         raise RemoteProtocolError(detail, code="bad-data") from None
     except RemoteProtocolError as error:
-        raise RemoteProtocolError(f"line {number}: {error.detail}", code=error.code, status=error.status) from None
+        raise RemoteProtocolError(
+            f"line {number}: {error.detail}", code=error.code, status=error.status, headers=error.headers
+        ) from None
 
 
-def idempotency_key(name: bytes, content: tuple[bytes, ...], *, window: float, max_keys: int) -> IdempotencyKey:
+def idempotency_key(
+    name: bytes, content: tuple[bytes, ...], *, account: str, window: float, max_keys: int
+) -> IdempotencyKey:
     """The key under which the log remembers a request, so that a publisher may safely repeat it.
 
     Args:
         name: what the publisher sent.
         content: everything that makes the request what it is.
+        account: whose the key is: another one's of the same name is another key, so that neither learns of the other's
+            events, nor can keep the other from publishing; empty for who is not asked.
         window: seconds for which it is remembered.
         max_keys: how many are remembered at most.
 
@@ -74,4 +80,11 @@ def idempotency_key(name: bytes, content: tuple[bytes, ...], *, window: float, m
             f"Idempotency-Key must have 1 to {MAX_KEY_BYTES} bytes, found {len(name)}", code="bad-idempotency-key"
         )
     fingerprint = hashlib.blake2b(msgspec.msgpack.encode(content), digest_size=16).digest()
-    return IdempotencyKey(name, fingerprint, window, max_keys)
+    return IdempotencyKey(_name_of(name, account), fingerprint, window, max_keys)
+
+
+def _name_of(name: bytes, account: str) -> bytes:
+    if not account:
+        return name
+    # No field of a request can hold a NUL, so that nobody without an account can name one of these.
+    return b"\0" + hashlib.blake2b(msgspec.msgpack.encode((account, name)), digest_size=24).digest()

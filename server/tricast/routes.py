@@ -1,29 +1,30 @@
 """What each path does: the events, publishing, health and metrics, and the page."""
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from importlib.resources import files
 
 from tricast import metrics
 from tricast.companion.endpoints import PATHS, Endpoints
 from tricast.config import PublishSection
-from tricast.errors import LogUnavailable, RemoteProtocolError, Unavailable
+from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import DEFAULT_TYPE, Draft, data_as_json
+from tricast.gate import let_in, refresh_stream, refuse_nobody, trade_ticket
 from tricast.http import Answer, Exchange, Handover
 from tricast.log.base import IdempotencyKey
+from tricast.origins import Route, cors_headers, preflight_route, refuse_foreign_origin, with_cors
 from tricast.publish import NDJSON, batch_drafts, idempotency_key
 from tricast.runtime import Handler, Runtime
 from tricast.transports.event_stream import EventStream
 from tricast.transports.long_poll import LongPoll
 from tricast.transports.stream import check_topics, last_id_of, settle, start_of
 from tricast.transports.websocket import Subscription, serve_topics
-from tricast.upgrade import check_upgrade, refuse_foreign_origin, refuse_while_draining, upgrade
+from tricast.upgrade import check_upgrade, refuse_while_draining, upgrade
 from tricast.wire import sse
-from tricast.wire.http1 import Headers, Request, Response, allow, json_response, problem
+from tricast.wire.http1 import Request, Response, allow, json_response, problem
 from tricast.wire.long_poll import position_headers
 from tricast.wire.websocket import SUBPROTOCOL
-
-Route = Callable[[Exchange], Awaitable[Answer]]
 
 _PAGE_FILES = {
     "/": ("index.html", b"text/html; charset=utf-8"),
@@ -41,7 +42,7 @@ _EVENT_STREAM_HEADERS = (
 )
 _OPERATIONS = ("/healthz", "/readyz", "/metrics")
 #: Where no application handler can be.
-RESERVED_PATHS = frozenset({"/events", "/ws", "/publish", *_OPERATIONS, *_PAGE_FILES, *PATHS})
+RESERVED_PATHS = frozenset({"/events", "/ws", "/publish", "/ticket", "/refresh", *_OPERATIONS, *_PAGE_FILES, *PATHS})
 
 
 class Routes:
@@ -80,21 +81,25 @@ def public_routes(runtime: Runtime, expose: metrics.Expose) -> Routes:
     # HTML 9.2 names Last-Event-ID; the rest of what subscribers send is safelisted (Fetch 2.2.2).
     events: Mapping[str, Route] = {
         "GET": subscribe,
-        "OPTIONS": _preflight_route(["GET", "HEAD"], b"last-event-id, cache-control"),
+        "OPTIONS": preflight_route(["GET", "HEAD"], b"last-event-id, cache-control"),
     }
     publish: Mapping[str, Route] = {
         "POST": publish_events,
-        "OPTIONS": _preflight_route(["POST"], b"content-type, idempotency-key"),
+        "OPTIONS": preflight_route(["POST"], b"content-type, idempotency-key"),
     }
     table: dict[str, Mapping[str, Route]] = {
         "/events": events,
         "/ws": {"GET": subscribe_websocket},
         "/publish": publish,
     }
+    if runtime.access.is_on:
+        for path, route in (("/ticket", trade_ticket), ("/refresh", refresh_stream)):
+            table[path] = {"POST": route, "OPTIONS": preflight_route(["POST"], b"content-type")}
     if runtime.config.probe.token:
         table.update(Endpoints(runtime).table())
+    for_anybody = {entry.path for entry in runtime.config.websocket.handler if entry.anonymous}
     for path, handler in runtime.handlers.items():
-        table[path] = {"GET": _websocket_route(handler)}
+        table[path] = {"GET": _websocket_route(handler, is_for_anybody=path in for_anybody)}
     if runtime.config.server.page:
         table.update({path: {"GET": page} for path, page in _page_routes().items()})
     if not runtime.config.admin.enabled:
@@ -114,12 +119,14 @@ async def subscribe(exchange: Exchange) -> Answer:
     """``GET /events``: a WebSocket, an event stream or a long poll, whatever the request's headers ask for."""
     if exchange.request.wants_websocket:
         return await subscribe_websocket(exchange)
-    return await _with_cors(exchange, _subscribe_over_http)
+    return await with_cors(exchange, _subscribe_over_http)
 
 
 async def _subscribe_over_http(exchange: Exchange) -> Answer:
     request, runtime = exchange.request, exchange.runtime
+    await let_in(exchange)
     topics = check_topics(request.parameters("topic"), runtime)
+    runtime.access.check_subscribe(exchange.identity, topics.names)
     start = await settle(start_of(last_id_of(request), runtime.hub.last_id), topics, runtime.hub)
     envelope = _wants_envelope(request)
     refuse_while_draining(runtime)
@@ -127,14 +134,20 @@ async def _subscribe_over_http(exchange: Exchange) -> Answer:
         if request.method == "HEAD":
             return Response(200, _EVENT_STREAM_HEADERS)
         stream = EventStream(
-            exchange.connection, runtime, topics, start, envelope=envelope, is_chunked=request.is_http_11
+            exchange.connection,
+            runtime,
+            topics,
+            start,
+            envelope=envelope,
+            is_chunked=request.is_http_11,
+            identity=exchange.identity,
         )
-        head = exchange.stream_head((*_EVENT_STREAM_HEADERS, *_cors_headers(request, runtime)))
+        head = exchange.stream_head((*_EVENT_STREAM_HEADERS, *cors_headers(request, runtime)))
         return Handover(head + stream.opening(), stream)
     if request.method == "HEAD":
         # The position, so that a client can learn it before its first poll, and miss nothing if that one breaks.
         return Response(200, ((b"content-type", b"application/json"), *position_headers(start.position)))
-    return await LongPoll.begin(runtime, topics, start, _cors_headers(request, runtime))
+    return await LongPoll.begin(runtime, topics, start, cors_headers(request, runtime), exchange.identity)
 
 
 def _wants_envelope(request: Request) -> bool:
@@ -144,51 +157,6 @@ def _wants_envelope(request: Request) -> bool:
     return envelope is not None
 
 
-# Pages of other origins
-
-
-async def _with_cors(exchange: Exchange, route: Route) -> Answer:
-    """The route's answer, problems included, with the headers without which a page cannot read it (Fetch 3.2)."""
-    if not exchange.runtime.config.server.cors_origins:
-        return await route(exchange)
-    try:
-        answer = await route(exchange)
-    except (RemoteProtocolError, Unavailable) as error:
-        answer = exchange.runtime.refusal(error)
-    if isinstance(answer, Response):
-        return answer._replace(headers=(*answer.headers, *_cors_headers(exchange.request, exchange.runtime)))
-    return answer
-
-
-def _preflight_route(methods: Sequence[str], headers: bytes) -> Route:
-    """``OPTIONS``: what a browser asks before a request from another origin that is not a simple one (Fetch 4.8)."""
-    granted = (
-        (b"access-control-allow-methods", ", ".join(methods).encode()),
-        (b"access-control-allow-headers", headers),
-        (b"access-control-max-age", b"600"),
-    )
-
-    async def preflight(exchange: Exchange) -> Response:
-        cors = _cors_headers(exchange.request, exchange.runtime)
-        is_allowed = any(name == b"access-control-allow-origin" for name, _ in cors)
-        return Response(204, (allow(sorted([*methods, "OPTIONS"])), *cors, *(granted if is_allowed else ())))
-
-    return preflight
-
-
-def _cors_headers(request: Request, runtime: Runtime) -> Headers:
-    allowed = runtime.config.server.cors_origins
-    if not allowed:
-        return ()
-    exposed = (b"access-control-expose-headers", b"last-event-id, retry-after")
-    if "*" in allowed:
-        return ((b"access-control-allow-origin", b"*"), exposed)
-    origin = request.header(b"origin")
-    if origin is None or origin.decode("latin-1") not in allowed:
-        return ((b"vary", b"origin"),)
-    return ((b"access-control-allow-origin", origin), (b"vary", b"origin"), exposed)
-
-
 # WebSocket
 
 
@@ -196,18 +164,25 @@ async def subscribe_websocket(exchange: Exchange) -> Answer:
     """``GET /ws``, and ``/events`` with Upgrade: the subprotocol ``tricast.v1``."""
     check_upgrade(exchange)
     request, runtime = exchange.request, exchange.runtime
+    await let_in(exchange)
+    if not (exchange.identity.subscribe or exchange.identity.publish):
+        refuse_nobody(exchange)  # who may do nothing at all holds no connection
     subscription = None
     # What the URL asks for is checked before the upgrade, so that a mistake in it gets an HTTP answer.
     if names := request.parameters("topic"):
         topics = check_topics(names, runtime)
+        runtime.access.check_subscribe(exchange.identity, topics.names)
         start = await settle(start_of(last_id_of(request), runtime.hub.last_id), topics, runtime.hub)
         subscription = Subscription(topics, start)
     return upgrade(exchange, serve_topics, SUBPROTOCOL, subscription)
 
 
-def _websocket_route(handler: Handler) -> Route:
+def _websocket_route(handler: Handler, *, is_for_anybody: bool) -> Route:
     async def route(exchange: Exchange) -> Answer:
         check_upgrade(exchange)
+        await let_in(exchange)
+        if not is_for_anybody:
+            refuse_nobody(exchange)
         return upgrade(exchange, handler, None)
 
     return route
@@ -218,23 +193,31 @@ def _websocket_route(handler: Handler) -> Route:
 
 async def publish_events(exchange: Exchange) -> Answer:
     """``POST /publish``: one event, or a batch of them; with a key that is known, the answer of the first time."""
-    return await _with_cors(exchange, _publish)
+    return await with_cors(exchange, _publish)
 
 
 async def _publish(exchange: Exchange) -> Response:
     request, hub, config = exchange.request, exchange.runtime.hub, exchange.runtime.config.publish
     refuse_foreign_origin(request, exchange.runtime)
-    body = await exchange.read_body("publish.max_body", config.max_body)
+    await let_in(exchange)
+    check = partial(_check_draft, exchange)
     content_type = request.header(b"content-type") or b""
-    key = _idempotency_key(request, (request.target, content_type, body), config)
     is_batch = content_type.partition(b";")[0].strip().lower() == NDJSON
+    # What can be refused without the body is refused before it is asked for.
+    topic = None if is_batch else request.parameter("topic")
+    if topic:
+        exchange.runtime.access.check_publish(exchange.identity, topic)
+    elif not exchange.identity.publish:
+        refuse_nobody(exchange)
+    body = await exchange.read_body("publish.max_body", config.max_body)
+    key = _idempotency_key(exchange, (request.target, content_type, body), config)
     if is_batch:
-        drafts = batch_drafts(body, max_events=config.max_batch, check=hub.check)
+        drafts = batch_drafts(body, max_events=config.max_batch, check=check)
     else:
-        topic, event_type = request.parameter("topic"), request.parameter("type")
+        event_type = request.parameter("type")
         draft = Draft(topic or "", DEFAULT_TYPE if event_type is None else event_type, b"")
         # The names first: they are wrong more often than the data, and cheaper to look at.
-        drafts = [hub.check(hub.check(draft)._replace(data=data_as_json(body)))]
+        drafts = [hub.check(check(draft)._replace(data=data_as_json(body)))]
     if hub.log_waits:
         # Nobody waits with his answer for another one's event to be written.
         await exchange.connection.flush()
@@ -242,11 +225,23 @@ async def _publish(exchange: Exchange) -> Response:
     return json_response(200, {"ids": ids} if is_batch else {"id": ids[0]})
 
 
-def _idempotency_key(request: Request, content: tuple[bytes, ...], config: PublishSection) -> IdempotencyKey | None:
-    name = request.header(b"idempotency-key")
+def _check_draft(exchange: Exchange, draft: Draft) -> Draft:
+    checked = exchange.runtime.hub.check(draft)
+    exchange.runtime.access.check_publish(exchange.identity, checked.topic)
+    return checked
+
+
+def _idempotency_key(exchange: Exchange, content: tuple[bytes, ...], config: PublishSection) -> IdempotencyKey | None:
+    name = exchange.request.header(b"idempotency-key")
     if name is None:
         return None
-    return idempotency_key(name, content, window=config.idempotency_window, max_keys=config.idempotency_keys)
+    return idempotency_key(
+        name,
+        content,
+        account=exchange.identity.account,
+        window=config.idempotency_window,
+        max_keys=config.idempotency_keys,
+    )
 
 
 # Operations

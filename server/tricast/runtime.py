@@ -1,11 +1,14 @@
 """What the connections of one server share. Built by ``server.py``, handed to everything below it."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any, Protocol
 
+from tricast.access.access import Access
+from tricast.access.identity import Identity
 from tricast.config import Config
 from tricast.connection import Connection
 from tricast.errors import RemoteProtocolError, Unavailable
@@ -25,6 +28,19 @@ class Drainable(Protocol):
 
     def drain(self, retry_after: float) -> None:
         """Brings the connection to its end: tells the client when to come back (in seconds), and does not wait."""
+        ...
+
+
+class Leased(Protocol):
+    """A stream whose client was let in for a while, and may bring something newer meanwhile."""
+
+    def renew(self, identity: Identity) -> None:
+        """Lives on with a newer identity of the same account, or on an error as before.
+
+        Raises:
+            Forbidden: it is another account's, or does not allow all that the stream follows.
+            RemoteProtocolError: the stream is ending.
+        """
         ...
 
 
@@ -60,6 +76,8 @@ class Runtime:
         logger: where to log.
         counters: what happened.
         handlers: path to application WebSocket handler.
+        access: who may do what.
+        leases: the event streams that can be renewed, by their names.
         open: every connection with what it is busy with.
         at_end: told how it ended, for connections that somebody asked that for: ``left``, ``own`` where this side
             ended it, or the reason of a ``ConnectionLost``.
@@ -76,6 +94,7 @@ class Runtime:
         clock: Callable[[], float],
         logger: Logger,
         handlers: dict[str, Handler],
+        access: Access,
     ) -> None:
         self.config = config
         self.hub = hub
@@ -83,6 +102,8 @@ class Runtime:
         self.random = randomness
         self.logger = logger
         self.handlers = handlers
+        self.access = access
+        self.leases: dict[str, Leased] = {}
         self.counters = Counters()
         self.open: dict[Connection, Drainable] = {}
         self.at_end: dict[Connection, Callable[[str], None]] = {}
@@ -105,6 +126,10 @@ class Runtime:
         """The answer to what cannot be done, which is counted."""
         self.counters.refusals[error.reason] += 1
         return problem_of(error)
+
+    def time_left(self, identity: Identity) -> float:
+        """The seconds for which somebody has been let in; infinite where that has no end."""
+        return math.inf if identity.expires_at is None else identity.expires_at - self._clock()
 
     def next_serial(self) -> int:
         """A number for a connection, which no other one of this server has."""

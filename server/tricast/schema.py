@@ -100,9 +100,12 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Section(BaseModel):
-    """What all sections share: unknown keys are errors, values do not change after loading."""
+    """What all sections share: unknown keys are errors, values do not change after loading.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    A field that may hold a secret has ``repr=False``: its values are in no representation and in no message.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 Overrides = Mapping[str, Mapping[str, object]]
@@ -265,7 +268,8 @@ def _read_environment(model: type[Section], source: Source) -> tuple[dict[str, A
     }
     reader.env_vars = {name: value for name, value in reader.env_vars.items() if name not in texts}
     problems += [
-        ConfigProblem(ENVIRONMENT, name.upper(), f"expected JSON, found {texts[name]!r}") for name in sorted(texts)
+        ConfigProblem(ENVIRONMENT, name.upper(), f"expected JSON{_found(model, _path_of(source, name), texts[name])}")
+        for name in sorted(texts)
     ]
     return reader(), problems
 
@@ -283,6 +287,10 @@ def _should_be_json(model: type[Section], prefix: str, variable: str) -> bool:
     if field is None:
         return False
     return get_origin(field.annotation) in (tuple, dict) or model_of(field.annotation) is not None
+
+
+def _path_of(source: Source, variable: str) -> tuple[str, ...]:
+    return tuple(variable.lower().removeprefix(source.env_prefix.lower()).split(ENV_DELIMITER))
 
 
 def _is_json(text: str | None) -> bool:
@@ -334,7 +342,7 @@ class _Describer:
             message = re.sub(theirs, ours, message)
         if details["type"] in ("order", "missing"):
             return ConfigProblem(source, key, message)
-        return ConfigProblem(source, key, f"{message}, found {details['input']!r}")
+        return ConfigProblem(source, key, message + _found(self._model, loc, details["input"]))
 
     def place(self, problem: ConfigProblem) -> ConfigProblem:
         """The same problem of a key, where that was said."""
@@ -358,6 +366,15 @@ def _holds(tree: object, loc: tuple[int | str, ...]) -> bool:
             return False
         tree = tree[part]
     return True
+
+
+def _found(model: type[Section], loc: tuple[int | str, ...], value: object) -> str:
+    """What to say of the value that was found; nothing where it may hold a secret, which is in no representation."""
+    for index, part in enumerate(loc):
+        field = _model_at(model, loc[:index]).model_fields.get(part) if isinstance(part, str) else None
+        if field is not None and not field.repr:
+            return ""
+    return f", found {value!r}"
 
 
 def _model_at(model: type[Section], loc: tuple[int | str, ...]) -> type[Section]:

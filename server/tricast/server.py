@@ -20,6 +20,7 @@ from typing import NamedTuple
 import trio
 
 from tricast import metrics
+from tricast.access.access import Access
 from tricast.config import SQLITE_URL, Config, workers_of
 from tricast.connection import Connection
 from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
@@ -144,6 +145,7 @@ async def serve(
     tls = load_context(config.tls)
     log = log or _log_of(config, logger)
     wake = _Bell()
+    access = Access(config.auth, clock=time.time, logger=logger)
     hub = Hub(
         log,
         max_topic_bytes=config.limits.topic_size,
@@ -158,6 +160,7 @@ async def serve(
         clock=time.time,
         logger=logger,
         handlers=load_handlers(config),
+        access=access,
     )
     # Two scopes: what the drain closes first, and what stays to the end.
     with ExitStack() as at_the_end, ExitStack() as sockets:
@@ -166,7 +169,7 @@ async def serve(
         expose = metrics.alone(runtime) if share is None else share.boards.exposing(runtime)
         routes = public_routes(runtime, expose)
         listeners, admin_listeners = await _listeners_of(config, share, sockets, at_the_end)
-        async with hub.open(), trio.open_nursery() as background:
+        async with hub.open(), access.open(), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
             background.start_soon(runtime.wheel.run)
             admin_entrance = _admin_entrance(runtime, expose, background, spare)

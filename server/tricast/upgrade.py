@@ -7,8 +7,10 @@ from wsproto.utilities import generate_accept_token
 
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.http import Exchange, Handover
+from tricast.origins import refuse_foreign_origin
 from tricast.runtime import Handler, Runtime
 from tricast.transports.websocket import Session, Subscription
+from tricast.wire.credentials import TOKEN_PROTOCOL_TAKEN
 from tricast.wire.http1 import END_OF_HEAD, Request, encode_head, encode_headers
 from tricast.wire.websocket import accept_deflate
 
@@ -63,6 +65,7 @@ def upgrade(
         exchange.unread(),
         subscription=subscription,
         window_bits=None if deflate is None else deflate.window_bits,
+        identity=exchange.identity,
     )
     return Handover(head + session.opening(), session)
 
@@ -79,35 +82,15 @@ def switching_head(exchange: Exchange, subprotocol: bytes | None = None, deflate
     key = request.header(b"sec-websocket-key")
     assert key is not None
     headers = [*_UPGRADE_HEADERS, (b"sec-websocket-accept", generate_accept_token(key))]
-    # Names of subprotocols are case-sensitive, unlike most tokens.
-    if subprotocol is not None and subprotocol in request.members(b"sec-websocket-protocol"):
-        headers.append((b"sec-websocket-protocol", subprotocol))
+    # Names of subprotocols are case-sensitive, unlike most tokens. One that is a token is not repeated.
+    offered = request.members(b"sec-websocket-protocol")
+    for chosen in (subprotocol, TOKEN_PROTOCOL_TAKEN) if offered else ():
+        if chosen in offered:
+            headers.append((b"sec-websocket-protocol", chosen))
+            break
     if deflate is not None:
         headers.append((b"sec-websocket-extensions", deflate))
     return encode_head(101, encode_headers(headers), exchange.runtime.common_headers(), END_OF_HEAD)
-
-
-def refuse_foreign_origin(request: Request, runtime: Runtime) -> None:
-    """Lets pages only of this server's own origin, and of those configured, use what CORS does not protect.
-
-    A browser opens a WebSocket, and sends a simple POST, for any page; whether to take it is the server's to decide
-    (RFC 6455 10.2). What is not a browser sends no ``Origin``.
-
-    Raises:
-        RemoteProtocolError: the page is of another origin.
-    """
-    origin = request.header(b"origin")
-    if origin is None:
-        return
-    allowed = runtime.config.server.cors_origins
-    scheme, _, host = origin.partition(b"://")
-    is_own = bool(host) and host.lower() == (request.header(b"host") or b"").lower()
-    if runtime.config.tls.certificate and scheme != b"https":
-        is_own = False  # a page that came without TLS may be anybody's; without TLS here, a proxy may have added it
-    if not is_own and "*" not in allowed and origin.decode("latin-1") not in allowed:
-        raise RemoteProtocolError(
-            "pages of this origin may not do this: see server.cors_origins", code="origin-not-allowed", status=403
-        )
 
 
 def refuse_while_draining(runtime: Runtime) -> None:

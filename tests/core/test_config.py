@@ -333,3 +333,107 @@ def test_what_is_dumped_is_loaded_again_as_it_was(load: Loader) -> None:
     """Workers get their configuration like that."""
     config = load('[events]\nhistory_age = "1234567s"\n[poll]\ntimeout = "25.123456789s"\n[server]\nworkers = 2\n')
     assert Config.model_validate(json.loads(json.dumps(config.model_dump()))) == config
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[auth]\nkey = "hunter2"',
+        '[auth]\nkey = ["hunter2"]',
+        '[auth.key]\nalgorithm = "HS256"\nsecret = "hunter2"',
+        '[[auth.key]]\nalgorithm = "HS256"\nsecret = ["hunter2"]',
+        '[[auth.key]]\nalgorithm = "RS256"\nsecret = "hunter2"',
+        '[[auth.key]]\nalgorithm = "hunter2"\nsecret = "hunter2"',
+        '[[auth.key]]\nalgorithm = "HS256"\nsecret = "hunter2"\nfile = "hunter2"',
+        '[[auth.api_key]]\nname = "a"\nhash = "hunter2"',
+        '[[auth.api_key]]\nname = "a"\nhash = ["hunter2"]',
+        '[auth]\nticket_secret = "hunter2"',
+        '[auth]\nticket_secret = ["hunter2"]',
+        '[auth]\njwks_url = "https://u:hunter2@a.example/"',
+        '[probe]\ntoken = "hunter2"',
+        'auth = "hunter2"',
+        'probe = "hunter2"',
+    ],
+)
+def test_a_secret_is_in_no_problem(load: Loader, text: str) -> None:
+    assert "hunter2" not in "".join(load.problems(text))
+
+
+@pytest.mark.parametrize("name", ["AUTH", "AUTH__KEY", "AUTH__API_KEY", "PROBE", "AUTH__TICKET_SECRET"])
+@pytest.mark.parametrize("value", ["hunter2", '"hunter2"', '["hunter2"]', '[{"secret": "hunter2"}]'])
+def test_a_secret_of_the_environment_is_in_no_problem(
+    load: Loader, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"TRICAST_{name}", value)
+    assert "hunter2" not in "".join(load.problems())
+
+
+def test_a_secret_is_in_no_representation() -> None:
+    secret = "hunter2" * 5
+    key = {"algorithm": "HS256", "secret": secret}
+    api_key = {"name": "a", "hash": "sha256:" + "ab" * 32}
+    auth = {"key": [key], "api_key": [api_key], "ticket_secret": secret}
+    config = Config.model_validate({"auth": auth, "probe": {"token": secret}})
+    for part in (config, config.auth, config.auth.key, config.auth.api_key, config.probe):
+        assert "hunter2" not in f"{part!r} {part}"
+        assert "abab" not in f"{part!r} {part}"
+    with pytest.raises(ValidationError) as caught:
+        Config.model_validate({"auth": {"key": [{**key, "algorithm": "none"}], "ticket_secret": ["hunter2"]}})
+    assert "hunter2" not in str(caught.value)
+
+
+# Access
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('[[auth.key]]\nalgorithm = "none"\nsecret = "x"', "auth.key.0.algorithm: expected 'HS256', 'RS256', "),
+        ('[[auth.key]]\nalgorithm = "HS256"', "auth.key.0: expected one of secret, public and file"),
+        ('[[auth.key]]\nalgorithm = "HS256"\nsecret = "x"\nfile = "y"', "auth.key.0: expected one of secret, "),
+        ('[[auth.key]]\nalgorithm = "ES256"\nsecret = "x"', "auth.key.0: expected public or file: only HS256 has "),
+        ('[[auth.key]]\nalgorithm = "HS256"\npublic = "x"', "auth.key.0: expected secret or file: HS256 has no "),
+        ('[[auth.api_key]]\nname = "a"\nhash = "md5:1"', 'auth.api_key.0.hash: expected "sha256:" and 64 hexa'),
+        ('[[auth.api_key]]\nname = "a b"\nhash = ""', "auth.api_key.0.name: expected to match pattern"),
+        ('[auth]\nanonymous_publish = ["a..b"]', 'auth.anonymous_publish.0: expected topic patterns such as "news.>"'),
+        ('[auth]\nanonymous_subscribe = ["u.{sub}"]', "auth.anonymous_subscribe.0: expected topic patterns such as"),
+        ('[auth]\nanonymous_subscribe = ["a.>.b"]', "auth.anonymous_subscribe.0: expected topic patterns such as"),
+        ('[auth]\nticket_secret = "short"', "auth.ticket_secret: expected empty, or 32 bytes or more"),
+        ('[auth]\njwks_url = "http://keys.example/"', "auth.jwks_url: expected an https URL without a password"),
+        ('[auth]\njwks_url = "file:///etc/passwd"', "auth.jwks_url: expected an https URL without a password"),
+        ('[auth]\njwks_url = "https://"', "auth.jwks_url: expected an https URL without a password"),
+        ('[auth]\njwks_url = "https://a:99999"', "auth.jwks_url: expected an https URL without a password"),
+        ('[auth]\njwks_url = "https://[::1"', "auth.jwks_url: expected an https URL without a password"),
+        ('[auth]\njwks_url = "https://a b"', "auth.jwks_url: expected an https URL without a password"),
+        ("[auth]\njwks_url = 1", "auth.jwks_url: expected an https URL without a password"),
+    ],
+)
+def test_what_is_wrong_with_access(load: Loader, text: str, problem: str) -> None:
+    found = load.problems(text)
+    assert any(one.startswith(f"FILE: {problem}") for one in found), found
+
+
+@pytest.mark.parametrize(
+    "url", ["https://a.example/jwks?x=1", "http://127.0.0.1:80/", "http://[::1]/", "http://localhost/", ""]
+)
+def test_a_url_of_keys(load: Loader, url: str) -> None:
+    assert load(f'[auth]\njwks_url = "{url}"').auth.jwks_url == url
+
+
+@pytest.mark.parametrize(
+    ("text", "is_on"),
+    [
+        ("", False),
+        ('[auth]\nissuer = ["a"]\naudience = ["b"]\nleeway = "1s"', False),
+        ('[[auth.key]]\nalgorithm = "HS256"\nsecret = "x"', True),
+        ('[[auth.api_key]]\nname = "a"\nhash = "sha256:' + "0" * 64 + '"', True),
+        ('[auth]\njwks_url = "https://a.example"', True),
+        ('[auth]\nanonymous_subscribe = [">"]', True),
+        ('[auth]\nanonymous_publish = ["a"]', True),
+    ],
+)
+def test_what_turns_access_on(load: Loader, text: str, is_on: bool) -> None:
+    assert load(text).auth.is_on is is_on

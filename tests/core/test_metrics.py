@@ -11,7 +11,8 @@ import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
 from tricast import metrics
-from tricast.config import Config
+from tricast.access.access import Access
+from tricast.config import AuthSection, Config
 from tricast.hub import Hub
 from tricast.log.memory import MemoryLog
 from tricast.runtime import Runtime
@@ -29,6 +30,7 @@ def runtime() -> Runtime:
         clock=lambda: 1000.0,
         logger=structlog.wrap_logger(None, processors=[]),
         handlers={},
+        access=Access(AuthSection(), clock=lambda: 1000.0, logger=structlog.wrap_logger(None, processors=[])),
     )
 
 

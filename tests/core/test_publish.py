@@ -100,8 +100,8 @@ def test_a_batch_of_too_many() -> None:
 CONTENT = (b"news", b"message", b"1")
 
 
-def key(name: bytes, content: tuple[bytes, ...] = CONTENT) -> IdempotencyKey:
-    return idempotency_key(name, content, window=60.0, max_keys=5)
+def key(name: bytes, content: tuple[bytes, ...] = CONTENT, account: str = "") -> IdempotencyKey:
+    return idempotency_key(name, content, account=account, window=60.0, max_keys=5)
 
 
 def test_a_key_is_what_the_log_needs() -> None:
@@ -120,6 +120,15 @@ def test_keys_that_are_none(name: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match="1 to 255 bytes") as caught:
         key(name)
     assert caught.value.code == "bad-idempotency-key"
+
+
+def test_accounts_have_keys_of_their_own() -> None:
+    names = {key(b"k", account=account).name for account in ("", "sub:a", "sub:b", "key:a")}
+    names |= {key(b"bk", account="sub:a").name, key(b"k", account="sub:ab").name}
+    assert len(names) == 6
+    assert key(b"k", account="sub:a") == key(b"k", account="sub:a")
+    # No request can name one of these outright.
+    assert all(b"\0" in name for name in names - {b"k"})
 
 
 def test_the_longest_key() -> None:

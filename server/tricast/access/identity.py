@@ -12,7 +12,8 @@ class Identity(NamedTuple):
         subject: the token's ``sub``, or None.
         subscribe: patterns of topics that may be subscribed to.
         publish: patterns of topics that may be published to.
-        expires_at: unix seconds; None for never.
+        expires_at: the unix seconds from which on this is nobody any more, the leeway added; None for never.
+        is_anonymous: whether nobody said who it is, where that matters.
     """
 
     account: str
@@ -20,6 +21,7 @@ class Identity(NamedTuple):
     subscribe: tuple[str, ...]
     publish: tuple[str, ...]
     expires_at: float | None = None
+    is_anonymous: bool = False
 
 
 #: Everybody, where nobody is asked who they are.

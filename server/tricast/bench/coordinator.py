@@ -20,6 +20,7 @@ from tricast.bench.results import Measured, Result, Settings, result_of
 from tricast.bench.schedule import Feed
 from tricast.bench.tally import Tally
 from tricast.client import ClientError, ClientSettings
+from tricast.client.badge import Badge
 from tricast.client.endpoint import Endpoint, deadline, dial
 from tricast.client.exchange import Exchange
 from tricast.client.failures import Lost
@@ -187,7 +188,14 @@ class Bench:
                 generator = GeneratorProcess(process)
                 nursery.start_soon(generator.listen)
                 self._subscribing.append(generator)
-                plan = Plan(url=self._settings.url, family=family, address=address, feed=self._feed, subscribers=share)
+                plan = Plan(
+                    url=self._settings.url,
+                    family=family,
+                    address=address,
+                    feed=self._feed,
+                    headers=await Badge(self._settings.token, self._settings.api_key).headers(),
+                    subscribers=share,
+                )
                 await generator.tell(plan)
             self._publishing = self._subscribing.pop()
             result = await self._measure(self._publishing)
@@ -280,7 +288,7 @@ async def look_for_server(settings: Settings, feed: Feed) -> tuple[int, tuple[st
     client = ClientSettings()
     stream = await dial(endpoint, client)
     try:
-        exchange = Exchange(stream, endpoint)
+        exchange = Exchange(stream, endpoint, Badge(settings.token, settings.api_key))
         with deadline(client.connect_timeout, Lost(f"no answer from {endpoint}")):
             await _look_for_topic(exchange, endpoint, settings.topic)
             await _publish_one(exchange, endpoint, feed)

@@ -49,6 +49,7 @@ class Generator(ABC):
         self._plan = plan
         self._feed = plan.feed
         self._endpoint = endpoint
+        self._headers = tuple(f"{name}: {value}" for name, value in plan.headers)
         self._target = Target(plan.family, plan.address, endpoint.host, context)
         self._stopwatch = Stopwatch()
 
@@ -75,7 +76,7 @@ class Subscribing(Generator):
     def __init__(self, engine: Engine, plan: Plan) -> None:
         super().__init__(engine, plan)
         self._reader = BlockReader(plan.feed.run, plan.feed.publishers)
-        around = Surroundings(engine, self._target, self._endpoint, self._reader, plan.feed.publishers)
+        around = Surroundings(engine, self._target, self._endpoint, self._headers, self._reader, plan.feed.publishers)
         transports = sorted({transport for _, transport in plan.subscribers})
         self._groups = {transport: Group(around, transport) for transport in transports}
         for index, transport in plan.subscribers:
@@ -203,7 +204,7 @@ class Publishing(Generator):
             case Begin(at, measured_from):
                 self._begin = at
                 self._engine.call_at(measured_from, self._stopwatch.start)
-                course = Course(self._engine, self._target, self._endpoint, self._feed, at)
+                course = Course(self._engine, self._target, self._endpoint, self._headers, self._feed, at)
                 indexes = range(self._feed.publishers)
                 self._warm_up = [self._feed.warm_up_of(index, measured_from - at) for index in indexes]
                 self._publishers = [Publisher(course, index, self._ended) for index in indexes]

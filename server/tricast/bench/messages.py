@@ -16,6 +16,7 @@ class Plan(msgspec.Struct, tag="plan", frozen=True, kw_only=True):
         family: of its address.
         address: as ``socket.connect`` takes it.
         feed: what is published.
+        headers: what every request shows to say who asks.
         subscribers: which ones are this process's: their numbers in the whole run, and their transports. None are
             the publishers'.
     """
@@ -24,6 +25,7 @@ class Plan(msgspec.Struct, tag="plan", frozen=True, kw_only=True):
     family: int
     address: tuple[str | int, ...]
     feed: Feed
+    headers: list[tuple[str, str]]
     subscribers: list[tuple[int, Literal["sse", "ws", "poll"]]]
 
 

@@ -30,6 +30,7 @@ class Course(NamedTuple):
         engine: the loop.
         target: where the server is.
         endpoint: the server as its URL names it.
+        headers: lines that every request has.
         feed: what is to be published.
         begin: when the feed begins, in nanoseconds of the monotonic clock.
     """
@@ -37,6 +38,7 @@ class Course(NamedTuple):
     engine: Engine
     target: Target
     endpoint: Endpoint
+    headers: tuple[str, ...]
     feed: Feed
     begin: int
 
@@ -74,7 +76,8 @@ class Publisher:
     """
 
     def __init__(self, course: Course, index: int, ended: Callable[[], None]) -> None:
-        self._engine, self._target, self._endpoint, self._feed, self._begin = course
+        self._engine, self._target, self._endpoint, headers, self._feed, self._begin = course
+        self._headers = "".join(f"{line}\r\n" for line in headers)
         self._index = index
         self._ended = ended
         self._last_due = self._feed.due_at(index, max(0, self._feed.events_of(index) - 1))
@@ -173,7 +176,8 @@ class Publisher:
         # The key lets a request be made again when its answer was lost, without anything being published twice.
         head = (
             f"POST {target} HTTP/1.1\r\nHost: {self._endpoint.authority}\r\nContent-Type: {kind}\r\n"
-            f"Content-Length: {len(body)}\r\nIdempotency-Key: {feed.run}-{self._index}-{self._prepared}\r\n\r\n"
+            f"Content-Length: {len(body)}\r\nIdempotency-Key: {feed.run}-{self._index}-{self._prepared}\r\n"
+            f"{self._headers}\r\n"
         )
         self._request = _Request(head.encode("latin-1") + body, events)
 

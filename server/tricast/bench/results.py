@@ -37,6 +37,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         topics: how many there are.
         publishers: how many publish.
         processes: among how many processes the subscribers are shared; 0 for as many as they need.
+        token: what every request shows, or nothing.
+        api_key: the same.
     """
 
     url: str
@@ -50,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     topics: int
     publishers: int
     processes: int
+    token: str = ""
+    api_key: str = ""
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):

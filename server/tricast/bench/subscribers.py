@@ -54,6 +54,7 @@ class Surroundings(NamedTuple):
         engine: the loop.
         target: where the server is.
         endpoint: the server as its URL names it.
+        headers: lines that every request has.
         reader: finds the run's events.
         publishers: how many publish.
     """
@@ -61,6 +62,7 @@ class Surroundings(NamedTuple):
     engine: Engine
     target: Target
     endpoint: Endpoint
+    headers: tuple[str, ...]
     reader: BlockReader
     publishers: int
 
@@ -233,9 +235,15 @@ class Subscriber(ABC):
         endpoint = self._around.endpoint
         target = endpoint.target("/events", [("topic", self._topic), *query])
         position = [f"Last-Event-ID: {self._position.decode('latin-1')}"] if self._position else []
-        lines = [f"{method} {target} HTTP/1.1", f"Host: {endpoint.authority}", *headers, *position, "", ""]
+        lines = [
+            f"{method} {target} HTTP/1.1",
+            f"Host: {endpoint.authority}",
+            *self._around.headers,
+            *headers,
+            *position,
+        ]
         self._tally.requests += 1
-        return "\r\n".join(lines).encode("latin-1")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 class _StreamSubscriber(Subscriber):

@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from tricast import __version__
+from tricast.client.badge import Badge
 from tricast.client.endpoint import Dial, Endpoint, deadline
 from tricast.client.failures import ClientError, Lost
 from tricast.client.settings import ClientSettings
@@ -32,9 +33,11 @@ class Exchange:
     Args:
         stream: connected to the server; whoever opened it closes it.
         endpoint: what the Host header says.
+        badge: what every request shows; None for nothing.
     """
 
-    def __init__(self, stream: trio.abc.Stream, endpoint: Endpoint) -> None:
+    def __init__(self, stream: trio.abc.Stream, endpoint: Endpoint, badge: Badge | None = None) -> None:
+        self._badge = badge or Badge()
         self._stream = stream
         self._endpoint = endpoint
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
@@ -44,8 +47,10 @@ class Exchange:
 
         Raises:
             Lost: the connection broke.
+            ClientError: what is to be shown cannot be sent.
         """
-        common = [("Host", self._endpoint.authority), ("User-Agent", f"tricast/{__version__}")]
+        identity = await self._badge.headers()
+        common = [("Host", self._endpoint.authority), ("User-Agent", f"tricast/{__version__}"), *identity]
         request = h11.Request(method=method, target=target, headers=[*common, *headers])
         events: list[h11.Event] = [request, *([h11.Data(data=body)] if body else []), h11.EndOfMessage()]
         await self.send_bytes(b"".join(self._http.send(event) or b"" for event in events))
@@ -167,7 +172,9 @@ class Exchange:
 
 
 @asynccontextmanager
-async def open_exchange(endpoint: Endpoint, settings: ClientSettings, dial: Dial) -> AsyncIterator[Exchange]:
+async def open_exchange(
+    endpoint: Endpoint, settings: ClientSettings, dial: Dial, badge: Badge | None = None
+) -> AsyncIterator[Exchange]:
     """A new connection to the server, closed at the end of the block.
 
     Raises:
@@ -176,7 +183,7 @@ async def open_exchange(endpoint: Endpoint, settings: ClientSettings, dial: Dial
     """
     stream = await dial(endpoint, settings)
     try:
-        yield Exchange(stream, endpoint)
+        yield Exchange(stream, endpoint, badge)
     finally:
         await trio.aclose_forcefully(stream)
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import trio
 
+from tricast.client.badge import Badge
 from tricast.client.endpoint import Dial, Endpoint
 from tricast.client.exchange import Exchange, open_exchange
 from tricast.client.items import Connected, Disconnected, Item, id_from
@@ -20,12 +21,14 @@ class Wish(NamedTuple):
         topics: names and patterns.
         settings: deadlines and limits.
         dial: opens a byte stream to the server.
+        badge: what every request shows.
     """
 
     endpoint: Endpoint
     topics: tuple[str, ...]
     settings: ClientSettings
     dial: Dial
+    badge: Badge
 
     def target(self, **query: str) -> str:
         """The request target of these topics."""
@@ -33,7 +36,7 @@ class Wish(NamedTuple):
 
     def open_exchange(self) -> AbstractAsyncContextManager[Exchange]:
         """A new connection to the server, for the length of a block."""
-        return open_exchange(self.endpoint, self.settings, self.dial)
+        return open_exchange(self.endpoint, self.settings, self.dial, self.badge)
 
 
 class Inbox:

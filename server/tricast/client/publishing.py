@@ -9,6 +9,7 @@ import msgspec
 import trio
 
 from tricast.client.backoff import Backoff
+from tricast.client.badge import Badge, Token
 from tricast.client.endpoint import Dial, Endpoint, deadline, dial
 from tricast.client.exchange import Headers, open_exchange
 from tricast.client.failures import ClientError, Lost
@@ -32,6 +33,8 @@ async def publish(
     *,
     type: str = DEFAULT_TYPE,  # noqa: A002 - that is what it is called everywhere
     idempotency_key: str | None = None,
+    token: Token = "",
+    api_key: str = "",
     settings: ClientSettings | None = None,
     dial: Dial = dial,
 ) -> str:
@@ -46,6 +49,8 @@ async def publish(
         data: a JSON text, or any other text.
         type: the name of the event's kind.
         idempotency_key: names this event among all publishes of some minutes; None makes one.
+        token: a token, or an ``async def`` that returns one.
+        api_key: an API key instead.
         settings: deadlines and limits.
         dial: opens the byte stream to the server.
 
@@ -57,7 +62,7 @@ async def publish(
     query = [("topic", topic), *([("type", type)] if type != DEFAULT_TYPE else [])]
     endpoint = Endpoint.parse(url)
     post = _post_of(endpoint, query, "application/octet-stream", body, idempotency_key)
-    answer = await _send(post, endpoint, settings or ClientSettings(), dial)
+    answer = await _send(post, endpoint, settings or ClientSettings(), dial, Badge(token, api_key))
     if answer.id is None:
         raise ClientError("the server answered without the event's id; is it a Tricast server?")
     return answer.id
@@ -68,6 +73,8 @@ async def publish_ndjson(
     lines: Iterable[bytes | str],
     *,
     idempotency_key: str | None = None,
+    token: Token = "",
+    api_key: str = "",
     settings: ClientSettings | None = None,
     dial: Dial = dial,
 ) -> list[str]:
@@ -77,6 +84,8 @@ async def publish_ndjson(
         url: of the server, such as ``http://127.0.0.1:8080``.
         lines: each a JSON object with ``topic``, ``data`` and perhaps ``type``.
         idempotency_key: names this batch among all publishes of some minutes; None makes one.
+        token: a token, or an ``async def`` that returns one.
+        api_key: an API key instead.
         settings: deadlines and limits.
         dial: opens the byte stream to the server.
 
@@ -87,7 +96,7 @@ async def publish_ndjson(
     body = b"".join((line.encode() if isinstance(line, str) else line).rstrip(b"\r\n") + b"\n" for line in lines)
     endpoint = Endpoint.parse(url)
     post = _post_of(endpoint, [], "application/x-ndjson", body, idempotency_key)
-    answer = await _send(post, endpoint, settings or ClientSettings(), dial)
+    answer = await _send(post, endpoint, settings or ClientSettings(), dial, Badge(token, api_key))
     if answer.ids is None:
         raise ClientError("the server answered without the events' ids; is it a Tricast server?")
     return answer.ids
@@ -111,23 +120,27 @@ def _post_of(endpoint: Endpoint, query: Headers, content_type: str, body: bytes,
     return _Post(endpoint.target("/publish", query), headers, body)
 
 
-async def _send(post: _Post, endpoint: Endpoint, settings: ClientSettings, dial: Dial) -> _Answer:
+async def _send(post: _Post, endpoint: Endpoint, settings: ClientSettings, dial: Dial, badge: Badge) -> _Answer:
     backoff = Backoff(settings, random.Random())  # noqa: S311 - spreads load only
     attempts_left = settings.publish_attempts
     while True:
         attempts_left -= 1
         try:
-            return await _send_once(post, endpoint, settings, dial)
+            return await _send_once(post, endpoint, settings, dial, badge)
         except Lost as lost:
             if attempts_left <= 0:
                 raise
             delay = backoff.next_delay(lost.retry_after)
+        except ClientError as refusal:
+            if attempts_left <= 0 or not await badge.may_be_renewed(refusal):
+                raise
+            delay = backoff.next_delay()
         await trio.sleep(delay)
 
 
-async def _send_once(post: _Post, endpoint: Endpoint, settings: ClientSettings, dial: Dial) -> _Answer:
+async def _send_once(post: _Post, endpoint: Endpoint, settings: ClientSettings, dial: Dial, badge: Badge) -> _Answer:
     late = Lost(f"no answer from {endpoint} within {settings.answer_timeout:g} s")
-    async with open_exchange(endpoint, settings, dial) as exchange:
+    async with open_exchange(endpoint, settings, dial, badge) as exchange:
         with deadline(settings.answer_timeout, late):
             await exchange.ask("POST", post.target, post.headers, post.body)
             answer = await exchange.head()

@@ -8,6 +8,7 @@ from typing import Literal, NoReturn, Self
 import trio
 
 from tricast.client.backoff import Backoff
+from tricast.client.badge import Badge, Token
 from tricast.client.endpoint import Dial, Endpoint, dial
 from tricast.client.event_stream import follow_event_stream
 from tricast.client.failures import ClientError, Lost
@@ -84,7 +85,9 @@ class Subscription:
             await self._inbox.disconnected(str(failure), 0.0)
             failure = await self._follow(self._preferred)
         if isinstance(failure, ClientError):
-            raise failure
+            if not await self._wish.badge.may_be_renewed(failure):
+                raise failure
+            failure = Lost(str(failure))
         if self._inbox.connected_at is None:
             # Nothing stands. Once something does again, the way there may be another, and the best may work.
             self._preferred = 0
@@ -117,6 +120,8 @@ async def subscribe(
     *,
     transport: Transport = "auto",
     last_id: str | None = None,
+    token: Token = "",
+    api_key: str = "",
     settings: ClientSettings | None = None,
     dial: Dial = dial,
     chance: random.Random | None = None,
@@ -131,6 +136,9 @@ async def subscribe(
         topics: names and patterns.
         transport: ``auto`` tries WebSocket, then Server-Sent Events, then long polling.
         last_id: the id to resume after, ``0-0`` for all that is kept, or None for "from now on".
+        token: a token, or an ``async def`` that returns one; it is asked before every request, so that there is a newer
+            one when the last has ended. What it raises ends the subscription.
+        api_key: an API key instead.
         settings: deadlines and limits.
         dial: opens the byte stream to the server.
         chance: the source of jitter.
@@ -143,7 +151,7 @@ async def subscribe(
             EventId.parse(last_id)
         except RemoteProtocolError as error:
             raise ClientError(error.detail) from None
-    wish = Wish(Endpoint.parse(url), tuple(topics), settings or ClientSettings(), dial)
+    wish = Wish(Endpoint.parse(url), tuple(topics), settings or ClientSettings(), dial, Badge(token, api_key))
     subscription = Subscription(wish, transport, last_id, chance or random.Random())  # noqa: S311 - spreads load only
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:

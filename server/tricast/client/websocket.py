@@ -18,6 +18,10 @@ from tricast.client.items import Frame, decode, event_from, gap_from
 _SUBPROTOCOL = "tricast.v1"
 #: An Upgrade that is answered so may work the next time. Any other answer is one to the Upgrade as such.
 _BUSY_STATUSES = frozenset({408, 425, 429, 503})
+#: An answer to who asks, which is the same whatever is asked for (RFC 9110 15.5.2).
+_UNAUTHORIZED = 401
+#: The server's own codes: what the client was let in with is over, or not enough.
+_EXPIRED, _FORBIDDEN = 4401, 4403
 #: Closing with one of these, the server says that coming back in the same way is of no use (RFC 6455 7.4.1).
 _FINAL_CODES = frozenset(
     {
@@ -27,6 +31,8 @@ _FINAL_CODES = frozenset(
         CloseReason.POLICY_VIOLATION,
         CloseReason.MESSAGE_TOO_BIG,
         CloseReason.MANDATORY_EXT,
+        _EXPIRED,
+        _FORBIDDEN,
     }
 )
 _COME_BACK = re.compile(r"come back in ([0-9]{1,6}(?:\.[0-9]{1,6})?) s", re.ASCII)
@@ -66,7 +72,7 @@ async def _upgrade(exchange: Exchange, wish: Wish, inbox: Inbox) -> None:
         raise Lost(f"no WebSocket: {lost}", is_transport_fault=True) from lost
     if answer.status_code != 101:
         failure = await exchange.failure(answer)
-        failure.is_transport_fault = answer.status_code not in _BUSY_STATUSES
+        failure.is_transport_fault = answer.status_code not in {*_BUSY_STATUSES, _UNAUTHORIZED}
         raise _final_if_upgrade_was_ignored(answer, failure)
     found = dict(answer.headers)
     if found.get(b"sec-websocket-accept") != generate_accept_token(nonce) or b"sec-websocket-extensions" in found:
@@ -158,6 +164,6 @@ class _Session:
         words = ", ".join(filter(None, (self._complaint, event.reason)))
         said = f"the server closed the WebSocket ({int(event.code)}{': ' if words else ''}{words})"
         if event.code in _FINAL_CODES:
-            return ClientError(said)
+            return ClientError(said, status=_UNAUTHORIZED if event.code == _EXPIRED else None)
         delay = _COME_BACK.search(event.reason or "")
         return Lost(said, retry_after=float(delay[1]) if delay else None)

@@ -2,6 +2,7 @@
 
 import trio
 
+from tricast.access.identity import ANYBODY, Identity
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost
 from tricast.event import TopicSet
@@ -22,9 +23,10 @@ class EventStream(Stream):
         start: from where on.
         envelope: whether ``data:`` is the whole event as JSON.
         is_chunked: whether the body is in chunks; otherwise the connection's end is the body's.
+        identity: who asks for it.
     """
 
-    __slots__ = ("_is_chunked", "_last_sent", "_start", "_topics")
+    __slots__ = ("_is_chunked", "_last_sent", "_lease", "_start", "_topics")
 
     def __init__(
         self,
@@ -35,25 +37,36 @@ class EventStream(Stream):
         *,
         envelope: bool,
         is_chunked: bool,
+        identity: Identity = ANYBODY,
     ) -> None:
-        super().__init__(connection, runtime, (sse.CHUNKED if is_chunked else sse.UNFRAMED)[envelope])
+        super().__init__(connection, runtime, (sse.CHUNKED if is_chunked else sse.UNFRAMED)[envelope], identity)
         self._topics = topics
         self._start = start
         self._is_chunked = is_chunked
         self._last_sent = trio.current_time()
+        #: Under which name it can be renewed. It is not secret: only the account that opened it can use it.
+        self._lease = "" if identity.expires_at is None else f"{runtime.random.getrandbits(128):032x}"
         runtime.counters.streams["sse"] += 1
 
     def opening(self) -> bytes:
         """The first bytes of the body."""
         retry = self.runtime.jitter(self.runtime.config.sse.retry)
-        return self._framed(sse.opening(retry_ms=round(retry * 1000), position=self._start.position))
+        opening = sse.opening(retry_ms=round(retry * 1000), position=self._start.position)
+        if self._lease and self.identity.expires_at is not None:
+            opening += sse.lease(self._lease, self.identity.expires_at)
+        return self._framed(opening)
 
     async def serve(self) -> None:
         """See ``Stream.serve``: events are pushed; here is only watched for the client to leave."""
         self.follow(self._topics, self._start)
         del self._topics, self._start  # the feed has them, shared
-        while await self.connection.receive():
-            pass  # an event stream's client has nothing to say
+        if self._lease:
+            self.runtime.leases[self._lease] = self
+        try:
+            while await self.connection.receive():
+                pass  # an event stream's client has nothing to say
+        finally:
+            self.runtime.leases.pop(self._lease, None)
         raise ConnectionLost("left", reason="left")
 
     def push(self, block: bytes) -> Sent:

@@ -4,6 +4,7 @@ from typing import Protocol, Self
 
 import trio
 
+from tricast.access.identity import ANYBODY, Identity
 from tricast.event import TopicSet
 from tricast.hub import Subscriber
 from tricast.runtime import Runtime
@@ -44,17 +45,20 @@ class LongPoll(Subscriber):
         runtime: what all connections share.
         start: from where on.
         headers: what its answer has beside the position and the body.
+        identity: who is asking.
 
     Attributes:
         headers: the same, encoded.
         kept: the end of the answer, where the log had it already.
+        patience: seconds it waits at most; no longer than its client has been let in for.
         answering: where the answer goes; to be set before anything else can happen to a poll that is live.
     """
 
-    __slots__ = ("_runtime", "answering", "headers", "kept")
+    __slots__ = ("_runtime", "answering", "headers", "kept", "patience")
 
-    def __init__(self, runtime: Runtime, start: Start, headers: Headers = ()) -> None:
+    def __init__(self, runtime: Runtime, start: Start, headers: Headers = (), identity: Identity = ANYBODY) -> None:
         super().__init__(wire.FORM, start.position)
+        self.patience = min(runtime.config.poll.timeout, max(runtime.time_left(identity), 0.0))
         self._runtime = runtime
         self.headers = encode_headers(headers)
         self.kept: bytes | None = None
@@ -62,13 +66,15 @@ class LongPoll(Subscriber):
         runtime.counters.streams["poll"] += 1
 
     @classmethod
-    async def begin(cls, runtime: Runtime, topics: TopicSet, start: Start, headers: Headers = ()) -> Self:
+    async def begin(
+        cls, runtime: Runtime, topics: TopicSet, start: Start, headers: Headers = (), identity: Identity = ANYBODY
+    ) -> Self:
         """A poll that is live from then on, and has to be left; or one that found its answer in the log.
 
         Raises:
             LogUnavailable: the log cannot be read now.
         """
-        poll = cls(runtime, start, headers)
+        poll = cls(runtime, start, headers, identity)
         hub = runtime.hub
         hub.join(poll, topics)
         try:

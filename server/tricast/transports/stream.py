@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import trio
 
+from tricast.access.identity import ANYBODY, Identity
 from tricast.connection import Connection
-from tricast.errors import LimitExceeded, RemoteProtocolError, Unavailable
+from tricast.errors import Forbidden, LimitExceeded, RemoteProtocolError, Unavailable
 from tricast.event import BEGINNING, EventId, TopicSet, check_pattern
 from tricast.hub import Hub, Subscriber
 from tricast.runtime import NothingToEnd, Runtime
@@ -49,15 +50,17 @@ class Stream(Subscriber):
     The connection's nursery is opened and owned by whoever calls ``run``; it outlives this object.
 
     Attributes:
+        identity: who is at the other end.
         expires_at: when what the client was let in with is over, by ``trio.current_time()``.
         rotates_at: when the connection has been there for long enough.
     """
 
     __slots__ = (
-        "_is_catching_up", "_is_leaving", "connection", "expires_at", "nursery", "rotates_at", "runtime", "slot",
+        "_is_catching_up", "_is_leaving", "connection", "expires_at", "identity", "nursery", "rotates_at", "runtime",
+        "slot",
     )  # fmt: skip
 
-    def __init__(self, connection: Connection, runtime: Runtime, form: Form) -> None:
+    def __init__(self, connection: Connection, runtime: Runtime, form: Form, identity: Identity = ANYBODY) -> None:
         super().__init__(form, BEGINNING)
         self.slot = -1
         self.connection = connection
@@ -65,7 +68,23 @@ class Stream(Subscriber):
         self.nursery: trio.Nursery
         self._is_catching_up = False
         self._is_leaving = False
-        self.expires_at = self.rotates_at = math.inf
+        self.rotates_at = math.inf
+        self._let_in(identity)
+
+    def _let_in(self, identity: Identity) -> None:
+        self.identity = identity
+        self.expires_at = trio.current_time() + self.runtime.time_left(identity)
+
+    def renew(self, identity: Identity) -> None:
+        """See ``Leased.renew``."""
+        if self._is_leaving:
+            raise RemoteProtocolError("the stream is ending", code="stream-unknown", status=404)
+        if (identity.account, identity.is_anonymous) != (self.identity.account, self.identity.is_anonymous):
+            raise Forbidden("this is for the account that the stream was opened with", code="other-account")
+        if self.feed is not None:
+            self.runtime.access.check_subscribe(identity, self.feed.topics.names)
+        self._let_in(identity)
+        self.runtime.wheel.add(self, trio.current_time())  # it may have less time now than before
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Serves the connection until it ends. Cancelling it leaves no trace in the hub or on the wheel."""
@@ -98,6 +117,7 @@ class Stream(Subscriber):
         """See ``Swept.sweep``. The task that calls it serves all others as well, so what it raises stays here."""
         try:
             if now >= self.expires_at:
+                self.runtime.counters.refusals["token-expired"] += 1
                 self.depart(EXPIRED)
                 return None
             if now >= self.rotates_at:

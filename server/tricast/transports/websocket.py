@@ -16,8 +16,17 @@ from wsproto.connection import ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 from wsproto.utilities import LocalProtocolError
 
+from tricast.access.access import Credentials
+from tricast.access.identity import ANYBODY, Identity
 from tricast.connection import Connection
-from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
+from tricast.errors import (
+    ConnectionLost,
+    Forbidden,
+    LimitExceeded,
+    RemoteProtocolError,
+    Unauthorized,
+    Unavailable,
+)
 from tricast.event import DEFAULT_TYPE, Draft, EventId, TopicSet
 from tricast.runtime import Handler, Runtime
 from tricast.transports.stream import Farewell, Start, Stream, check_topics, settle, start_of
@@ -60,8 +69,10 @@ class Session(Stream):
         received: bytes that came in behind the opening request.
         subscription: what it follows from the start.
         window_bits: what the client lets us compress with, where permessage-deflate was negotiated.
+        identity: who asks for it.
 
     Attributes:
+        identity: who is at the other end: ``subject``, and what that one may do.
         request: the opening request: ``path``, ``query``, ``headers``.
         close_code: the code that the peer closed the connection with, 1005 for none, 1006 when it just ended; None
             while it is open.
@@ -82,8 +93,10 @@ class Session(Stream):
         *,
         subscription: Subscription | None = None,
         window_bits: int | None = None,
+        identity: Identity = ANYBODY,
     ) -> None:
-        super().__init__(connection, runtime, wire.FORM if window_bits is None else wire.DEFLATED_FORMS[window_bits])
+        form = wire.FORM if window_bits is None else wire.DEFLATED_FORMS[window_bits]
+        super().__init__(connection, runtime, form, identity)
         #: Only from the first thing on that needs it: a client that listens, and answers pings, costs no such object.
         self._protocol: Protocol | None = None
         self._received: bytearray | None = bytearray(received) if received else None
@@ -184,7 +197,13 @@ class Session(Stream):
         return self._protocol
 
     async def publish(self, topic: str, data: object, *, type: str = DEFAULT_TYPE) -> EventId:  # noqa: A002
-        """Publishes an event to everybody who is subscribed to the topic. See ``Hub.publish``."""
+        """Publishes an event to everybody who is subscribed to the topic, as the client. See ``Hub.publish``.
+
+        Raises:
+            Forbidden: the client may not; what a handler does not catch closes the connection with 4403.
+            Unauthorized: the same, and nobody said who it is: 4401.
+        """
+        self.runtime.access.check_publish(self.identity, topic)
         return await self.runtime.hub.publish(topic, data, type=type)
 
     async def subscribe(self, *topics: str, last_id: str | None = None) -> EventId:
@@ -198,7 +217,8 @@ class Session(Stream):
             The position from which the events go on.
 
         Raises:
-            RemoteProtocolError: a topic or the position is not one.
+            RemoteProtocolError: a topic or the position is not one, or the client may not subscribe to all of them
+                (``Forbidden``, ``Unauthorized``).
         """
         subscription = await self.check_subscription(topics, last_id)
         self.resubscribe(subscription)
@@ -208,6 +228,16 @@ class Session(Stream):
         """Takes topics away. Those that were not subscribed to do not matter."""
         rest = TopicSet(self.topics.difference(topics))
         self.resubscribe(Subscription(rest, Start(self._here(), is_given=False)))
+
+    async def authenticate(self, token: str) -> None:
+        """Lets the connection live on with a newer token of the same account, or on an error as before.
+
+        Raises:
+            Unauthorized: the token is not good.
+            Forbidden: it is another account's, or does not allow all that is subscribed to.
+        """
+        if self.runtime.access.is_on:
+            self.renew(await self.runtime.access.identify(Credentials(token=token)))
 
     async def close(self, code: int = NORMAL, reason: str = "") -> None:
         """Closes the connection; messages that come in from now on are thrown away.
@@ -227,9 +257,12 @@ class Session(Stream):
         """What the session would follow with these topics added; changes nothing.
 
         Raises:
-            RemoteProtocolError: a topic or the position is not one, there is none, or there are too many.
+            RemoteProtocolError: a topic or the position is not one, there is none, there are too many, or the client
+                may not.
         """
-        together = check_topics(self.topics | check_topics(topics, self.runtime).names, self.runtime)
+        added = check_topics(topics, self.runtime)
+        self.runtime.access.check_subscribe(self.identity, added.names)
+        together = check_topics(self.topics | added.names, self.runtime)
         start = await settle(start_of(last_id, self._here()), together, self.runtime.hub)
         return Subscription(together, start)
 
@@ -381,17 +414,21 @@ class Session(Stream):
             # Its last word may have met a connection that is being closed from here, for instance by a drain.
             if self._wsproto().state is not ConnectionState.LOCAL_CLOSING:
                 raise
+        except (Unauthorized, Forbidden) as error:
+            self.runtime.counters.refusals[error.reason] += 1
+            await self._finish(error.close_code, error.detail)
+            return
         except Exception as error:
             with trio.move_on_after(self.runtime.config.websocket.close_timeout, shield=True):
                 await self._finish(TRY_AGAIN_LATER if isinstance(error, Unavailable) else INTERNAL_ERROR)
             raise
         await self._finish(NORMAL)
 
-    async def _finish(self, code: int) -> None:
+    async def _finish(self, code: int, reason: str = "") -> None:
         """The closing handshake, bounded in time (RFC 6455 7.1.1: the server closes the TCP connection first)."""
         with trio.move_on_after(self.runtime.config.websocket.close_timeout):
             try:
-                await self.close(code)
+                await self.close(code, reason)
                 if self._wsproto().state is ConnectionState.LOCAL_CLOSING and not self._is_broken:
                     await self._wait_closed_by_peer()
                 await self.connection.linger()
@@ -483,8 +520,10 @@ class _Publishing:
         Raises:
             RemoteProtocolError: it may not.
         """
-        draft = Draft(operation.topic, operation.type, bytes(operation.data))
-        self._drafts.append(self._session.runtime.hub.check(draft))
+        session = self._session
+        draft = session.runtime.hub.check(Draft(operation.topic, operation.type, bytes(operation.data)))
+        session.runtime.access.check_publish(session.identity, draft.topic)
+        self._drafts.append(draft)
         self._references.append(operation.ref)
 
     async def end(self) -> None:
@@ -531,6 +570,11 @@ async def _perform(session: Session, operation: wire.Operation) -> None:
         case wire.Unsubscribe():
             await session.unsubscribe(*operation.topics)
             await session.reply(wire.encode_reply("ok", "unsubscribe", operation.ref, topics=sorted(session.topics)))
+        case wire.Authenticate():
+            await session.authenticate(operation.token)
+            until = session.identity.expires_at
+            fields = {} if until is None else {"expires_at": int(until)}
+            await session.reply(wire.encode_reply("ok", "auth", operation.ref, **fields))
         case _:
             await session.reply(wire.encode_reply("ok", operation.op, operation.ref))
 

@@ -2,6 +2,8 @@
 
 import re
 
+import msgspec
+
 from tricast.event import Event, EventId, Gap
 from tricast.wire.form import StreamForm, encode_gap_json, encode_json
 from tricast.wire.http1 import chunk
@@ -37,6 +39,15 @@ def opening(*, retry_ms: int, position: EventId) -> bytes:
     first event resumes from where it began and misses nothing.
     """
     return b": tricast\nretry: %d\nid: %d-%d\n\n" % (retry_ms, *position)
+
+
+def lease(stream: str, expires_at: float) -> bytes:
+    """Tells a client how long it has been let in for, and the name under which ``POST /refresh`` finds its stream.
+
+    It has no ``id:``, so that what a browser resumes from stays as it is.
+    """
+    data = msgspec.json.encode({"stream": stream, "expires_at": int(expires_at)})
+    return b"event: tricast.lease\n%b\n" % _data_lines(data)
 
 
 def farewell(reason: str, *, retry_ms: int | None) -> bytes:

@@ -21,7 +21,7 @@ from tricast.event import Event, Gap, shorten
 from tricast.wire.form import StreamForm, encode_gap_json, encode_json
 
 SUBPROTOCOL = b"tricast.v1"
-OPERATIONS = ("subscribe", "unsubscribe", "publish", "ping")
+OPERATIONS = ("subscribe", "unsubscribe", "publish", "ping", "auth")
 
 Reference = str | int | float | bool | None
 
@@ -343,6 +343,12 @@ class Ping(Operation):
     """Asks for a reply, for clients that cannot see WebSocket pings (browsers)."""
 
 
+class Authenticate(Operation, kw_only=True):
+    """Brings a newer token of the same account, so that the connection may live on when the old one is over."""
+
+    token: str
+
+
 class BadOperation(RemoteProtocolError):
     """The message is not an operation. The connection goes on.
 
@@ -366,10 +372,11 @@ _decoders: dict[str, msgspec.json.Decoder[Any]] = {
     "unsubscribe": msgspec.json.Decoder(Unsubscribe),
     "publish": msgspec.json.Decoder(Publish),
     "ping": msgspec.json.Decoder(Ping),
+    "auth": msgspec.json.Decoder(Authenticate),
 }
 
 
-def parse_operation(text: str | bytes) -> Subscribe | Unsubscribe | Publish | Ping:
+def parse_operation(text: str | bytes) -> Subscribe | Unsubscribe | Publish | Ping | Authenticate:
     """Reads one message of a client.
 
     Raises:
@@ -386,7 +393,7 @@ def parse_operation(text: str | bytes) -> Subscribe | Unsubscribe | Publish | Pi
         found = "none" if head.op is None else shorten(head.op)
         raise BadOperation(f"op must be one of {', '.join(OPERATIONS)}; found {found}", head.ref)
     try:
-        operation: Subscribe | Unsubscribe | Publish | Ping = decoder.decode(text)
+        operation: Subscribe | Unsubscribe | Publish | Ping | Authenticate = decoder.decode(text)
     except msgspec.DecodeError as error:
         raise BadOperation(f"{head.op}: {error}", head.ref) from None
     return operation

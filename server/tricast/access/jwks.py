@@ -1,0 +1,202 @@
+"""Keys that are fetched from a URL: when they are, and that they never are too often, too long or too large.
+
+How a JWK set is read is in ``keys.py``. What cannot be fetched leaves the keys as they were.
+"""
+
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
+from urllib.error import HTTPError
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+    getproxies,
+)
+
+import trio
+
+from tricast.access.keys import Key, UnusableKey, keys_of_set
+from tricast.config import AuthSection
+from tricast.logs import Logger
+
+#: Fetches what is at the URL: at most so many bytes, in about so many seconds. Called in a thread.
+#:
+#: Raises:
+#:     OSError: it cannot be had.
+#:     UnusableKey: it is longer.
+Fetch = Callable[[str, int, float], bytes]
+
+_READ_BYTES = 16 * 2**10
+
+
+class RemoteKeys:
+    """The keys of a JWKS URL.
+
+    One task fetches them, for everybody, and not more often than once in ``auth.jwks_cooldown``, so that tokens with
+    made-up key ids cannot have it fetch without end.
+
+    Args:
+        auth: the configuration.
+        logger: told of what was fetched, and of what could not be.
+        fetch: how to fetch.
+        changed: called when there are other keys than before.
+
+    Attributes:
+        keys: what was fetched last.
+        failures: how often fetching failed.
+        fetched_at: when it last succeeded, on Trio's clock; None before.
+        is_stale: whether there may be other keys than these, because the last fetch failed, or none was made yet.
+    """
+
+    def __init__(
+        self,
+        auth: AuthSection,
+        *,
+        logger: Logger,
+        fetch: Fetch,
+        changed: Callable[[], None],
+    ) -> None:
+        self._auth = auth
+        self._logger = logger
+        self._fetch = fetch
+        self._changed = changed
+        self._url = auth.jwks_url.partition("?")[0]  # to be told: who knows what the query is for
+        self._random = random.Random()  # noqa: S311 - jitter
+        # A thread that was given up may live on. There is never a second one.
+        self._limiter = trio.CapacityLimiter(1)
+        self._asked = trio.Event()
+        self._fetched = trio.Event()  # set unless they are being fetched
+        self._next_at = 0.0
+        self._is_open = False
+        self._content = b""
+        self.keys: tuple[Key, ...] = ()
+        self.failures = 0
+        self.fetched_at: float | None = None
+        self.is_stale = True
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """The scope in which the keys are fetched, at once and then again and again."""
+        self._is_open = True
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._fetch_forever)
+                yield
+                nursery.cancel_scope.cancel()
+        finally:
+            self._is_open = False
+            self._fetched.set()
+
+    async def refresh(self) -> None:
+        """Returns once the keys were fetched anew, or fetching them failed; at once when it is too early for that."""
+        if not self._is_open or (not self._is_fetching and trio.current_time() < self._next_at):
+            await trio.lowlevel.checkpoint()
+            return
+        if not self._is_fetching:
+            self._fetched = trio.Event()
+            self._asked.set()
+        await self._fetched.wait()
+
+    async def _fetch_forever(self) -> None:
+        while True:
+            await self._fetch_once()
+            with trio.move_on_after(self._pause()):
+                await self._asked.wait()
+            if not self._is_fetching:
+                self._fetched = trio.Event()
+
+    @property
+    def _is_fetching(self) -> bool:
+        return not self._fetched.is_set()
+
+    def _pause(self) -> float:
+        """Seconds until they are fetched again when nobody asks: what failed is tried again soon."""
+        longest = self._auth.jwks_cooldown if self.is_stale else self._auth.jwks_refresh
+        return max(self._auth.jwks_cooldown, longest) * self._random.uniform(1.0, 1.2)
+
+    async def _fetch_once(self) -> None:
+        problem = "it took too long"
+        with trio.move_on_after(self._auth.jwks_timeout):
+            problem = await self._try()
+        self._next_at = trio.current_time() + self._auth.jwks_cooldown
+        self._asked = trio.Event()
+        self.is_stale = bool(problem)
+        if problem:
+            self.failures += 1
+            self._logger.warning("keys could not be fetched", url=self._url, problem=problem, keys_kept=len(self.keys))
+        self._fetched.set()
+
+    async def _try(self) -> str:
+        """Fetches; returns what went wrong, or ""."""
+        auth = self._auth
+        try:
+            content = await trio.to_thread.run_sync(
+                self._fetch,
+                auth.jwks_url,
+                auth.jwks_size,
+                auth.jwks_timeout,
+                abandon_on_cancel=True,
+                limiter=self._limiter,
+            )
+            keys = keys_of_set(content)
+        except (OSError, HTTPException, UnusableKey, ValueError) as error:
+            return _in_words(error)
+        self.fetched_at = trio.current_time()
+        if content != self._content:
+            self._content = content
+            self.keys = keys
+            self._changed()
+            self._logger.info("keys fetched", url=self._url, keys=len(keys))
+        return ""
+
+
+def fetch(url: str, max_bytes: int, seconds: float) -> bytes:
+    """What is at the URL; see ``Fetch``. Called in a thread.
+
+    Redirects are not followed: where one leads to need not be as safe as what was configured.
+    """
+    opener = OpenerDirector()
+    # Proxies of the environment are for the world outside, and http is for this machine.
+    proxies = {scheme: proxy for scheme, proxy in getproxies().items() if scheme == "https"}
+    for handler in (
+        ProxyHandler(proxies),
+        HTTPHandler(),
+        HTTPSHandler(),
+        HTTPErrorProcessor(),
+        HTTPDefaultErrorHandler(),
+    ):
+        opener.add_handler(handler)
+    request = Request(url, headers={"Accept": "application/jwk-set+json, application/json"})  # noqa: S310 - see config
+    until = time.monotonic() + seconds
+    try:
+        with opener.open(request, timeout=seconds) as response:
+            return _read(response, max_bytes, until)
+    except HTTPError as error:
+        error.close()
+        raise UnusableKey(f"the answer was {error.code}") from None
+
+
+def _read(response: HTTPResponse, max_bytes: int, until: float) -> bytes:
+    if response.status != HTTPStatus.OK:
+        raise UnusableKey(f"the answer was {response.status}")
+    body = bytearray()
+    while chunk := response.read1(_READ_BYTES):
+        body += chunk
+        if len(body) > max_bytes:
+            raise UnusableKey(f"the answer is longer than auth.jwks_size: {max_bytes} bytes")
+        if time.monotonic() > until:
+            raise UnusableKey("it took too long")
+    return bytes(body)
+
+
+def _in_words(error: Exception) -> str:
+    reason = getattr(error, "reason", error)  # of an URLError: what it was made of
+    return str(reason)[:200] or type(reason).__name__
