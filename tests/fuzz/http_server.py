@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from fuzz.reference_requests import Asked, requests_in
+from fuzz.reference_requests import Asked, origin_form, requests_in
 from fuzz.world import converse
 
 from tricast.config import Config
@@ -35,7 +35,7 @@ def understand(data: bytes, **manner: int) -> Understood:
 
     async def route(exchange: Exchange) -> Response:
         request = exchange.request
-        head = Asked(request.method.encode(), request.target, tuple(request.headers), None)
+        head = Asked(request.method.encode(), origin_form(request.target), tuple(request.headers), None)
         asked.append(head)
         if b"unread" in request.target:
             return Response(200, body=b"not wanted")

@@ -11,6 +11,7 @@ _EXTENSION = rb'[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|"(?:[\t !#-\[\]-~\x80-\xff]
     _TOKEN,
 )
 _CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]+)(?:%b)*[ \t]*\r\n" % _EXTENSION)  # 7.1, 7.1.1
+_ABSOLUTE_FORM = re.compile(rb"https?://[^/?#]*(.*)", re.IGNORECASE | re.DOTALL)
 _LENGTH = re.compile(rb"[0-9]+")
 
 
@@ -22,7 +23,7 @@ class Asked(NamedTuple):
 
     Attributes:
         method: the method.
-        target: the target.
+        target: the target; of the absolute form what stands behind the authority (RFC 9112 3.2.2).
         fields: (lower-case name, value) in wire order.
         body: None where it is not there to its end, or not framed in one clear way.
     """
@@ -37,6 +38,14 @@ class _Unclear(Exception):
     """Not to be read, or not in one way only."""
 
 
+def origin_form(target: bytes) -> bytes:
+    """The target without what an absolute form has before its path (RFC 9112 3.2.1, 3.2.2)."""
+    absolute = _ABSOLUTE_FORM.fullmatch(target)
+    if absolute is None:
+        return target
+    return absolute[1] if absolute[1].startswith(b"/") else b"/" + absolute[1]
+
+
 def requests_in(data: bytes) -> list[Asked]:
     """The requests that the bytes begin with, up to the first that is not whole or not clear."""
     found: list[Asked] = []
@@ -46,7 +55,7 @@ def requests_in(data: bytes) -> list[Asked]:
             fields, at = _fields(data, line.end())
         except _Unclear:
             break
-        asked = Asked(line[1], line[2], _with_one_length(fields), None)
+        asked = Asked(line[1], origin_form(line[2]), _with_one_length(fields), None)
         try:
             body, at = _body(data, at, fields, is_http_11=line[3] == b"1")
         except _Unclear:

@@ -47,14 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Looks, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__, epilog=_EPILOG)
     parser.add_argument("seconds", metavar="SECONDS", type=int, help="for each target")
-    parser.add_argument("targets", metavar="TARGET", nargs="*", help=f"of {', '.join(TARGETS)}; all by default")
+    parser.add_argument(
+        "targets", metavar="TARGET", nargs="*", help=f"of {', '.join(TARGETS)}, or a file that is one; all by default"
+    )
     parser.add_argument("--runs", type=int, default=-1, help="stop after so many inputs")
     parser.add_argument(
         "--seed", type=int, default=0, help="the same inputs again, where --runs and the code are the same"
     )
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "fuzz", help="where findings go: build/fuzz")
     options = parser.parse_intermixed_args(arguments)
-    unknown = set(options.targets) - set(TARGETS)
+    wanted = [TARGETS.get(name, Path(name)) for name in options.targets or TARGETS]
+    unknown = {str(path) for path in wanted if not path.is_file()}
     if unknown or options.seconds < 0:
         parser.error(f"no such target: {', '.join(sorted(unknown))}" if unknown else "SECONDS is not negative")
     try:
@@ -64,7 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     effort = Effort(options.seconds, options.runs, options.seed)
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        wanted = [TARGETS[name] for name in options.targets or TARGETS]
         clean = list(pool.map(partial(look, effort=effort, folder=options.folder), wanted))
     return 0 if all(clean) else 1
 

@@ -13,6 +13,7 @@ import structlog
 import trio
 import trio.testing
 
+from tricast.access.access import Access
 from tricast.config import Config
 from tricast.connection import RECEIVE_BYTES, Connection
 from tricast.errors import ConnectionLost
@@ -43,6 +44,7 @@ def _silent() -> Logger:
 
 def make_runtime(config: Config) -> Runtime:
     """What connections share, with a log that is empty."""
+    logger = _silent()
     log = MemoryLog(history=100, history_age=3600, history_size=2**20, clock=lambda: _NOW)
     hub = Hub(
         log,
@@ -56,8 +58,9 @@ def make_runtime(config: Config) -> Runtime:
         wheel=Wheel(tick=1.0),
         randomness=random.Random(0),
         clock=lambda: _NOW,
-        logger=_silent(),
+        logger=logger,
         handlers={},
+        access=Access(config.auth, clock=lambda: _NOW, logger=logger),
     )
 
 
