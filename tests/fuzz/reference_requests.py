@@ -4,13 +4,11 @@ import re
 from typing import NamedTuple
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_REQUEST_LINE = re.compile(rb"(?:\r\n)*(%b) ([!-~]+) HTTP/1\.([01])\r\n" % _TOKEN)  # RFC 9112 2.2, 3
+_REQUEST_LINE = re.compile(rb"(?:\r\n)*(%b) ([!-~]+) HTTP/1\.([0-9])\r\n" % _TOKEN)  # RFC 9112 2.2, 2.3, 3
 _FIELD = re.compile(rb"(%b):[ \t]*((?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?)[ \t]*\r\n" % _TOKEN)  # 5
-_EXTENSION = rb'[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"))?' % (
-    _TOKEN,
-    _TOKEN,
-)
-_CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]+)(?:%b)*[ \t]*\r\n" % _EXTENSION)  # 7.1, 7.1.1
+#: RFC 9112 7.1.1: ignored, so all that matters is where it ends; hence no control character.
+_EXTENSIONS = rb"[ \t]*(?:;[\t -~\x80-\xff]*)?"
+_CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]+)%b\r\n" % _EXTENSIONS)  # 7.1
 _ABSOLUTE_FORM = re.compile(rb"https?://[^/?#]*(.*)", re.IGNORECASE | re.DOTALL)
 _LENGTH = re.compile(rb"[0-9]+")
 
@@ -57,7 +55,7 @@ def requests_in(data: bytes) -> list[Asked]:
             break
         asked = Asked(line[1], origin_form(line[2]), _with_one_length(fields), None)
         try:
-            body, at = _body(data, at, fields, is_http_11=line[3] == b"1")
+            body, at = _body(data, at, fields, is_http_11=line[3] != b"0")
         except _Unclear:
             found.append(asked)
             break
