@@ -186,6 +186,8 @@ def run(suite: Path, url: str, cases: Sequence[str], output: Path) -> Report:
     if done.returncode != 0 or not index.exists():
         raise Failed(f"the suite failed:\n{done.stdout.decode(errors='replace')[-5000:]}")
     (found,) = json.loads(index.read_text(encoding="utf-8")).values()
+    if not found:
+        raise Failed("the suite has no such case")
     return Report(found, time.monotonic() - begun)
 
 
