@@ -9,8 +9,8 @@
 # pools) is how many there can be. Varnish does not do TLS: that is for Hitch or HAProxy before it.
 # For Varnish 6.0 and later; tested with 7.1.1.
 #
-# Tricast has no access control yet: whoever reaches it can subscribe and publish, over WebSocket as well as with
-# POST /publish. Decide in vcl_recv who may: an acl.
+# Without [auth] in its configuration, whoever reaches Tricast can subscribe and publish, over WebSocket as well as with
+# POST /publish. Have that, or decide in vcl_recv who may: an acl.
 
 vcl 4.1;
 
@@ -49,6 +49,11 @@ sub vcl_init {
 
 sub vcl_recv {
     set req.backend_hint = tricast.backend();
+
+    # Varnish adds the client's address to X-Forwarded-For. Tricast believes it where this Varnish is among
+    # server.trusted_proxies, and these two as well, so what a client says must not pass.
+    unset req.http.X-Forwarded-Host;
+    set req.http.X-Forwarded-Proto = "http";  # <-- or what Hitch or HAProxy says
 
     # For the operator; ask Tricast itself.
     if (req.url ~ "^/metrics(\?|$)") {

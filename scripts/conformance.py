@@ -1,6 +1,7 @@
 """Has Autobahn's fuzzing client try the server's WebSockets, and judges the report.
 
-The server is a process of its own, with permessage-deflate and with messages as long as the longest that are tried.
+The server is a process of its own, with permessage-deflate, and with room for the longest messages that are tried, and
+for those of the most fragments.
 """
 
 import argparse
@@ -41,6 +42,7 @@ port = 0
 page = false
 [websocket]
 max_message = "16MiB"
+max_fragments = 65600
 permessage_deflate = true
 [[websocket.handler]]
 path = "/echo"

@@ -1,18 +1,22 @@
 """A server for a test, in the test's own Trio run, with a look at what it logged when it is over."""
 
+import gc
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import structlog
 import trio
-from clients import subscribe
+from clients import ask, subscribe
+from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import LogCapture
 
 import tricast
@@ -88,6 +92,51 @@ async def until(condition: Callable[[], bool]) -> None:
 def open_descriptors() -> int:
     """How many descriptors this process has open."""
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - iterdir holds one open while it counts
+
+
+@contextmanager
+def no_garbage() -> Iterator[None]:
+    """What the server let go of in the block has to be gone by itself, and not to wait for the garbage collector.
+
+    Cycles of whole connections would be: an error that is kept in a variable of a frame that its traceback leads to.
+    """
+    gc.freeze()  # what was there before does not count, and takes no time
+    gc.disable()
+    try:
+        yield
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        package = str(Path(tricast.__file__).parent)
+        codes = [found.f_code for found in gc.garbage if isinstance(found, FrameType)]
+        assert [code.co_name for code in codes if code.co_filename.startswith(package)] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+        gc.unfreeze()
+
+
+# What it tells of itself
+
+#: A sample's name without ``tricast_``, with its labels' values behind it.
+Metrics = dict[tuple[str, ...], float]
+
+
+async def metrics_of(url: str) -> Metrics:
+    """What ``/metrics`` tells of the server itself; of counters the totals."""
+    answer = await ask(url, "GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    return {
+        (sample.name.removeprefix("tricast_"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(answer.body.decode())
+        if family.name.startswith("tricast_")
+        for sample in family.samples
+    }
+
+
+def about(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
+    """The labelled samples of this name."""
+    return {labels: value for (found, *rest), value in metrics.items() if found == name and (labels := tuple(rest))}
 
 
 # A server in a process of its own

@@ -80,12 +80,7 @@ async def _refresh_stream(exchange: Exchange) -> Response:
     name = exchange.request.parameter("stream")
     if name is None:
         raise RemoteProtocolError("name the stream: its event tricast.lease says what it is called", code="bad-query")
-    stream = exchange.runtime.leases.get(name)
-    if stream is None:
-        raise RemoteProtocolError(
-            "there is no such stream; it has ended, or it is another server's", code="stream-unknown", status=404
-        )
-    stream.renew(exchange.identity)
+    await exchange.runtime.leases.renew(name, exchange.identity)
     return json_response(200, {"expires_at": whole(exchange.identity.expires_at)}, (_NO_STORE,))
 
 

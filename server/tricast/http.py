@@ -17,6 +17,7 @@ from tricast.runtime import Runtime
 from tricast.sent import ALL, NOTHING
 from tricast.transports.long_poll import LongPoll
 from tricast.wire.credentials import without_secrets
+from tricast.wire.forwarded import Origin, origin_by_forwarded, origin_by_x_forwarded
 from tricast.wire.http1 import (
     CLOSE,
     CONTINUE,
@@ -35,6 +36,8 @@ _MAX_READ_AHEAD = 64 * 2**10
 _PIECES_PER_TURN = 64
 #: h11's states of a request of which something is still to come, or cannot be read.
 _UNREAD = (h11.SEND_BODY, h11.ERROR)
+#: How those are read that ``server.forwarded`` may name.
+_ORIGIN_BY = {"x-forwarded": origin_by_x_forwarded, "forwarded": origin_by_forwarded}
 #: How long a client may take for the answer that its request made the server fail.
 _LAST_WORD_SECONDS = 2.0
 
@@ -51,6 +54,10 @@ class Takeover(Protocol):
         Raises:
             ConnectionLost: the peer is gone.
         """
+        ...
+
+    def abandon(self) -> None:
+        """Gives back what it has taken already, in place of ``run``."""
         ...
 
 
@@ -104,7 +111,18 @@ class Exchange:
         identity: who is asking, set by the router where anybody is asked that.
     """
 
-    __slots__ = ("_h11", "_head", "connection", "identity", "label", "number", "request", "runtime", "serial")
+    __slots__ = (
+        "_h11",
+        "_head",
+        "_origin",
+        "connection",
+        "identity",
+        "label",
+        "number",
+        "request",
+        "runtime",
+        "serial",
+    )
 
     def __init__(
         self,
@@ -126,6 +144,34 @@ class Exchange:
         self.runtime = runtime
         self.label = "other"
         self.identity = ANYBODY
+        self._origin: Origin | None = None  # as a trusted proxy has told it
+
+    @property
+    def client(self) -> str:
+        """The client's address, behind whatever proxies are trusted; ``unix`` where a Unix socket tells no other."""
+        return self.connection.client
+
+    @property
+    def scheme(self) -> str:
+        """``http`` or ``https``, as the client knows it."""
+        told = self._origin and self._origin.scheme
+        return told or ("https" if self.runtime.config.tls.certificate else "http")
+
+    @property
+    def authority(self) -> str:
+        """The host that the client has asked for, as it wrote it, with its port where that is not the scheme's own."""
+        told = self._origin and self._origin.authority
+        return told or (self.request.header(b"host") or b"").decode("latin-1")
+
+    def take_origin(self) -> None:
+        """Believes what a trusted proxy says of the client it forwards for.
+
+        Raises:
+            RemoteProtocolError: it cannot be read.
+        """
+        tell = _ORIGIN_BY[self.runtime.config.server.forwarded]
+        self._origin = tell(self.request, self.connection.peer, self.runtime.proxies)
+        self.connection.client = self._origin.client
 
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
         """The (name, value) pairs in wire order, with the names in the case in which they came."""
@@ -305,8 +351,7 @@ class HttpConnection:
             label, answer = await self._answer(request)
             if isinstance(answer, Handover):
                 self._log(label, request, 101 if answer.head.startswith(b"HTTP/1.1 101") else 200)
-                if answer.head:
-                    await self._connection.send(answer.head)
+                await self._hand_over(answer)
                 return answer.stream
             if isinstance(answer, LongPoll):
                 is_open = await self._keep_waiting(label, request, answer)
@@ -317,6 +362,14 @@ class HttpConnection:
                 break
             del request, answer  # else they would be kept until the next request has come
         return None
+
+    async def _hand_over(self, handover: Handover) -> None:
+        if handover.head:
+            try:
+                await self._connection.send(handover.head)
+            except BaseException:
+                handover.stream.abandon()  # what it was let in with; nobody will run it
+                raise
 
     def drain(self, retry_after: float) -> None:
         """See ``Drainable.drain``: an idle connection ends now, a waiting poll is answered, others end after that."""
@@ -370,11 +423,10 @@ class HttpConnection:
             self._head = head
             return Request(head.method, head.target, fields, head.http_version)
         except (h11.RemoteProtocolError, RemoteProtocolError) as error:
-            mistake = _mistake_of(error, has_request_line=b"\n" in self._ahead)
-            self._runtime.counters.requests["malformed", mistake.status] += 1
-            await self._respond(
-                self._runtime.refusal(mistake), None, is_head=head is not None and head.method == b"HEAD"
-            )
+            # Not kept in a variable: an error that its own traceback leads to is for the garbage collector to find.
+            answer = self._runtime.refusal(_mistake_of(error, has_request_line=b"\n" in self._ahead))
+            self._runtime.counters.requests["malformed", answer.status] += 1
+            await self._respond(answer, None, is_head=head is not None and head.method == b"HEAD")
             return None
 
     async def _read_head(self, *, is_first: bool) -> h11.Request | None:
@@ -449,6 +501,9 @@ class HttpConnection:
         self._head = None  # it would be kept while a poll waits
         answer: Answer
         try:
+            if self._connection.peer in self._runtime.proxies:
+                exchange.take_origin()
+                self._runtime.places.take(self._connection, self._connection.client)
             answer = await self._route(exchange)
         except (RemoteProtocolError, Unavailable) as error:
             answer = self._runtime.refusal(error)
@@ -478,6 +533,7 @@ class HttpConnection:
         """
         is_head = is_head or (request is not None and request.method == "HEAD")
         closes = response.closes or request is None or self._closes_after(request)
+        self._free_place()
         lines = [encode_headers(response.headers), self._runtime.common_headers()]
         # What GET would answer is not always known here, and must not be told wrong then (RFC 9110 8.6).
         if response.status not in (204, 304) and (response.body or not is_head):
@@ -496,10 +552,23 @@ class HttpConnection:
         self._begin_cycle()
         return True
 
+    def _free_place(self) -> None:
+        """Behind a proxy, lets another one of the same client take the place of a request that is answered."""
+        if self._connection.peer in self._runtime.proxies:
+            self._runtime.places.give_back(self._connection)
+
     def _closes_after(self, request: Request) -> bool:
         # Where a request was not read to its end, the next one's beginning cannot be found.
         is_unread = request.has_body and self._h11 is not None and self._h11.their_state in _UNREAD
-        return is_unread or self._runtime.is_draining or not request.keeps_alive
+        return is_unread or self._runtime.is_draining or not request.keeps_alive or self._may_be_a_pipe(request)
+
+    def _may_be_a_pipe(self, request: Request) -> bool:
+        """Whether a trusted proxy may look at nothing more that comes, having seen a request for an upgrade.
+
+        Varnish does not wait for the answer (``pipe``), so that what its client sends behind a refusal would be taken
+        for the proxy's own words.
+        """
+        return request.header(b"upgrade") is not None and self._connection.peer in self._runtime.proxies
 
     def _begin_cycle(self) -> None:
         """Gets ready for the next request, of which a part may be here already."""
@@ -538,12 +607,15 @@ class HttpConnection:
                 await self._wait_for_answer(poll.patience)
         finally:
             self._poll = self._asked = None
-            self._runtime.hub.leave(poll)
+            poll.leave()
         if self._failure is not None:
             if not isinstance(self._failure, ConnectionLost):
                 with trio.move_on_after(_LAST_WORD_SECONDS):
                     await self._tell_of_failure(label, request)
-            raise self._failure
+            try:
+                raise self._failure
+            finally:
+                self._failure = None  # its traceback leads to this
         if self._late is not None:
             late, self._late = self._late, None
             await self._connection.send(late)
@@ -576,7 +648,8 @@ class HttpConnection:
         assert asked is not None
         assert poll is not None
         self._poll = None
-        self._runtime.hub.leave(poll)
+        poll.leave()
+        self._free_place()
         self._log(*asked, status)
         self._set_deadline(trio.current_time() + self._runtime.config.limits.idle_timeout)
         self._closes = self._closes or self._runtime.is_draining
@@ -599,7 +672,7 @@ class HttpConnection:
         if self._runtime.config.logging.access:
             self._runtime.logger.info(
                 "request",
-                peer=self._connection.peer,
+                **self._connection.named(),
                 method=request.method,
                 target=_without_secrets(request).decode("ascii", "backslashreplace"),
                 status=status,
@@ -620,6 +693,7 @@ def _mistake_of(
     if isinstance(error, RemoteProtocolError):
         error.closes = True
         return error
+    error.__traceback__ = None  # h11 raises it in a method of its own, whose frame would keep it
     status = error.error_status_hint
     if status == 431 and not has_request_line:
         status = 414

@@ -26,6 +26,7 @@ from tricast.event import (
     check_type,
 )
 from tricast.log.base import IdempotencyKey, Log, Slice
+from tricast.quotas import Seats
 from tricast.sent import ALL, NOTHING, Sent
 from tricast.wire.form import Form
 
@@ -37,6 +38,8 @@ _BYTES_PER_SEND = 8 * 2**10
 _SKIPS_PER_TURN = 50
 #: How much a subscriber is given at a time, from the log or by a flush: what it cannot take is kept for it.
 CATCH_UP_BYTES = 64 * 2**10
+#: Blocks that were read from the log are kept for the next who reads the same, so many of them.
+_MAX_BLOCKS = 32
 #: Topics whose feeds are remembered while patterns are in use; forgotten all at once when there are more.
 _MAX_REMEMBERED_TOPICS = 10_000
 
@@ -118,11 +121,21 @@ class Hub:
         log: where events are kept.
         max_topic_bytes: how long a topic may be.
         max_event_bytes: how long the data of an event may be.
+        max_topic_subscribers: how many subscribers a topic, or a pattern, may have; 0 for any number.
         wake: called when there is something to flush.
     """
 
-    def __init__(self, log: Log, *, max_topic_bytes: int, max_event_bytes: int, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        *,
+        max_topic_bytes: int,
+        max_event_bytes: int,
+        max_topic_subscribers: int = 0,
+        wake: Callable[[], None],
+    ) -> None:
         self._log = log
+        self._seats: Seats[Subscriber, str] = Seats(max_topic_subscribers)
         self._max_topic_bytes = max_topic_bytes
         self._max_event_bytes = max_event_bytes
         self._wake = wake
@@ -133,6 +146,7 @@ class Hub:
         self._dirty: dict[Feed, None] = {}
         #: Those who were live when something was skipped; they are told in the flush's turns.
         self._to_read_on: list[Subscriber] = []
+        self._blocks: dict[tuple[frozenset[str], Form, EventId, EventId, int], bytes] = {}
         self._last_id = log.last_id
         self._subscribers = 0
         self._live = 0
@@ -271,8 +285,22 @@ class Hub:
         """The feed of exactly these topics and patterns, if somebody is subscribed to them."""
         return self._feeds.get(names)
 
+    def reserve(self, subscriber: Subscriber, topics: TopicSet) -> None:
+        """Takes the subscriber's place in these topics, so that ``join`` has room; ``leave`` gives it back.
+
+        Raises:
+            LimitExceeded: one of them has as many subscribers as it may have; nothing has changed.
+        """
+        if self._seats.hold(subscriber, topics.names) is not None:
+            raise LimitExceeded("limits.subscribers_per_topic", self._seats.allowed, status=503, close_code=1013)
+
     def join(self, subscriber: Subscriber, topics: TopicSet) -> None:
-        """Makes the subscriber one of the feed for these topics, behind until ``try_go_live`` says otherwise."""
+        """Makes the subscriber one of the feed for these topics, behind until ``try_go_live`` says otherwise.
+
+        Raises:
+            LimitExceeded: see ``reserve``.
+        """
+        self.reserve(subscriber, topics)
         feed = self._feeds.get(topics.names)
         if feed is None:
             feed = self._feeds[topics.names] = Feed(topics, self._last_id)
@@ -282,7 +310,12 @@ class Hub:
         subscriber.feed = feed
 
     def leave(self, subscriber: Subscriber) -> None:
-        """Takes the subscriber out of its feed, if it is in one; its position stays true."""
+        """Takes the subscriber out of its feed, if it is in one, and gives back its place."""
+        self.pause(subscriber)
+        self._seats.let_go(subscriber)
+
+    def pause(self, subscriber: Subscriber) -> None:
+        """Takes the subscriber out of its feed, if it is in one, until it joins again; its position stays true."""
         feed = subscriber.feed
         if feed is None:
             return
@@ -306,6 +339,24 @@ class Hub:
         if found.gap is not None and found.gap.reason is GapReason.EVICTED and subscriber.was_live:
             found = found._replace(gap=found.gap._replace(reason=GapReason.SLOW))
         return found
+
+    def block(self, subscriber: Subscriber, found: Slice) -> bytes:
+        """What the subscriber gets of a slice that was read for it.
+
+        Those who come back together read the same: they share the bytes, also as what a slow one has not taken yet.
+        """
+        feed = subscriber.feed
+        assert feed is not None
+        if found.gap is not None:
+            return subscriber.form.block(found.events, found.gap)
+        events = found.events
+        key = (feed.topics.names, subscriber.form, events[0].id, events[-1].id, len(events))
+        block = self._blocks.get(key)
+        if block is None:
+            block = self._blocks[key] = subscriber.form.block(events)
+            if len(self._blocks) > _MAX_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+        return block
 
     def advance(self, subscriber: Subscriber, handed_over: Slice) -> None:
         """Moves the position behind a slice that was handed over."""

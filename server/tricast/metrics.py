@@ -63,6 +63,8 @@ class _RuntimeCollector(Collector):
         yield GaugeMetricFamily("tricast_subscribers", "Subscribers of all transports.", hub.subscribers)
         yield GaugeMetricFamily("tricast_subscribers_behind", "Subscribers that read from the log.", hub.behind)
         yield GaugeMetricFamily("tricast_feeds", "Distinct sets of topics subscribed to.", hub.feeds)
+        memory = self._runtime.memory.is_over
+        yield GaugeMetricFamily("tricast_memory_over", "1 while there is no memory for new work.", memory)
         yield GaugeMetricFamily("tricast_draining", "1 while the server goes down.", self._runtime.is_draining)
         # Of several processes each sees all events, so only what each has published itself may be added up.
         yield CounterMetricFamily("tricast_events_published", "Events taken from publishers here.", hub.published)

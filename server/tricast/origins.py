@@ -13,7 +13,7 @@ from tricast.wire.http1 import Headers, Request, Response, allow
 
 Route = Callable[[Exchange], Awaitable[Answer]]
 
-_EXPOSED = (b"access-control-expose-headers", b"last-event-id, retry-after")
+_EXPOSED = (b"access-control-expose-headers", b"last-event-id, retry-after, ratelimit, ratelimit-policy")
 
 
 def refuse_foreign_origin(request: Request, runtime: Runtime) -> None:

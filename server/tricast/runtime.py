@@ -7,20 +7,32 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any, Protocol
 
+import trio
+
 from tricast.access.access import Access
 from tricast.access.identity import Identity
+from tricast.accounts import Accounts
+from tricast.addresses import Networks
 from tricast.config import Config
 from tricast.connection import Connection
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.hub import Hub
+from tricast.leases import Leases
 from tricast.logs import Logger
-from tricast.sweep import Wheel
-from tricast.wire.http1 import Response, encode_headers, problem_of
+from tricast.memory import Watermark
+from tricast.places import Places
+from tricast.quotas import Buckets
+from tricast.sweep import Turnstile, Wheel
+from tricast.wire.http1 import Response, encode_headers, problem_of, retry_after
 
 #: An application's WebSocket handler: any ``async def handler(session)``.
 Handler = Callable[[Any], Awaitable[object]]
 
 _SERVER = (b"server", b"tricast")
+#: RFC 6585 4, RFC 9110 15.6.4: too many requests, and not now.
+_TRY_AGAIN = (429, 503)
+#: Each reads 64 KiB from the log and sends them, which takes half a millisecond on a busy machine.
+_CATCH_UPS_PER_TURN = 8
 
 
 class Drainable(Protocol):
@@ -28,19 +40,6 @@ class Drainable(Protocol):
 
     def drain(self, retry_after: float) -> None:
         """Brings the connection to its end: tells the client when to come back (in seconds), and does not wait."""
-        ...
-
-
-class Leased(Protocol):
-    """A stream whose client was let in for a while, and may bring something newer meanwhile."""
-
-    def renew(self, identity: Identity) -> None:
-        """Lives on with a newer identity of the same account, or on an error as before.
-
-        Raises:
-            Forbidden: it is another account's, or does not allow all that the stream follows.
-            RemoteProtocolError: the stream is ending.
-        """
         ...
 
 
@@ -72,16 +71,22 @@ class Runtime:
         config: the configuration.
         hub: the hub.
         wheel: where keepalives, pings and dead-peer checks are done.
+        catching_up: what everybody passes who reads on from the log, for each part that is read.
         random: for jitter only, so it need not be secret.
         logger: where to log.
         counters: what happened.
         handlers: path to application WebSocket handler.
         access: who may do what.
-        leases: the event streams that can be renewed, by their names.
+        leases: the event streams that can be renewed.
+        proxies: whose word counts on whom they forward for.
+        places: how many connections each client may have.
         open: every connection with what it is busy with.
         at_end: told how it ended, for connections that somebody asked that for: ``left``, ``own`` where this side
             ended it, or the reason of a ``ConnectionLost``.
         is_draining: whether the server is going down.
+        accounts: what each account has and does.
+        memory: whether there is enough of it for new work.
+        messages: how many messages and control frames each WebSocket may send.
     """
 
     def __init__(
@@ -95,19 +100,27 @@ class Runtime:
         logger: Logger,
         handlers: dict[str, Handler],
         access: Access,
+        leases: Leases | None = None,
     ) -> None:
         self.config = config
         self.hub = hub
         self.wheel = wheel
+        self.catching_up = Turnstile(per_turn=_CATCH_UPS_PER_TURN)
         self.random = randomness
         self.logger = logger
         self.handlers = handlers
         self.access = access
-        self.leases: dict[str, Leased] = {}
+        self.leases = leases if leases is not None else Leases(randomness)
+        self.proxies = Networks(config.server.trusted_proxies)
+        self.places = Places(config.limits, self.proxies, clock=trio.current_time, jitter=self.jitter)
         self.counters = Counters()
         self.open: dict[Connection, Drainable] = {}
         self.at_end: dict[Connection, Callable[[str], None]] = {}
         self.is_draining = False
+        self.accounts = Accounts(config, clock=trio.current_time)
+        self.memory = Watermark(config.limits.memory, logger=logger)
+        rate, burst = config.websocket.message_rate, config.websocket.message_burst
+        self.messages: Buckets[object] = Buckets(rate, burst, clock=trio.current_time)
         self._clock = clock
         self._common = (0, b"")
         self._serial = 0
@@ -123,9 +136,24 @@ class Runtime:
         return self._common[1]
 
     def refusal(self, error: RemoteProtocolError | Unavailable) -> Response:
-        """The answer to what cannot be done, which is counted."""
+        """The answer to what cannot be done, which is counted; to what may be tried again, it says when."""
         self.counters.refusals[error.reason] += 1
-        return problem_of(error)
+        answer = problem_of(error)
+        if answer.status in _TRY_AGAIN and all(name != b"retry-after" for name, _ in answer.headers):
+            seconds = self.jitter(self.config.limits.retry_after)
+            answer = answer._replace(headers=(*answer.headers, retry_after(seconds)))
+        return answer
+
+    def check_memory(self) -> None:
+        """Takes no new work while the process takes too much memory.
+
+        Raises:
+            Unavailable: it does.
+        """
+        if self.memory.is_over:
+            seconds = self.jitter(self.config.limits.retry_after)
+            detail = "the server has no memory for new work"
+            raise Unavailable(detail, code="overloaded", retry_after=seconds, reason="limits.memory")
 
     def time_left(self, identity: Identity) -> float:
         """The seconds for which somebody has been let in; infinite where that has no end."""

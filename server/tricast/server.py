@@ -21,15 +21,17 @@ import trio
 
 from tricast import metrics
 from tricast.access.access import Access
-from tricast.config import SQLITE_URL, Config, workers_of
+from tricast.access.tickets import SharedUses
+from tricast.config import SQLITE_URL, UNIX_HOST, Config, workers_of
 from tricast.connection import Connection
 from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, Unavailable, leaf
 from tricast.http import HttpConnection, Router
 from tricast.hub import Hub
+from tricast.leases import Leases
 from tricast.lifetime import Lifetime
 from tricast.listeners import url_of
-from tricast.listening import Acceptor, Entrance, announce, listen
+from tricast.listening import Acceptor, Door, Entrance, announce, listen
 from tricast.log.base import Log
 from tricast.log.memory import MemoryLog
 from tricast.log.sqlite import SqliteLog
@@ -53,12 +55,14 @@ class Share(NamedTuple):
             copies of both when it goes down.
         admin_listeners: the same for the admin listener.
         boards: where all of them leave their numbers for the metrics.
+        folder: what they have in common beside that, and nobody else; None where there is none.
     """
 
     listeners: Sequence[socket.socket]
     others: Sequence[socket.socket]
     admin_listeners: Sequence[socket.socket]
     boards: metrics.Noticeboards
+    folder: Path | None = None
 
 
 class Server(Lifetime):
@@ -93,8 +97,8 @@ class Server(Lifetime):
 
     @property
     def port(self) -> int:
-        """The port of ``url``."""
-        return int(self.url.rpartition(":")[2])
+        """The port of ``url``; 0 where that is a Unix socket."""
+        return 0 if self.url.startswith(UNIX_HOST) else int(self.url.rpartition(":")[2])
 
     @property
     def connections(self) -> int:
@@ -145,22 +149,25 @@ async def serve(
     tls = load_context(config.tls)
     log = log or _log_of(config, logger)
     wake = _Bell()
-    access = Access(config.auth, clock=time.time, logger=logger)
+    access = _access_of(config, share, logger)
+    randomness = random.Random()  # noqa: S311 - jitter, and names that are not secret
     hub = Hub(
         log,
         max_topic_bytes=config.limits.topic_size,
         max_event_bytes=config.publish.max_event,
+        max_topic_subscribers=config.limits.subscribers_per_topic,
         wake=wake.ring,
     )
     runtime = Runtime(
         config,
         hub,
         wheel=Wheel(tick=_tick_of(config)),
-        randomness=random.Random(),  # noqa: S311 - jitter
+        randomness=randomness,
         clock=time.time,
         logger=logger,
         handlers=load_handlers(config),
         access=access,
+        leases=Leases(randomness, share.folder if share is not None and access.is_on else None),
     )
     # Two scopes: what the drain closes first, and what stays to the end.
     with ExitStack() as at_the_end, ExitStack() as sockets:
@@ -172,6 +179,9 @@ async def serve(
         async with hub.open(), access.open(), trio.open_nursery() as background:
             background.start_soon(_flush_forever, hub, wake)
             background.start_soon(runtime.wheel.run)
+            background.start_soon(runtime.memory.watch)
+            background.start_soon(runtime.catching_up.run)
+            background.start_soon(runtime.leases.serve)
             admin_entrance = _admin_entrance(runtime, expose, background, spare)
             admin_entrance.accept_from(admin_listeners)
             async with trio.open_nursery() as connections:
@@ -185,6 +195,7 @@ async def serve(
                         capacity=_capacity_of(config),
                         max_refusing=config.limits.reserved_descriptors // 2,
                         tls=tls,
+                        is_public=True,
                     )
                     entrance = Entrance(acceptor, listening)
                     entrance.accept_from(listeners)
@@ -301,13 +312,15 @@ def _warn_of_workers(config: Config, logger: Logger) -> None:
 def _calm_garbage_collector() -> None:
     """Keeps the cycle collector from walking what lives as long as the process, again and again.
 
-    A connection makes some twenty container objects and no cycles, so with the default threshold of 700 every 35th
-    accept would start a collection. At 10,000 a collection of the youngest takes less than a millisecond; of the older
-    ones there is one for 50,000 connections.
+    A connection makes some fifty container objects and no cycles, so with the default threshold of 700 every 14th
+    accept would start a collection. Each object is looked at twice, among the youngest and among those that survived
+    that, for some 10 µs of a connection in all. At these thresholds that takes a few milliseconds at a time, where all
+    that 20,000 new connections made would take a second. The oldest, which take that long, have hardly anything to
+    find.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 100, 20)
+    gc.set_threshold(5_000, 5, 1_000)
 
 
 async def _listeners_of(
@@ -381,6 +394,13 @@ def _capacity_of(config: Config) -> int:
     return min(room, config.limits.connections or room)
 
 
+def _access_of(config: Config, share: Share | None, logger: Logger) -> Access:
+    uses = None
+    if share is not None and share.folder is not None and config.auth.is_on:
+        uses = SharedUses(share.folder, time.time())
+    return Access(config.auth, clock=time.time, logger=logger, uses=uses)
+
+
 def _log_of(config: Config, logger: Logger) -> Log:
     events = config.events
     if config.log.url.startswith(SQLITE_URL):
@@ -437,33 +457,34 @@ def _import_handler(where: str) -> Handler:
 # Connections
 
 
-async def _serve_connection(runtime: Runtime, route: Router, connection: Connection, left: Callable[[], None]) -> None:
+async def _serve_connection(runtime: Runtime, route: Router, connection: Connection, door: Door) -> None:
     """One connection from its first byte to its end. The one guard: whatever it raises, it is the only one to end."""
     how = "own"
     try:
         async with trio.open_nursery() as nursery:
-            await connection.open()
-            stream = await HttpConnection(connection, runtime, route).run()
-            if stream is not None:
-                await stream.run(nursery)
+            if await door.enter(connection):
+                stream = await HttpConnection(connection, runtime, route).run()
+                if stream is not None:
+                    await stream.run(nursery)
             nursery.cancel_scope.cancel()
         how = "left" if connection.has_ended else "own"
     except* ConnectionLost as group:
         lost = leaf(group)
         how = lost.reason
         runtime.counters.lost[lost.reason] += 1
-        runtime.logger.debug("connection lost", peer=connection.peer, why=str(lost))
+        runtime.logger.debug("connection lost", why=str(lost), **connection.named())
+        del lost  # else its traceback holds this frame, which holds it: for the garbage collector, with all the rest
     except* Unavailable as group:
         # The log says once what is wrong with it; this is one of those who could not be served meanwhile.
         runtime.counters.unavailable += 1
-        runtime.logger.debug("connection ended", peer=connection.peer, why=str(leaf(group)))
+        runtime.logger.debug("connection ended", why=str(leaf(group)), **connection.named())
     except* Exception:
         runtime.counters.failed += 1
-        runtime.logger.exception("connection failed", peer=connection.peer)
+        runtime.logger.exception("connection failed", **connection.named())
     finally:
         runtime.open.pop(connection, None)
         connection.close()
-        left()
+        door.left(connection)
         if (ended := runtime.at_end.pop(connection, None)) is not None:
             ended(how)
 

@@ -96,7 +96,7 @@ class TlsConnection(Connection):
         sock: connected and non-blocking.
         peer: the client's address as text.
         context: certificate, key and what may be negotiated.
-        write_timeout: as without TLS.
+        write_timeout: as without TLS; so are the others of ``Connection``.
         handshake_timeout: seconds that the handshake may take.
 
     Attributes:
@@ -115,9 +115,11 @@ class TlsConnection(Connection):
         context: ssl.SSLContext,
         *,
         write_timeout: float,
+        write_rate: int = 0,
+        max_unsent: int = 0,
         handshake_timeout: float,
     ) -> None:
-        super().__init__(sock, peer, write_timeout=write_timeout)
+        super().__init__(sock, peer, write_timeout=write_timeout, write_rate=write_rate, max_unsent=max_unsent)
         self._handshake_timeout = handshake_timeout
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()

@@ -5,6 +5,7 @@ from base64 import b64decode
 
 from wsproto.utilities import generate_accept_token
 
+from tricast.addresses import network_of
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.http import Exchange, Handover
 from tricast.origins import refuse_foreign_origin
@@ -36,6 +37,7 @@ def check_upgrade(exchange: Exchange) -> None:
     refuse_foreign_origin(request, runtime)
     _check_handshake(request)
     refuse_while_draining(runtime)
+    runtime.check_memory()
 
 
 def upgrade(
@@ -51,6 +53,9 @@ def upgrade(
         handler: what serves the session.
         subprotocol: the one that is spoken, if the client offers it.
         subscription: what the session follows from the start.
+
+    Raises:
+        LimitExceeded: there is no place left, for the client's account or with one of the topics.
     """
     request, runtime = exchange.request, exchange.runtime
     deflate = None
@@ -67,7 +72,15 @@ def upgrade(
         window_bits=None if deflate is None else deflate.window_bits,
         identity=exchange.identity,
     )
+    session.take_places(account_of(exchange), None if subscription is None else subscription.topics)
     return Handover(head + session.opening(), session)
+
+
+def account_of(exchange: Exchange) -> str:
+    """Whom limits count this request for; empty where none counts by account."""
+    if not exchange.runtime.accounts.is_limited:
+        return ""
+    return exchange.identity.account or f"address:{network_of(exchange.client)}"
 
 
 def switching_head(exchange: Exchange, subprotocol: bytes | None = None, deflate: bytes | None = None) -> bytes:

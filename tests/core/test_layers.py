@@ -12,8 +12,8 @@ PACKAGES = {"tricast": ROOT / "server" / "tricast", "tricast_proxy": ROOT / "pro
 
 #: The parts of the server, lowest first. A part may import what stands in a row above it, and its own modules.
 LAYERS = (
-    ("errors", "sent", "quotas"),
-    ("command_line", "lifetime", "listeners"),
+    ("errors", "sent", "quotas", "addresses"),
+    ("command_line", "lifetime", "listeners", "unix_sockets", "activation"),
     ("event", "schema"),
     ("config",),
     ("logs",),
@@ -21,8 +21,9 @@ LAYERS = (
     ("wire",),
     ("log",),
     ("hub",),
-    ("connection", "sweep"),
+    ("connection", "sweep", "accounts", "memory", "leases"),
     ("tls",),
+    ("places", "introduction"),
     ("runtime",),
     ("transports",),
     ("publish", "metrics", "descriptors", "handlers", "terminal"),
@@ -87,6 +88,8 @@ SANS_IO = {
     "tricast.hub": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
     "tricast.log.window": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading", "sqlite3"},
     "tricast.log.memory": {"trio", "anyio", "asyncio", "select", "selectors", "socket", "ssl", "threading"},
+    "tricast.places": {"trio", "anyio", "select", "socket", "time"},
+    "tricast.addresses": {"trio", "anyio", "select", "socket", "time"},
     "tricast.quotas": {"trio", "anyio", "select", "socket", "time"},
     "tricast.event": {"trio", "socket", "time"},
     "tricast.publish": {"trio", "socket", "time"},

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import trio
@@ -9,7 +10,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tricast.sweep import Wheel
+from tricast.sweep import Turnstile, Wheel
 
 
 class Item:
@@ -188,6 +189,7 @@ async def _turn_and_look(tick: float, steps: list[tuple[float, float, str]]) -> 
 @pytest.fixture
 def three_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tricast.sweep.ITEMS_PER_TURN", 3)
+    monkeypatch.setattr("tricast.sweep.ENDED_WEIGHT", 1)
 
 
 def wheel_of(items: list[Item], deadline: float = 1.0) -> Wheel:
@@ -205,6 +207,17 @@ def test_others_get_a_turn_after_so_many_items(three_a_turn: None, count: int, t
     assert seen == [3 * (n + 1) for n in range(turns)]
     assert all(item.seen == [2.0] for item in items)
     assert len(wheel) == 0
+
+
+def test_items_that_end_count_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tricast.sweep.ITEMS_PER_TURN", 6)
+    monkeypatch.setattr("tricast.sweep.ENDED_WEIGHT", 3)
+
+    def seen_by_turns(items: list[Item]) -> list[int]:
+        return [sum(len(item.seen) for item in items) for _ in wheel_of(items).turn(2.0)]
+
+    assert seen_by_turns([Item() for _ in range(7)]) == [2, 4, 6]
+    assert seen_by_turns([Item(then=lambda now: now + 9) for _ in range(13)]) == [6, 12]
 
 
 def test_items_of_several_slots_are_counted_together(three_a_turn: None) -> None:
@@ -305,3 +318,48 @@ async def test_running_gives_others_a_turn(
     assert order.count("item") == 20
     # Both run once in each of the scheduler's rounds, in any order.
     assert "item item item" not in " ".join(order)
+
+
+# A turnstile
+
+
+async def test_a_turnstile_lets_a_few_through_at_a_time_in_their_order() -> None:
+    turnstile, passed = Turnstile(per_turn=3), []
+
+    async def come(number: int) -> None:
+        await turnstile.pass_through()
+        passed.append(number)
+
+    async with trio.open_nursery() as background:
+        async with trio.open_nursery() as nursery:
+            for number in range(8):
+                nursery.start_soon(come, number)
+                await trio.testing.wait_all_tasks_blocked()
+            assert passed == []
+            background.start_soon(turnstile.run)
+            seen = []
+            while len(passed) < 8:
+                await trio.lowlevel.checkpoint()
+                seen.append(len(passed))
+        assert sorted(passed) == list(range(8))
+        assert (
+            max(after - before for before, after in pairwise([0, *seen])) <= 6
+        )  # who looks may look before one turn and behind the next
+        assert [set(passed[:3]), set(passed[3:6]), set(passed[6:])] == [{0, 1, 2}, {3, 4, 5}, {6, 7}]
+        # It is there for those who come later as well.
+        for number in range(8, 10):
+            await come(number)
+        assert passed[8:] == [8, 9]
+        background.cancel_scope.cancel()
+
+
+async def test_who_is_cancelled_leaves_the_queue() -> None:
+    turnstile = Turnstile(per_turn=1)
+    async with trio.open_nursery() as background:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await turnstile.pass_through()
+        assert scope.cancelled_caught
+        background.start_soon(turnstile.run)
+        await turnstile.pass_through()
+        background.cancel_scope.cancel()

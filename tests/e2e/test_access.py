@@ -183,7 +183,10 @@ GOOD_STATUS = {
 @pytest.mark.parametrize("door", GOOD_STATUS)
 async def test_with_a_good_token_every_door_is_open(door: str) -> None:
     async with serving(auth=AUTH, websocket=ECHO) as server:
-        assert (await knock(server.url, door, bearer(token()))).status == GOOD_STATUS[door]
+        answer = await knock(server.url, door, bearer(token()))
+        assert answer.status == GOOD_STATUS[door]
+        if door in ("sse", "position", "ticket", "refresh"):
+            assert "no-store" in answer.headers["cache-control"]
 
 
 @pytest.mark.parametrize("transport", ["poll", "sse", "ws"])

@@ -8,7 +8,7 @@ import pytest
 import trio
 from clients import TEXT, WEBSOCKET_HEADERS, Wire, frame, head, read_answer, read_head
 from encryption import tls_section
-from serving import open_descriptors, serving, until
+from serving import no_garbage, open_descriptors, serving, until
 
 import tricast
 
@@ -196,16 +196,17 @@ async def test_nothing_is_left(
             tls=tls_section() if has_tls else {},
         ) as server:
             during = open_descriptors()
-            wire = wires.enter_context(await Wire.open(server.url, receive_buffer=4096))
-            await stage(server, wire)
-            assert server.connections == 1
-            if how == "drain":
-                server.drain()
-                await until(lambda: server.connections == 0)
-            elif how != "cancel":  # that is what the end of the block does, with the client still there
-                getattr(wire, how)()
-                await until(lambda: server.connections == 0)
-                assert open_descriptors() == during
+            with no_garbage():
+                wire = wires.enter_context(await Wire.open(server.url, receive_buffer=4096))
+                await stage(server, wire)
+                assert server.connections == 1
+                if how == "drain":
+                    server.drain()
+                    await until(lambda: server.connections == 0)
+                elif how != "cancel":  # that is what the end of the block does, with the client still there
+                    getattr(wire, how)()
+                    await until(lambda: server.connections == 0)
+                    assert open_descriptors() == during
         assert server.connections == 0
         assert_empty(server)
     assert open_descriptors() == before

@@ -195,7 +195,7 @@ class FakeSubscriber(Subscriber):
 
     def _hand_over(self, hub: Hub, found: Slice) -> None:
         if found.events or found.gap is not None:
-            self._send(self.form.block(found.events, found.gap))
+            self._send(hub.block(self, found))
         hub.advance(self, found)
         if found.complete and not self.tail:
             hub.try_go_live(self)

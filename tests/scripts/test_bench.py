@@ -11,19 +11,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 
 from answers import AnswerError, measure_answer
+from attackers import SILENT, SLOW, Kind, Mob, Speech, Standing
 from figures import divide, percentile, spread, summarize_latencies
 from frames import find_pings
+from hostile import holds
+from hostile import render as render_hostile
 from hundred_thousand import count_clients, count_events, split
 from hundred_thousand import render as render_held
 from load import Again, Crowd, Load, LoadError, Received, Target
 from machine import describe_machine
 from peers import PEERS
-from peers.base import Opening, Running, websocket_frame
+from peers.base import HOST, Opening, Running, websocket_frame
 from processes import list_descendants, read_cpu_ns, read_memory
 from proxy_cost import DIRECT, NGINX, PROXY
 from proxy_cost import FIGURES as COST
@@ -604,6 +608,103 @@ def test_lost_and_repeated_events_are_counted_one_by_one() -> None:
     }
 
 
+# ---- those who mean no good
+
+
+@pytest.fixture
+def victim() -> Iterator[socket.socket]:
+    with socket.create_server((HOST, 0)) as listener:
+        listener.settimeout(10)
+        yield listener
+
+
+def attack_until(mob: Mob, is_done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not is_done():
+        assert time.monotonic() < end
+        mob.go_on(0.01)
+
+
+Gather = Callable[..., Mob]
+
+
+@pytest.fixture
+def gather(victim: socket.socket) -> Iterator[Gather]:
+    with ExitStack() as mobs:
+
+        def gather(*kinds: Kind) -> Mob:
+            mob = Mob(victim.getsockname(), dict.fromkeys(Kind, Speech(b"now", b"ab")), kinds, every=0.01)
+            return mobs.enter_context(closing(mob))
+
+        yield gather
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_a_slow_one_sends_byte_by_byte(victim: socket.socket, gather: Gather, kind: Kind) -> None:
+    mob = gather(kind)
+    mob.go_on(0)
+    peer, _ = victim.accept()
+    with peer:
+        peer.setblocking(False)
+        received: list[bytes] = []
+
+        def read() -> bool:
+            try:
+                received.append(peer.recv(100))
+            except BlockingIOError:
+                return False
+            return len(b"".join(received)) >= 8
+
+        attack_until(mob, read)
+    assert b"".join(received) == b"nowababa"
+    assert len(received) > 2
+
+
+@pytest.mark.parametrize("kind", SILENT)
+def test_a_silent_one_reads_nothing(victim: socket.socket, gather: Gather, kind: Kind) -> None:
+    mob = gather(kind)
+    mob.go_on(0)
+    peer, _ = victim.accept()
+    with peer:
+        attack_until(mob, lambda: bool(mob.standing().connected))
+        assert peer.recv(100) == b"now"
+        peer.setblocking(False)
+        sent = 0
+        with suppress(BlockingIOError):
+            while sent < 2**30:
+                sent += peer.send(b"x" * 65536)
+                mob.go_on(0)
+        assert sent < 2**30
+        with pytest.raises(BlockingIOError):
+            peer.recv(100)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_who_is_thrown_out_comes_back(victim: socket.socket, gather: Gather, kind: Kind) -> None:
+    mob = gather(kind)
+    for times in range(1, 4):
+        attack_until(mob, lambda: bool(mob.standing().connected))
+        victim.accept()[0].close()
+        attack_until(mob, lambda times=times: mob.standing().thrown_out == {str(kind): times})
+
+
+@pytest.mark.parametrize(
+    ("ratio", "lost", "is_fine"), [(1.9, 0, True), (2.0, 0, False), (1.0, 1, False), (None, 0, False)]
+)
+def test_what_others_may_suffer(ratio: float | None, lost: int, is_fine: bool) -> None:
+    figures = {
+        "p99_ratio": None if ratio is None else {"median": ratio},
+        "runs": {"without": [{"lost": 0}], "with": [{"lost": 0}, {"lost": lost}]},
+    }
+    assert holds(figures) is is_fine
+
+
+def test_how_an_attack_goes(gather: Gather) -> None:
+    mob = gather(Kind.HEAD, Kind.HEAD, Kind.SILENT_SSE)
+    assert mob.standing() == Standing({}, {})
+    attack_until(mob, lambda: mob.standing() == Standing({"head": 2, "silent sse": 1}, {}))
+
+
 # ---- tiny real runs
 
 
@@ -635,6 +736,19 @@ def test_connections_are_held_and_nothing_is_lost(tmp_path: Path) -> None:
     assert figures | wanted == figures
     assert figures["reached_seconds"] is not None
     assert (tmp_path / "hundred-thousand.md").read_text(encoding="utf-8") == render_held(figures) == done.stdout
+
+
+def test_who_means_no_good_is_measured(tmp_path: Path) -> None:
+    command = [sys.executable, BENCH / "hostile.py", "--slow", "6", "--silent", "4", "--subscribers", "5"]
+    command += ["--seconds", "0.5", "--settle", "0", "--repetitions", "1", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "hostile.json").read_text(encoding="utf-8"))
+    without, attacked = (figures["runs"][name][0] for name in ("without", "with"))
+    assert (without["attackers"], attacked["attackers"]) == (0, 10)
+    assert without["lost"] == attacked["lost"] == without["thrown_out"] == 0
+    assert figures["p99_ratio"]["repetitions"] == 1
+    assert (tmp_path / "hostile.md").read_text(encoding="utf-8") == render_hostile(figures) == done.stdout
 
 
 def test_what_a_proxy_costs_is_measured_and_judged(tmp_path: Path) -> None:

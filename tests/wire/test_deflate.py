@@ -396,6 +396,35 @@ def test_a_bomb_takes_no_more_memory_than_a_message(layout: str) -> None:
     assert peak < 2**20
 
 
+def test_a_bomb_in_slices_is_cut_off_at_the_limit() -> None:
+    bomb = deflate(bytes(2**30 // 64), level=9)  # 16 MiB out of 16 KiB
+    extension = BoundedInflate(2**16)
+    data = frame(BINARY, bomb, reserved=RSV1)
+    for size in (1, 7, 4096):
+        pieces = [data[at : at + size] for at in range(0, len(data), size)]
+        tracemalloc.start()
+        try:
+            assert read(extension, pieces) == [1009]
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 2**20
+
+
+@pytest.mark.parametrize(("blocks", "codes"), [(400, []), (500, [1009])])
+def test_blocks_with_nothing_in_them_come_to_an_end(blocks: int, codes: list[int]) -> None:
+    # Of 5 bytes each; a message of 500 may take 2,024.
+    server = Connection(ConnectionType.SERVER, [BoundedInflate(500)])
+    server.receive_data(frame(BINARY, b"\x00\x00\x00\xff\xff" * blocks, reserved=RSV1, fin=False))
+    assert [event.code for event in server.events() if isinstance(event, CloseConnection)] == codes
+
+
+def test_what_cannot_be_compressed_may_be_as_long_as_any_message() -> None:
+    data = random.Random(7).randbytes(2**18)
+    for level in (0, 9):
+        assert read(BoundedInflate(len(data)), [frame(BINARY, deflate(data, level=level), reserved=RSV1)]) == [data]
+
+
 def test_what_comes_behind_the_last_block_is_not_kept() -> None:
     extension = BoundedInflate(2**16)
     begin = deflate(b"x", flush=zlib.Z_FINISH)

@@ -151,7 +151,7 @@ async def test_there_is_no_place_for_a_temporary_folder(monkeypatch: pytest.Monk
     monkeypatch.setattr(supervisor.tempfile, "tempdir", "/nowhere/at/all")
     with pytest.raises(tricast.WorkerFailed) as caught:
         await tricast.run(config_of(), logger=capturing_logger(LogCapture()))
-    assert caught.value.lines == ("cannot make a temporary folder for the log: No such file or directory",)
+    assert caught.value.lines == ("cannot make a temporary folder: No such file or directory",)
 
 
 async def test_an_address_in_use() -> None:

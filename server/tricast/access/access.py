@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tricast.access.api_keys import PREFIX, ApiKeys
 from tricast.access.identity import ANYBODY, Identity
-from tricast.access.jwks import Fetch, RemoteKeys, fetch
+from tricast.access.jwks import Fetch, RemoteKeys, fetching_in_threads
 from tricast.access.keys import load_keys
 from tricast.access.tickets import OwnUses, Tickets, Uses
 from tricast.access.tokens import Tokens
@@ -48,7 +48,7 @@ class Access:
         clock: unix seconds.
         logger: told of keys that are fetched, or cannot be.
         uses: tickets that were used, where several processes have to know; the default is for this one alone.
-        fetch: how to fetch what is at the JWKS URL.
+        fetch: how to fetch what is at the JWKS URL; the default is in a thread.
 
     Attributes:
         is_on: whether anybody is asked who they are; where not, everybody may do everything.
@@ -68,16 +68,17 @@ class Access:
         clock: Callable[[], float],
         logger: Logger,
         uses: Uses | None = None,
-        fetch: Fetch = fetch,
+        fetch: Fetch | None = None,
     ) -> None:
         self.is_on = auth.is_on
         self.anonymous = ANYBODY
         if self.is_on:
             self.anonymous = Identity("", None, auth.anonymous_subscribe, auth.anonymous_publish, is_anonymous=True)
         keys = load_keys(auth)
-        self.remote = (
-            RemoteKeys(auth, logger=logger, fetch=fetch, changed=self._forget_tokens) if auth.jwks_url else None
-        )
+        self.remote = None
+        if auth.jwks_url:
+            fetch = fetching_in_threads() if fetch is None else fetch
+            self.remote = RemoteKeys(auth, logger=logger, fetch=fetch, changed=self._forget_tokens)
         self.tokens = Tokens(auth, keys, self.remote, clock=clock)
         self.api_keys = ApiKeys(auth.api_key)
         # Publishers mostly publish to the same topics again.
@@ -154,6 +155,7 @@ class Access:
         Raises:
             Unauthorized: it is none of this server, has expired, or was used before.
             LimitExceeded: so many were used just now that no more can be remembered.
+            Unavailable: that it was used cannot be remembered where other processes see it.
         """
         return self._tickets.redeem(ticket)
 

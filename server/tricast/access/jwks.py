@@ -5,7 +5,7 @@ How a JWK set is read is in ``keys.py``. What cannot be fetched leaves the keys 
 
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
@@ -27,12 +27,13 @@ from tricast.access.keys import Key, UnusableKey, keys_of_set
 from tricast.config import AuthSection
 from tricast.logs import Logger
 
-#: Fetches what is at the URL: at most so many bytes, in about so many seconds. Called in a thread.
+#: Fetches what is at the URL: at most so many bytes, in about so many seconds. Cancelling it leaves nothing behind that
+#: could disturb the next.
 #:
 #: Raises:
 #:     OSError: it cannot be had.
 #:     UnusableKey: it is longer.
-Fetch = Callable[[str, int, float], bytes]
+Fetch = Callable[[str, int, float], Awaitable[bytes]]
 
 _READ_BYTES = 16 * 2**10
 
@@ -70,8 +71,6 @@ class RemoteKeys:
         self._changed = changed
         self._url = auth.jwks_url.partition("?")[0]  # to be told: who knows what the query is for
         self._random = random.Random()  # noqa: S311 - jitter
-        # A thread that was given up may live on. There is never a second one.
-        self._limiter = trio.CapacityLimiter(1)
         self._asked = trio.Event()
         self._fetched = trio.Event()  # set unless they are being fetched
         self._next_at = 0.0
@@ -138,14 +137,7 @@ class RemoteKeys:
         """Fetches; returns what went wrong, or ""."""
         auth = self._auth
         try:
-            content = await trio.to_thread.run_sync(
-                self._fetch,
-                auth.jwks_url,
-                auth.jwks_size,
-                auth.jwks_timeout,
-                abandon_on_cancel=True,
-                limiter=self._limiter,
-            )
+            content = await self._fetch(auth.jwks_url, auth.jwks_size, auth.jwks_timeout)
             keys = keys_of_set(content)
         except (OSError, HTTPException, UnusableKey, ValueError) as error:
             return _in_words(error)
@@ -158,8 +150,18 @@ class RemoteKeys:
         return ""
 
 
-def fetch(url: str, max_bytes: int, seconds: float) -> bytes:
-    """What is at the URL; see ``Fetch``. Called in a thread.
+def fetching_in_threads() -> Fetch:
+    """Fetches in a thread, of which there is one at most: one that was given up may live on for a while."""
+    limiter = trio.CapacityLimiter(1)
+
+    async def fetch(url: str, max_bytes: int, seconds: float) -> bytes:
+        return await trio.to_thread.run_sync(_fetch, url, max_bytes, seconds, abandon_on_cancel=True, limiter=limiter)
+
+    return fetch
+
+
+def _fetch(url: str, max_bytes: int, seconds: float) -> bytes:
+    """What is at the URL; see ``Fetch``.
 
     Redirects are not followed: where one leads to need not be as safe as what was configured.
     """

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import re
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from heapq import heappop, heappush
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tricast.access.identity import Identity
 from tricast.config import AuthSection
-from tricast.errors import LimitExceeded, Unauthorized
+from tricast.errors import LimitExceeded, Unauthorized, Unavailable
 
 #: What a ticket is sealed as. Something else that was sealed with the same secret is none.
 _PURPOSE = b"tricast ticket 1"
@@ -74,7 +75,7 @@ class OwnUses:
 class SharedUses:
     """What was used in any of the processes that share a folder: an empty file for each.
 
-    That a file can be made by one process alone (O_EXCL) needs no lock that somebody who died may hold.
+    That a name can be taken by one process alone needs no lock, which somebody who died might hold.
 
     Args:
         folder: there, and nobody else's.
@@ -96,13 +97,17 @@ class SharedUses:
         """See ``Uses.add``.
 
         Raises:
-            OSError: the folder cannot be written to.
+            Unavailable: the folder cannot be written to.
         """
         name = f"ticket-{math.ceil(expires_at)}-{ticket.hex()}"
         try:
-            os.close(os.open(self._folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            # Unlike open this takes no descriptor, of which there may be none just when many come back.
+            os.mknod(self._folder / name, stat.S_IFREG | stat.S_IRUSR | stat.S_IWUSR)
         except FileExistsError:
             return False
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise Unavailable(f"tickets cannot be taken: {why}", code="tickets-unavailable") from None
         heappush(self._by_end, (math.ceil(expires_at), name))
         return True
 

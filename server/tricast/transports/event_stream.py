@@ -27,6 +27,7 @@ class EventStream(Stream):
     """
 
     __slots__ = ("_is_chunked", "_last_sent", "_lease", "_start", "_topics")
+    transport = "sse"
 
     def __init__(
         self,
@@ -45,8 +46,7 @@ class EventStream(Stream):
         self._is_chunked = is_chunked
         self._last_sent = trio.current_time()
         #: Under which name it can be renewed. It is not secret: only the account that opened it can use it.
-        self._lease = "" if identity.expires_at is None else f"{runtime.random.getrandbits(128):032x}"
-        runtime.counters.streams["sse"] += 1
+        self._lease = "" if identity.expires_at is None else runtime.leases.new_name()
 
     def opening(self) -> bytes:
         """The first bytes of the body."""
@@ -61,12 +61,12 @@ class EventStream(Stream):
         self.follow(self._topics, self._start)
         del self._topics, self._start  # the feed has them, shared
         if self._lease:
-            self.runtime.leases[self._lease] = self
+            self.runtime.leases.add(self._lease, self)
         try:
             while await self.connection.receive():
                 pass  # an event stream's client has nothing to say
         finally:
-            self.runtime.leases.pop(self._lease, None)
+            self.runtime.leases.discard(self._lease)
         raise ConnectionLost("left", reason="left")
 
     def push(self, block: bytes) -> Sent:

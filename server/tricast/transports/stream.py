@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import trio
 
@@ -50,15 +50,19 @@ class Stream(Subscriber):
     The connection's nursery is opened and owned by whoever calls ``run``; it outlives this object.
 
     Attributes:
+        transport: what it is counted as.
         identity: who is at the other end.
+        account: whom its limits count for.
         expires_at: when what the client was let in with is over, by ``trio.current_time()``.
         rotates_at: when the connection has been there for long enough.
     """
 
     __slots__ = (
-        "_is_catching_up", "_is_leaving", "connection", "expires_at", "identity", "nursery", "rotates_at", "runtime",
+        "_is_catching_up", "_is_leaving", "account", "connection", "expires_at", "identity", "nursery", "rotates_at",
+        "runtime",
         "slot",
     )  # fmt: skip
+    transport: ClassVar[str]
 
     def __init__(self, connection: Connection, runtime: Runtime, form: Form, identity: Identity = ANYBODY) -> None:
         super().__init__(form, BEGINNING)
@@ -68,6 +72,7 @@ class Stream(Subscriber):
         self.nursery: trio.Nursery
         self._is_catching_up = False
         self._is_leaving = False
+        self.account = ""
         self.rotates_at = math.inf
         self._let_in(identity)
 
@@ -76,7 +81,7 @@ class Stream(Subscriber):
         self.expires_at = trio.current_time() + self.runtime.time_left(identity)
 
     def renew(self, identity: Identity) -> None:
-        """See ``Leased.renew``."""
+        """See ``tricast.leases.Leased``."""
         if self._is_leaving:
             raise RemoteProtocolError("the stream is ending", code="stream-unknown", status=404)
         if (identity.account, identity.is_anonymous) != (self.identity.account, self.identity.is_anonymous):
@@ -85,6 +90,31 @@ class Stream(Subscriber):
             self.runtime.access.check_subscribe(identity, self.feed.topics.names)
         self._let_in(identity)
         self.runtime.wheel.add(self, trio.current_time())  # it may have less time now than before
+
+    def take_places(self, account: str, topics: TopicSet | None = None) -> None:
+        """Takes the stream's places, which are given back when ``run`` ends, or by ``abandon``.
+
+        Args:
+            account: whom it counts for.
+            topics: what it follows from the start.
+
+        Raises:
+            LimitExceeded: there is none left; nothing was taken.
+        """
+        self.runtime.accounts.let_in(self, account)
+        self.account = account
+        if topics is not None:
+            try:
+                self.runtime.hub.reserve(self, topics)
+            except LimitExceeded:
+                self.abandon()
+                raise
+        self.runtime.counters.streams[self.transport] += 1
+
+    def abandon(self) -> None:
+        """Gives back what it has: its places, and its position among the subscribers."""
+        self.runtime.hub.leave(self)
+        self.runtime.accounts.let_go(self)
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Serves the connection until it ends. Cancelling it leaves no trace in the hub or on the wheel."""
@@ -96,7 +126,7 @@ class Stream(Subscriber):
         finally:
             self.runtime.open[self.connection] = NothingToEnd()
             self.runtime.wheel.discard(self)
-            self.runtime.hub.leave(self)
+            self.abandon()
 
     @abstractmethod
     async def serve(self) -> None:
@@ -161,11 +191,15 @@ class Stream(Subscriber):
             self.fell_behind()
 
     def follow(self, topics: TopicSet, start: "Start") -> None:
-        """Begins, or begins anew, to follow topics from a position; not on the way out, for a goodbye comes last."""
+        """Begins, or begins anew, to follow topics from a position; not on the way out, for a goodbye comes last.
+
+        Raises:
+            LimitExceeded: there is no place left; where it was reserved there is. Nothing is followed then.
+        """
         if self._is_leaving:
             return
         hub = self.runtime.hub
-        hub.leave(self)
+        hub.pause(self)
         self.position = start.position
         self.was_live = False
         hub.join(self, topics)
@@ -193,6 +227,7 @@ class Stream(Subscriber):
         """Reads on from the log until this subscriber is live, no faster than the peer takes it."""
         hub = self.runtime.hub
         await self.connection.drain()
+        await self.runtime.catching_up.pass_through()
         while (feed := self.feed) is not None and not self.is_live:
             position = self.position
             try:
@@ -202,15 +237,15 @@ class Stream(Subscriber):
                 self.runtime.counters.unavailable += 1
                 self.drain(self.runtime.jitter(error.retry_after))
                 return
-            await trio.lowlevel.checkpoint()
             # While this waited, the client may have subscribed to something else, or been sent an answer that waits.
             if self.feed is feed and self.position is position and not self.connection.has_tail:
                 if found.events or found.gap is not None:
-                    self.connection.send_now(self.form.block(found.events, found.gap))
+                    self.connection.send_now(hub.block(self, found))
                 hub.advance(self, found)
                 if found.complete and not self.connection.has_tail:
                     hub.try_go_live(self)
             await self.connection.drain()
+            await self.runtime.catching_up.pass_through()
         self._is_catching_up = False
 
 
@@ -239,10 +274,10 @@ def check_topics(topics: Iterable[str], runtime: Runtime) -> TopicSet:
     limits = runtime.config.limits
     if not names:
         raise RemoteProtocolError("name at least one topic", code="bad-topic")
+    if len(names) > limits.topics:  # before they are looked at: there may be thousands
+        raise LimitExceeded("limits.topics", limits.topics, len(names), status=400)
     for name in names:
         check_pattern(name, max_bytes=limits.topic_size)
-    if len(names) > limits.topics:
-        raise LimitExceeded("limits.topics", limits.topics, len(names), status=400)
     return TopicSet(names)
 
 
@@ -283,4 +318,7 @@ def last_id_of(request: Request) -> str | None:
 
 
 async def _raise(error: Exception) -> None:
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # its traceback holds this frame: a cycle, with all of the connection

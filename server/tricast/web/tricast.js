@@ -314,14 +314,52 @@ function sinceId(id, arrivedAt) {
   return Math.round(performance.timeOrigin + arrivedAt - Number(id.split("-")[0]));
 }
 
+// ----------------------------------------------------------------------------------------------------------- identity
+
+/** Who this page is to the server. The token is kept nowhere but here: not in the address, and in no storage. */
+const identity = { token: "", changed: null };
+
+/** The headers of a request, with the token once there is one. A cookie needs nothing: the browser sends it. */
+function withToken(headers = {}) {
+  return identity.token ? { ...headers, Authorization: `Bearer ${identity.token}` } : headers;
+}
+
+/** The parameter for the URL of an EventSource, which can set no header: a ticket, good for this one connection. */
+async function ticket(signal) {
+  if (!identity.token) return {};
+  const response = await fetch("/ticket", { method: "POST", signal, headers: withToken() });
+  if (!response.ok) throw await refusal(response);
+  return { ticket: (await response.json()).ticket };
+}
+
+/** Shows the field for a token; resolves when another one was given. */
+function askForToken(why) {
+  byId("identity-why").textContent = why;
+  byId("identity").hidden = false;
+  identity.changed ??= new Promise((resolve) => {
+    byId("identity").onsubmit = (event) => {
+      event.preventDefault();
+      identity.token = byId("token").value.trim();
+      identity.changed = null;
+      byId("token").value = "";
+      byId("identity").hidden = true;
+      byId("curl").textContent = curlCommand();
+      resolve();
+    };
+  });
+  return identity.changed;
+}
+
 // --------------------------------------------------------------------------------------------------------- transports
 
 /** The connection ended in a way that says when to come back, or that coming back is of no use. */
 class Ended extends Error {
-  constructor(message, { retryAfterMs = null, isFinal = false, isGoodbye = false, why = null } = {}) {
+  constructor(message, options = {}) {
+    const { retryAfterMs = null, isFinal = false, isGoodbye = false, needsToken = false, why = null } = options;
     super(message);
     this.retryAfterMs = retryAfterMs;
     this.isFinal = isFinal;
+    this.needsToken = needsToken; // the server asks who this is
     this.isGoodbye = isGoodbye; // the server goes down, and says so
     this.why = why; // what there is to be said of a refusal
   }
@@ -336,7 +374,8 @@ async function longPoll(reader, signal) {
   for (;;) {
     reader.asks(["open", "request waiting"]);
     const url = eventsUrl({ last_id: reader.position });
-    const response = await fetch(url, { signal, cache: "no-store", headers: { Accept: "application/json" } });
+    const headers = withToken({ Accept: "application/json" });
+    const response = await fetch(url, { signal, cache: "no-store", headers });
     // RFC 9110 15.6.5: this is not the server speaking, but somebody in front who did not wait for it any longer.
     if (response.status === 504) throw reader.lost("HTTP 504", { isForSilence: true });
     if (!response.ok) throw await refusal(response);
@@ -358,11 +397,12 @@ async function longPoll(reader, signal) {
 }
 
 /** Server-Sent Events: the browser reads the stream, and after a loss comes back by itself with Last-Event-ID. */
-function eventStream(reader, signal) {
+async function eventStream(reader, signal) {
+  reader.asks(["connecting", "connecting"]);
+  const who = await ticket(signal);
   return new Promise((resolve, reject) => {
-    reader.asks(["connecting", "connecting"]);
     // With the envelope every event comes under the default name, whatever its type; EventSource has no "any" listener.
-    const source = new EventSource(eventsUrl({ last_id: reader.position, envelope: "json" }));
+    const source = new EventSource(eventsUrl({ last_id: reader.position, envelope: "json", ...who }));
     source.onopen = () => reader.answered("open", "stream open");
     source.onmessage = ({ data }) => {
       reader.counts.bytes += utf8Size(data);
@@ -401,7 +441,8 @@ function webSocket(reader, signal) {
     const url = new URL(eventsUrl({ last_id: reader.position }, "/ws"), location.href);
     let isOpen = false;
     url.protocol = url.protocol.replace("http", "ws");
-    const socket = new WebSocket(url, "tricast.v1");
+    const who = identity.token ? [`tricast.token.${identity.token}`] : [];
+    const socket = new WebSocket(url, ["tricast.v1", ...who]);
     socket.onopen = () => (isOpen = true);
     socket.onmessage = ({ data }) => {
       const message = JSON.parse(data);
@@ -437,7 +478,8 @@ async function whyNoWebSocket(signal) {
     if (plain.status !== 426) {
       return new Ended("refused", { retryAfterMs: retryAfter(plain), why: `Refused: ${await saying(plain)}.` });
     }
-    const posted = await fetch("/publish", { method: "POST", signal });
+    const posted = await fetch("/publish", { method: "POST", signal, headers: withToken() });
+    if (posted.status === 401) return await refusal(posted);
     const isForeign = posted.status === 403 && isOurs(posted);
     return new Ended("refused", { why: isForeign ? FOREIGN_ORIGIN : NO_UPGRADE });
   } catch (error) {
@@ -449,7 +491,8 @@ async function whyNoWebSocket(signal) {
 /** The error of an HTTP answer, in the server's own words where it gave some (RFC 9457). */
 async function refusal(response) {
   const isFinal = response.status >= 400 && response.status < 500 && ![408, 425, 429].includes(response.status);
-  return new Ended(await saying(response), { retryAfterMs: retryAfter(response), isFinal });
+  const needsToken = response.status === 401 && isOurs(response);
+  return new Ended(await saying(response), { retryAfterMs: retryAfter(response), isFinal, needsToken });
 }
 
 /** What an answer says went wrong. */
@@ -480,6 +523,9 @@ async function follow(reader, connect) {
       failures = 0;
       reader.show("cut", `cut, back in ${CUT_MS / 1000} s`);
       await reader.pause(CUT_MS);
+    } else if (ended.needsToken) {
+      reader.show("refused", ended.message);
+      await askForToken(ended.message);
     } else if (ended.isFinal) {
       reader.show("refused", ended.message);
       await reader.pause(null);
@@ -518,9 +564,9 @@ function backoff(failures) {
 async function learnStart() {
   const signal = AbortSignal.timeout(START_TIMEOUT_MS);
   try {
-    const response = await fetch(eventsUrl({}), { method: "HEAD", signal, cache: "no-store" });
+    const response = await fetch(eventsUrl({}), { method: "HEAD", signal, cache: "no-store", headers: withToken() });
     // What is wrong is told in a body, which the answer to a HEAD does not have.
-    if (!response.ok) throw await refusal(await fetch(eventsUrl({}), { signal, cache: "no-store" }));
+    if (!response.ok) throw await refusal(await fetch(eventsUrl({}), { signal, cache: "no-store", headers: withToken() }));
     return response.headers.get("Last-Event-ID") ?? "0-0";
   } catch (error) {
     if (error instanceof Ended && error.isFinal) throw error;
@@ -813,7 +859,7 @@ async function publish(ledger) {
   const sentAt = performance.now();
   try {
     const url = `/publish?${new URLSearchParams({ topic, type: byId("type").value.trim() })}`;
-    const response = await fetch(url, { method: "POST", body: data });
+    const response = await fetch(url, { method: "POST", body: data, headers: withToken() });
     if (!response.ok) throw await refusal(response);
     const { id } = await response.json();
     ledger.published(id, sentAt);
@@ -823,6 +869,7 @@ async function publish(ledger) {
     render();
   } catch (error) {
     if (!(error instanceof Ended || error instanceof TypeError)) throw error;
+    if (error.needsToken) askForToken(error.message);
     output.className = "problem";
     output.textContent = error instanceof Ended ? error.message : "The server cannot be reached";
   }
@@ -836,7 +883,8 @@ function proposeNext(published) {
 
 function curlCommand() {
   const target = `${location.origin}/publish?topic=${encodeURIComponent(topic).replaceAll("'", "%27")}`;
-  return `curl -d '{"hello":"world"}' '${target}'`;
+  const who = identity.token ? `-H "Authorization: Bearer $TRICAST_TOKEN" ` : "";
+  return `curl ${who}-d '{"hello":"world"}' '${target}'`;
 }
 
 async function copyCommand() {
@@ -899,6 +947,25 @@ const TRANSPORTS = [
   },
 ];
 
+/** The same, asking for a token for as long as the server wants one; null when it is of no use to go on. */
+async function learnStartAsSomebody() {
+  for (;;) {
+    try {
+      return await learnStart();
+    } catch (error) {
+      byId("verdict").textContent = "Not connected";
+      if (error.needsToken) {
+        await askForToken(error.message);
+      } else {
+        byId("topic-error").textContent = error.message;
+        byId("topic-error").hidden = false;
+        byId("topic").setAttribute("aria-invalid", "true");
+        return null;
+      }
+    }
+  }
+}
+
 async function start() {
   const ledger = new Ledger();
   const tape = new TapeView(byId("tape"));
@@ -907,16 +974,8 @@ async function start() {
   byId("channels").append(...readers.map(({ view }) => view.channel));
   wireForms(ledger);
 
-  let position;
-  try {
-    position = await learnStart();
-  } catch (error) {
-    byId("topic-error").textContent = error.message;
-    byId("topic-error").hidden = false;
-    byId("topic").setAttribute("aria-invalid", "true");
-    byId("verdict").textContent = "Not connected";
-    return;
-  }
+  const position = await learnStartAsSomebody();
+  if (position === null) return;
   draw = () => {
     const now = performance.now();
     const newest = ledger.columns.at(-1)?.id;

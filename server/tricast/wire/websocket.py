@@ -186,6 +186,9 @@ _DEFLATE_TAIL = b"\x00\x00\xff\xff"
 #: is of that block itself, where it is an empty one.
 _BEHIND_LAST_BLOCK = (_DEFLATE_TAIL, b"\x00" + _DEFLATE_TAIL, b"")
 _MAX_BEHIND_LAST_BLOCK = max(map(len, _BEHIND_LAST_BLOCK))
+#: How much longer than the longest message a compressed one may be: deflate adds 5 bytes to 64 KiB that it cannot
+#: compress (RFC 1951 3.2.4), and to what is flushed; more than this, and somebody sends blocks with nothing in them.
+_DEFLATED_FACTOR, _DEFLATED_EXTRA = 2, 2**10
 #: RFC 6455 9.1: a parameter with its value, if it has one, which may stand in quotes.
 _PARAMETER = re.compile(r"""([^\s="]+)(?:\s*=\s*(?:([^\s="]+)|"([^\s="]+)"))?""")
 #: The parameters of an offer, with the values they may have here (RFC 7692 7.1); None is for none.
@@ -237,7 +240,8 @@ class BoundedInflate(Extension):
     """permessage-deflate for wsproto, for what comes in only, and with an end: a few bytes can inflate to gigabytes.
 
     Args:
-        max_message: bytes that a message may inflate to.
+        max_message: bytes that a message may inflate to. Before it has, it is not much more either: empty blocks
+            inflate to nothing, and would come without an end.
     """
 
     name = DEFLATE
@@ -245,6 +249,7 @@ class BoundedInflate(Extension):
     def __init__(self, max_message: int) -> None:
         self._max_message = max_message
         self._left = 0
+        self._deflated_left = 0
         self._inflater: Any = None
         self._is_data = False
 
@@ -270,6 +275,7 @@ class BoundedInflate(Extension):
         if self._is_data and opcode is not Opcode.CONTINUATION:
             self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if rsv.rsv1 else None
             self._left = self._max_message
+            self._deflated_left = _DEFLATED_FACTOR * self._max_message + _DEFLATED_EXTRA
         return RsvBits(rsv1=True, rsv2=False, rsv3=False)
 
     def frame_inbound_payload_data(
@@ -300,10 +306,11 @@ class BoundedInflate(Extension):
         except zlib.error:
             return CloseReason.INVALID_FRAME_PAYLOAD_DATA
         self._left -= len(inflated)
+        self._deflated_left -= len(data)
         if len(self._inflater.unused_data) > _MAX_BEHIND_LAST_BLOCK:
             # All that comes behind it would be kept, and a frame may be as long as it likes.
             return CloseReason.INVALID_FRAME_PAYLOAD_DATA
-        return CloseReason.MESSAGE_TOO_BIG if self._left < 0 else inflated
+        return CloseReason.MESSAGE_TOO_BIG if self._left < 0 or self._deflated_left < 0 else inflated
 
 
 class Operation(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

@@ -24,7 +24,8 @@ class Begin(msgspec.Struct, tag=True):
         listeners: descriptors by number of the worker whose they are.
         admin_listeners: descriptors that all workers have.
         boards: descriptors by number of the worker whose they are.
-        folder: the supervisor's private folder, for who outlives the supervisor; none is "".
+        folder: the supervisor's private folder, for what all workers share; who outlives the supervisor removes it.
+            None is "".
     """
 
     worker: int

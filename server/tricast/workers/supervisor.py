@@ -7,6 +7,7 @@ wait in their queues rather than being turned away when a worker is not there.
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import sys
@@ -19,7 +20,7 @@ import trio
 
 from tricast.config import MEMORY_URL, SQLITE_URL, Config
 from tricast.descriptors import raise_soft_limit
-from tricast.errors import ConfigError, ConfigProblem, WorkerFailed
+from tricast.errors import ConfigError, WorkerFailed
 from tricast.listening import announce, listen, listen_in_groups, set_options
 from tricast.logs import Logger, program_logger
 from tricast.metrics import Board
@@ -39,6 +40,7 @@ _PRIVATE_LOG = "log.db"
 _FIXED = (
     ("server", "host"),
     ("server", "port"),
+    ("server", "unix_mode"),
     ("server", "workers"),
     ("admin", "enabled"),
     ("admin", "host"),
@@ -91,6 +93,7 @@ class Supervisor:
         self._workers: list[Worker] = []  # by number: the newest that was ready, or is to replace one that died
         self._alive: dict[Worker, None] = {}
         self._folder = ""
+        self._ticket_secret = secrets.token_urlsafe(32)
 
     async def run(self) -> None:
         """Supervises until it is told to go down and all processes have ended. Cancelling kills them.
@@ -124,9 +127,21 @@ class Supervisor:
         self._board_fds = [Board.create(number) for number in range(self._count)]
         for fd in self._board_fds:
             at_the_end.callback(os.close, fd)
-        if config.log.url == MEMORY_URL:
+        at_the_end.callback(self._remove_folder)
+        self._make_folder_for(config)
+
+    def _make_folder_for(self, config: Config) -> None:
+        """Makes the folder, where there is none yet, that workers with this configuration have to share.
+
+        Raises:
+            WorkerFailed: there is no place for it.
+        """
+        if not self._folder and (config.log.url == MEMORY_URL or config.auth.is_on):
             self._folder = _private_folder()
-            at_the_end.callback(shutil.rmtree, self._folder, ignore_errors=True)
+
+    def _remove_folder(self) -> None:
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _supervise(self, limits: tuple[int, int]) -> None:
         """Has as many workers as there should be, until it is told to go down."""
@@ -148,7 +163,7 @@ class Supervisor:
         raised = {} if before == after else {"raised_from": before}
         self._logger.info("workers", count=self._count, pids=[worker.pid for worker in self._workers])
         self._logger.info("descriptors of each worker", limit=after, **raised)
-        if self._folder:
+        if self._config.log.url == MEMORY_URL:
             self._logger.info(
                 f"log.url is {MEMORY_URL}, which several workers cannot share: "
                 "events are kept in a temporary folder and are gone when the server ends",
@@ -161,8 +176,10 @@ class Supervisor:
     def _start(self, number: int, config: Config) -> Worker:
         # As Python has it: a duration as text would be rounded.
         settings = config.model_dump()
-        if self._folder:
+        if config.log.url == MEMORY_URL:
             settings["log"] |= {"url": f"{SQLITE_URL}{self._folder}/{_PRIVATE_LOG}", "synchronous": "off"}
+        if not config.auth.ticket_secret:
+            settings["auth"] |= {"ticket_secret": self._ticket_secret}
         begin = Begin(
             worker=number,
             restarts=self._restarts[number],
@@ -263,13 +280,19 @@ class Supervisor:
 
     def _load_again(self) -> Config | None:
         """The configuration as it is to be now; None, and all problems told, when it is wrong."""
-        problems: Sequence[ConfigProblem] = ()
+        what = ""
+        problems: list[str] = []
         try:
-            return self._with_what_is_fixed(self._reload())
+            config = self._with_what_is_fixed(self._reload())
+            self._make_folder_for(config)
         except ConfigError as error:
-            problems = error.problems
+            what, problems = "not reloaded: the configuration is wrong", list(map(str, error.problems))
+        except WorkerFailed as error:
+            what, problems = "not reloaded", list(error.lines)
+        else:
+            return config
         for problem in problems:
-            self._logger.error("not reloaded: the configuration is wrong", problem=str(problem))
+            self._logger.error(what, problem=problem)
         return None
 
     async def _set_back(self, numbers: Sequence[int]) -> None:
@@ -347,7 +370,7 @@ def _private_folder() -> str:
     try:
         return tempfile.mkdtemp(prefix="tricast-")
     except OSError as error:
-        raise WorkerFailed([f"cannot make a temporary folder for the log: {error.strerror or error}"]) from None
+        raise WorkerFailed([f"cannot make a temporary folder: {error.strerror or error}"]) from None
 
 
 def _end_of(worker: Worker) -> str:

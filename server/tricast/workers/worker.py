@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 import trio
@@ -50,6 +51,7 @@ class _Worker:
             [listener for group in self._listeners for listener in group],
             _sockets_of(self._begin.admin_listeners),
             self._boards,
+            Path(self._begin.folder) if self._begin.folder else None,
         )
         folder = _hold(self._begin.folder) if self._begin.folder else None
         lines: list[str] = []
