@@ -1,5 +1,5 @@
-"""Invariant: every part of an introduction that is good so far asks for more; a whole one says the same whatever follows
-it, and the client that it says is the address in it; everything else is refused, and stays so when more comes.
+"""Invariant: every part of an introduction that is good so far asks for more; a whole one says the same whatever
+follows it, and its client is the address that stands in it; what is refused stays so when more comes.
 """
 
 import ipaddress
