@@ -1,5 +1,6 @@
 """Has the server read requests, and compares what it understood with what they are."""
 
+import io
 import re
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from tricast.http import Exchange, HttpConnection
 from tricast.runtime import Runtime
 from tricast.wire.http1 import Response
 
-CONFIG = Config()
+#: Every request has a line in the log.
+CONFIGS = [Config.model_validate({"logging": {"access": True, "format": kind}}) for kind in ("console", "json")]
 _MAX_BODY = 2**20
 _ANSWER = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) [A-Za-z' -]+\r\n((?:[a-z-]+: [^\r\n\0]*\r\n)*)\r\n")
 
@@ -29,8 +31,9 @@ class Understood(NamedTuple):
     statuses: list[int]
 
 
-def understand(data: bytes, **manner: int) -> Understood:
+def understand(data: bytes, *, leaves: bool, **manner: int) -> Understood:
     """What the server makes of these bytes; see ``converse`` for the manner in which they come."""
+    said = io.StringIO()
     asked: list[Asked] = []
 
     async def route(exchange: Exchange) -> Response:
@@ -45,7 +48,11 @@ def understand(data: bytes, **manner: int) -> Understood:
     async def serve(connection: Connection, runtime: Runtime) -> None:
         assert await HttpConnection(connection, runtime, route).run() is None
 
-    output = converse(serve, data, CONFIG, **manner)
+    output = converse(serve, data, CONFIGS[leaves], leaves=leaves, said=said, **manner)
+    lines = said.getvalue().splitlines()
+    assert all(map(str.isprintable, lines)), "a line of the log has more in it than can be seen"
+    # What is no request may be told as well: somebody who speaks TLS here is.
+    assert len(lines) <= len(asked) + 1, "the log has a line that is none"
     return Understood(asked, statuses_in(output, [found.method for found in asked]))
 
 

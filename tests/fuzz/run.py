@@ -33,7 +33,7 @@ class Effort(NamedTuple):
     """How long to look.
 
     Attributes:
-        seconds: 0 is for as long as the runs take.
+        seconds: 0 is for any time.
         runs: inputs to try; -1 is for any number.
         seed: of the random numbers; 0 is another one each time.
     """
@@ -46,7 +46,7 @@ class Effort(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Looks, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__, epilog=_EPILOG)
-    parser.add_argument("seconds", metavar="SECONDS", type=int, help="for each target")
+    parser.add_argument("seconds", metavar="SECONDS", type=int, help="for each target; 0 is without end")
     parser.add_argument(
         "targets", metavar="TARGET", nargs="*", help=f"of {', '.join(TARGETS)}, or a file that is one; all by default"
     )

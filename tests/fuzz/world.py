@@ -4,12 +4,13 @@ What a client sends is in the kernel before the server begins, so that nothing d
 whole or in steps. A target that raises has found something.
 """
 
+import io
 import random
 import socket
 from collections.abc import Awaitable, Callable
 from functools import cache
+from typing import TextIO
 
-import structlog
 import trio
 import trio.testing
 
@@ -19,7 +20,7 @@ from tricast.connection import RECEIVE_BYTES, Connection
 from tricast.errors import ConnectionLost
 from tricast.hub import Hub
 from tricast.log.memory import MemoryLog
-from tricast.logs import Logger
+from tricast.logs import Logger, program_logger
 from tricast.runtime import Runtime
 from tricast.sweep import Wheel
 
@@ -35,16 +36,8 @@ def _connection_class(step: int) -> type[Connection]:
     return type("_Stepping", (Connection,), {"__slots__": (), "_receive_bytes": step})
 
 
-def _silent() -> Logger:
-    logger: Logger = structlog.wrap_logger(
-        structlog.ReturnLogger(), processors=[], wrapper_class=structlog.make_filtering_bound_logger(50)
-    )
-    return logger
-
-
-def make_runtime(config: Config) -> Runtime:
+def _make_runtime(config: Config, logger: Logger) -> Runtime:
     """What connections share, with a log that is empty."""
-    logger = _silent()
     log = MemoryLog(history=100, history_age=3600, history_size=2**20, clock=lambda: _NOW)
     hub = Hub(
         log,
@@ -64,7 +57,15 @@ def make_runtime(config: Config) -> Runtime:
     )
 
 
-def converse(serve: Serve, data: bytes, config: Config, *, step: int = RECEIVE_BYTES, leaves: bool = False) -> bytes:
+def converse(
+    serve: Serve,
+    data: bytes,
+    config: Config,
+    *,
+    step: int = RECEIVE_BYTES,
+    leaves: bool = False,
+    said: TextIO | None = None,
+) -> bytes:
     """What a client gets that sends this and then only listens.
 
     Args:
@@ -73,6 +74,7 @@ def converse(serve: Serve, data: bytes, config: Config, *, step: int = RECEIVE_B
         config: the server's.
         step: how many bytes the server gets at a time.
         leaves: whether the client says that it sends no more.
+        said: where the server's log goes; nowhere by default.
     """
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -80,13 +82,14 @@ def converse(serve: Serve, data: bytes, config: Config, *, step: int = RECEIVE_B
         if leaves:
             ours.shutdown(socket.SHUT_WR)
         theirs.setblocking(False)
-        trio.run(_serve, serve, theirs, config, step, clock=trio.testing.MockClock(autojump_threshold=0))
+        logger = program_logger(config.logging, said if said is not None else io.StringIO())
+        trio.run(_serve, serve, theirs, config, step, logger, clock=trio.testing.MockClock(autojump_threshold=0))
         theirs.close()
         return _received(ours)
 
 
-async def _serve(serve: Serve, sock: socket.socket, config: Config, step: int) -> None:
-    runtime = make_runtime(config)
+async def _serve(serve: Serve, sock: socket.socket, config: Config, step: int, logger: Logger) -> None:
+    runtime = _make_runtime(config, logger)
     connection = _connection_class(step)(sock, "fuzzer", write_timeout=config.limits.write_timeout)
     with trio.fail_after(_FOREVER_SECONDS):
         async with runtime.hub.open(), trio.open_nursery() as background:
