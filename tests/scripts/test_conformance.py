@@ -1,6 +1,7 @@
 """Autobahn's test suite: the quick part of the real one; and with one that is ours, what is made of what it says."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -30,6 +31,21 @@ def test_the_quick_cases_end_well() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     (total,) = re.findall(r"\*\*all\*\* \| (\d+)", done.stdout)
     assert int(total) > 250
+
+
+def test_a_folder_that_is_something_else_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    done = subprocess.run(
+        [ROOT / "scripts" / "conformance", "--set-up"],
+        env=os.environ | {"AUTOBAHN": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "is there already, and is not Autobahn's suite" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 #: Where nobody has to be, for our suite asks nobody.
