@@ -61,7 +61,7 @@ def upgrade(
     deflate = None
     if runtime.config.websocket.permessage_deflate:
         deflate = accept_deflate(b",".join(request.members(b"sec-websocket-extensions")).decode("ascii"))
-    head = switching_head(exchange, subprotocol, deflate)
+    head = switching_head(exchange, subprotocol, None if deflate is None else deflate.answer)
     session = Session(
         exchange.connection,
         runtime,
@@ -69,7 +69,7 @@ def upgrade(
         handler,
         exchange.unread(),
         subscription=subscription,
-        has_deflate=deflate is not None,
+        window_bits=None if deflate is None else deflate.window_bits,
         identity=exchange.identity,
     )
     session.take_places(account_of(exchange), None if subscription is None else subscription.topics)

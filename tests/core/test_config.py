@@ -235,6 +235,7 @@ def test_listeners_without_ports(load: Loader, hosts: tuple[str, str]) -> None:
         ("x = ", "FILE: not TOML: Invalid value"),
         ("[poll]\n[poll]", "FILE: not TOML: Cannot declare"),
         (b"x = '\xff'", "FILE: not TOML: 'utf-8' codec"),
+        ("x = " + "[" * 10_000, "FILE: lists and tables are too deep within one another"),
     ],
 )
 def test_one_problem(load: Loader, text: str | bytes, problem: str) -> None:

@@ -67,7 +67,7 @@ class Session(Stream):
         handler: what serves it.
         received: bytes that came in behind the opening request.
         subscription: what it follows from the start.
-        has_deflate: whether permessage-deflate was negotiated.
+        window_bits: what the client lets us compress with, where permessage-deflate was negotiated.
         identity: who asks for it.
 
     Attributes:
@@ -92,10 +92,11 @@ class Session(Stream):
         received: bytes,
         *,
         subscription: Subscription | None = None,
-        has_deflate: bool = False,
+        window_bits: int | None = None,
         identity: Identity = ANYBODY,
     ) -> None:
-        super().__init__(connection, runtime, wire.DEFLATED_FORM if has_deflate else wire.FORM, identity)
+        form = wire.FORM if window_bits is None else wire.DEFLATED_FORMS[window_bits]
+        super().__init__(connection, runtime, form, identity)
         #: Only from the first thing on that needs it: a client that listens, and answers pings, costs no such object.
         self._protocol: Protocol | None = None
         self._received: bytearray | None = bytearray(received) if received else None
@@ -189,7 +190,7 @@ class Session(Stream):
     def _wsproto(self) -> Protocol:
         """Wsproto's state of this connection, which from now on parses what comes in."""
         if self._protocol is None:
-            has_deflate = self.form is wire.DEFLATED_FORM
+            has_deflate = self.form is not wire.FORM
             extensions = [wire.BoundedInflate(self.runtime.config.websocket.max_message)] if has_deflate else []
             self._protocol = Protocol(ConnectionType.SERVER, [*extensions], bytes(self._received or b""))
             self._received = None

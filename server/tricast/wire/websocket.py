@@ -9,6 +9,7 @@ import re
 import struct
 import zlib
 from enum import Enum
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -46,9 +47,9 @@ def pong_frame(payload: bytes) -> bytes:
     return _frame(_FIN_PONG, payload)
 
 
-def deflated_frame(payload: bytes) -> bytes:
+def deflated_frame(payload: bytes, *, window_bits: int = zlib.MAX_WBITS) -> bytes:
     """One whole text message, compressed without context takeover (RFC 7692 7.2.1); as it is where that is shorter."""
-    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    compressor = zlib.compressobj(wbits=-window_bits)
     deflated = (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)).removesuffix(_DEFLATE_TAIL)
     return _frame(_FIN_TEXT | _RSV1, deflated) if len(deflated) < len(payload) else text_frame(payload)
 
@@ -67,9 +68,9 @@ def encode_event(event: Event) -> bytes:
     return text_frame(encode_json(event))
 
 
-def encode_event_deflated(event: Event) -> bytes:
+def encode_event_deflated(event: Event, *, window_bits: int) -> bytes:
     """The event as JSON in a compressed text frame."""
-    return deflated_frame(encode_json(event))
+    return deflated_frame(encode_json(event), window_bits=window_bits)
 
 
 def encode_gap(gap: Gap) -> bytes:
@@ -78,8 +79,14 @@ def encode_gap(gap: Gap) -> bytes:
 
 
 FORM = StreamForm("websocket", encode_event, encode_gap)
-#: For those who negotiated permessage-deflate: one compressed frame for all of them.
-DEFLATED_FORM = StreamForm("websocket-deflate", encode_event_deflated, encode_gap)
+#: What a client may have us compress with (RFC 7692 7.1.2.1). zlib makes no stream with the window of 8 bits.
+_WINDOWS = range(9, zlib.MAX_WBITS + 1)
+#: For those who negotiated permessage-deflate, by the bits of the window: one compressed frame for all who have the
+#: same. Nearly all leave the largest to us.
+DEFLATED_FORMS = {
+    bits: StreamForm(f"websocket-deflate-{bits}", partial(encode_event_deflated, window_bits=bits), encode_gap)
+    for bits in _WINDOWS
+}
 
 
 # What comes in
@@ -175,8 +182,9 @@ DEFLATE = "permessage-deflate"
 DEFLATE_ACCEPTED = b"permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 #: What ends every compressed message, and is left away (RFC 7692 7.2.1).
 _DEFLATE_TAIL = b"\x00\x00\xff\xff"
-#: Behind a block that says it is the last (RFC 7692 7.2.3.4), an empty one may be what follows.
-_BEHIND_LAST_BLOCK = (_DEFLATE_TAIL, b"\x00" + _DEFLATE_TAIL)
+#: Behind a block that says it is the last (RFC 7692 7.2.3.4), an empty one may be what follows; or what was left away
+#: is of that block itself, where it is an empty one.
+_BEHIND_LAST_BLOCK = (_DEFLATE_TAIL, b"\x00" + _DEFLATE_TAIL, b"")
 _MAX_BEHIND_LAST_BLOCK = max(map(len, _BEHIND_LAST_BLOCK))
 #: How much longer than the longest message a compressed one may be: deflate adds 5 bytes to 64 KiB that it cannot
 #: compress (RFC 1951 3.2.4), and to what is flushed; more than this, and somebody sends blocks with nothing in them.
@@ -187,34 +195,45 @@ _PARAMETER = re.compile(r"""([^\s="]+)(?:\s*=\s*(?:([^\s="]+)|"([^\s="]+)"))?"""
 _ACCEPTABLE: dict[str, frozenset[str | None]] = {
     "server_no_context_takeover": frozenset({None}),
     "client_no_context_takeover": frozenset({None}),
-    "server_max_window_bits": frozenset({"15"}),
+    "server_max_window_bits": frozenset(map(str, _WINDOWS)),
     "client_max_window_bits": frozenset({None, *map(str, range(8, 16))}),
 }
 
 
-def accept_deflate(offers: str) -> bytes | None:
-    """The answer to the first offer in ``Sec-WebSocket-Extensions`` that can be accepted (RFC 7692 5.1, 7.1).
+class Agreement(NamedTuple):
+    """What was agreed on of permessage-deflate.
+
+    Attributes:
+        answer: the header ``Sec-WebSocket-Extensions`` of the answer.
+        window_bits: what the client lets us compress with.
+    """
+
+    answer: bytes
+    window_bits: int
+
+
+def accept_deflate(offers: str) -> Agreement | None:
+    """The answer to the first offer in ``Sec-WebSocket-Extensions`` that can be accepted (RFC 7692 5.1, 7.1), or None.
 
     Args:
         offers: the header's value; several lines joined with commas.
-
-    Returns:
-        The same header of the answer, or None.
     """
-    return next((answer for offer in offers.split(",") if (answer := _answer_to(offer)) is not None), None)
+    return next((agreed for offer in offers.split(",") if (agreed := _answer_to(offer)) is not None), None)
 
 
-def _answer_to(offer: str) -> bytes | None:
+def _answer_to(offer: str) -> Agreement | None:
     name, *parameters = (part.strip() for part in offer.split(";"))
     pairs = [_PARAMETER.fullmatch(parameter.lower()) for parameter in parameters]
     given = {pair[1]: pair[2] or pair[3] for pair in pairs if pair is not None}
     if name.lower() != DEFLATE or len(given) != len(parameters):
         return None
-    # The shared frame is compressed with the largest window, so who wants a smaller one cannot have it.
     if not all(value in _ACCEPTABLE.get(key, ()) for key, value in given.items()):
         return None
+    window = given.get("server_max_window_bits")
+    if window is None:
+        return Agreement(DEFLATE_ACCEPTED, zlib.MAX_WBITS)
     # Who names a window for the server has to be told that it is so (RFC 7692 7.1.2.1).
-    return DEFLATE_ACCEPTED + (b"; server_max_window_bits=15" if "server_max_window_bits" in given else b"")
+    return Agreement(DEFLATE_ACCEPTED + b"; server_max_window_bits=%b" % window.encode(), int(window))
 
 
 class BoundedInflate(Extension):
