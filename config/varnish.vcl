@@ -50,6 +50,11 @@ sub vcl_init {
 sub vcl_recv {
     set req.backend_hint = tricast.backend();
 
+    # Varnish adds the client's address to X-Forwarded-For. Tricast believes it where this Varnish is among
+    # server.trusted_proxies, and these two as well, so what a client says must not pass.
+    unset req.http.X-Forwarded-Host;
+    set req.http.X-Forwarded-Proto = "http";  # <-- or what Hitch or HAProxy says
+
     # For the operator; ask Tricast itself.
     if (req.url ~ "^/metrics(\?|$)") {
         return (synth(403));

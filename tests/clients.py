@@ -57,15 +57,29 @@ class Wire:
         self.buffer = bytearray()
 
     @classmethod
-    async def open(cls, url: str, *, receive_buffer: int = 0, budget: int | None = None) -> Self:
-        """Connects to the URL's host and port, with TLS where it says so."""
+    async def open(
+        cls, url: str, *, receive_buffer: int = 0, budget: int | None = None, introduction: bytes = b""
+    ) -> Self:
+        """Connects to the URL's host and port, with TLS where it says so; or to the Unix socket ``unix:PATH``.
+
+        Args:
+            url: where a user stands in front of the host, that is the address to come from.
+            receive_buffer: SO_RCVBUF.
+            budget: see the class.
+            introduction: what is sent before all else, also before TLS.
+        """
         parts = urlsplit(url)
-        family = socket.AF_INET6 if ":" in (parts.hostname or "") else socket.AF_INET
+        is_v6 = ":" in (parts.hostname or "")
+        family = socket.AF_UNIX if parts.scheme == "unix" else socket.AF_INET6 if is_v6 else socket.AF_INET
         sock = trio.socket.socket(family)
         try:
             if receive_buffer:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-            await sock.connect((parts.hostname, parts.port))
+            if parts.username:
+                await sock.bind((parts.username, 0))
+            await sock.connect(parts.path if parts.scheme == "unix" else (parts.hostname, parts.port))
+            if introduction:
+                await sock.send(introduction)
             return cls(await TlsSocket.over(sock) if parts.scheme == "https" else sock, budget)
         except BaseException:
             sock.close()

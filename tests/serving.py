@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import structlog
 import trio
-from clients import subscribe
+from clients import ask, subscribe
+from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import LogCapture
 
 import tricast
@@ -113,6 +114,29 @@ def no_garbage() -> Iterator[None]:
         gc.garbage.clear()
         gc.enable()
         gc.unfreeze()
+
+
+# What it tells of itself
+
+#: A sample's name without ``tricast_``, with its labels' values behind it.
+Metrics = dict[tuple[str, ...], float]
+
+
+async def metrics_of(url: str) -> Metrics:
+    """What ``/metrics`` tells of the server itself; of counters the totals."""
+    answer = await ask(url, "GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    return {
+        (sample.name.removeprefix("tricast_"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(answer.body.decode())
+        if family.name.startswith("tricast_")
+        for sample in family.samples
+    }
+
+
+def about(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
+    """The labelled samples of this name."""
+    return {labels: value for (found, *rest), value in metrics.items() if found == name and (labels := tuple(rest))}
 
 
 # A server in a process of its own

@@ -81,7 +81,9 @@ def run(function: Callable[..., Awaitable[None]], *args: object) -> None:
 def in_words(error: OSError) -> str:
     """Why the system refused, in words."""
     words = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-    return f"{words.lower()} (ports below 1024 need a privilege)" if error.errno == errno.EACCES else words.lower()
+    is_port = ":" in str(error.filename or ":")  # and not a Unix socket's path
+    has_hint = error.errno == errno.EACCES and is_port
+    return f"{words.lower()} (ports below 1024 need a privilege)" if has_hint else words.lower()
 
 
 def say(text: str, *, label: str = "", colour: str | None = None) -> None:

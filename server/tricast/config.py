@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from tricast.addresses import parse_network
 from tricast.event import SUBJECT, is_valid_pattern
 from tricast.schema import Duration, Other, Overrides, Port, PositiveDuration, PositiveSize, Section, Size, Source, load
 
@@ -27,8 +28,16 @@ PROXY_ENV_PREFIX = "TRICAST_PROXY_"
 
 #: RFC 7518 3.2: a key for HS256 is at least as long as its hash.
 MIN_SECRET_BYTES = 32
+#: What a host begins with that is a Unix socket, and one that is opened by systemd.
+UNIX_HOST = "unix:"
+SYSTEMD_HOST = "systemd:"
 
 _MAX_WORKERS = 1024
+#: sun_path without the zero at its end (unix(7)).
+_MAX_SOCKET_PATH_BYTES = 107
+
+#: How many a second.
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def _check_log_url(value: str) -> str:
@@ -55,6 +64,33 @@ def _check_origin(value: str) -> str:
         expected = 'an origin such as "https://app.example", or "*"'
         raise PydanticCustomError("origin", "Input should be {expected}", {"expected": expected})
     return value
+
+
+def _check_host(value: str) -> str:
+    path = value.removeprefix(UNIX_HOST)
+    if path != value and not 0 < len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
+        expected = f'a path of 1 to {_MAX_SOCKET_PATH_BYTES} bytes behind "unix:"'
+        raise PydanticCustomError("path", "Input should be {expected}", {"expected": expected})
+    return value
+
+
+def _parse_mode(value: object) -> object:
+    # As a number it would be taken for one in base 10, which is never what is meant.
+    if not isinstance(value, str) or re.fullmatch(r"0?[0-7]{3}", value) is None:
+        raise PydanticCustomError("mode", 'Input should be a mode such as "0660"')
+    return value
+
+
+def _check_network(value: str) -> str:
+    try:
+        parse_network(value)
+    except ValueError:
+        expected = 'a network such as "10.0.0.0/8", or "unix"'
+        raise PydanticCustomError("network", "Input should be {expected}", {"expected": expected}) from None
+    return value
+
+
+Host = Annotated[str, AfterValidator(_check_host)]
 
 
 def _check_pattern_text(value: str) -> str:
@@ -117,12 +153,23 @@ PatternText = Annotated[str, AfterValidator(_check_pattern_text)]
 class ServerSection(Section):
     """Where to listen, and what to serve beside the events."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 8080
+    unix_mode: Annotated[str, BeforeValidator(_parse_mode)] = "0660"
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_check_network)], ...] = ()
+    forwarded: Literal["x-forwarded", "forwarded"] = "x-forwarded"
+    proxy_protocol: bool = False
     workers: Annotated[int | Literal["auto"], BeforeValidator(_parse_workers)] = 1
     backlog: Annotated[int, Field(ge=1, le=65535)] = 4096
+    max_connection_age: Duration = 0.0
     page: bool = True
     cors_origins: tuple[Annotated[str, AfterValidator(_check_origin)], ...] = ()
+
+    @model_validator(mode="after")
+    def _somebody_may_speak_the_proxy_protocol(self) -> Self:
+        if self.proxy_protocol and not self.trusted_proxies:
+            raise PydanticCustomError("order", "Input should be trusted_proxies as well, where there is proxy_protocol")
+        return self
 
 
 class EventsSection(Section):
@@ -169,7 +216,11 @@ class WebSocketSection(Section):
     ping_interval: PositiveDuration = 20.0
     ping_timeout: PositiveDuration = 60.0
     close_timeout: PositiveDuration = 5.0
+    max_pings: Annotated[int, Field(ge=1)] = 10
     max_message: PositiveSize = 64 * 2**10
+    max_fragments: Annotated[int, Field(ge=1)] = 1024
+    message_rate: Rate = 0.0
+    message_burst: Annotated[int, Field(ge=1)] = 100
     permessage_deflate: bool = False
     handler: tuple[HandlerEntry, ...] = ()
 
@@ -186,8 +237,11 @@ class PublishSection(Section):
     max_event: PositiveSize = 64 * 2**10
     max_body: PositiveSize = 2**20
     max_batch: Annotated[int, Field(ge=1)] = 1000
+    rate: Rate = 0.0
+    burst: Annotated[int, Field(ge=1)] = 100
     idempotency_window: PositiveDuration = 600.0
     idempotency_keys: Annotated[int, Field(ge=1)] = 10_000
+    require_client_certificate: bool = False
 
     @model_validator(mode="after")
     def _an_event_fits_into_a_body(self) -> Self:
@@ -200,6 +254,9 @@ class LimitsSection(Section):
     """How much anybody may ask of the server."""
 
     connections: Annotated[int, Field(ge=0)] = 0
+    connections_per_address: Annotated[int, Field(ge=0)] = 0
+    accept_rate: Annotated[int, Field(ge=0)] = 0
+    accept_rate_per_address: Annotated[int, Field(ge=0)] = 0
     reserved_descriptors: Annotated[int, Field(ge=8)] = 64
     retry_after: PositiveDuration = 5.0
     head_size: PositiveSize = 16 * 2**10
@@ -207,11 +264,17 @@ class LimitsSection(Section):
     target_size: PositiveSize = 8 * 2**10
     head_timeout: PositiveDuration = 10.0
     body_timeout: PositiveDuration = 30.0
+    receive_rate: PositiveSize = 512
     idle_timeout: PositiveDuration = 75.0
     write_timeout: PositiveDuration = 30.0
     send_buffer: Annotated[Size, Field(le=2**30)] = 0
+    write_rate: Size = 256
+    unsent: PositiveSize = 2**20
     topics: Annotated[int, Field(ge=1)] = 100
     topic_size: PositiveSize = 255
+    subscribers_per_topic: Annotated[int, Field(ge=0)] = 0
+    connections_per_subject: Annotated[int, Field(ge=0)] = 0
+    memory: Size = 0
 
 
 class KeyEntry(Section):
@@ -297,19 +360,39 @@ class TlsSection(Section):
         return self
 
 
+class ServerTlsSection(TlsSection):
+    """The same, and whose certificates the server takes."""
+
+    client_ca: str = ""
+    expiry_warning: PositiveDuration = 14 * 86400.0
+
+    @model_validator(mode="after")
+    def _who_asks_shows_one(self) -> Self:
+        if self.client_ca and not self.certificate:
+            raise PydanticCustomError("order", "Input should be a certificate as well, where there is a client_ca")
+        return self
+
+
 class DrainSection(Section):
     """How the server goes down."""
 
+    notice: Duration = 0.0
     period: Duration = 3.0
     grace: Duration = 5.0
     retry_after: PositiveDuration = 2.0
+    reconnects_per_second: Annotated[int, Field(ge=1)] = 5000
+
+    @property
+    def seconds(self) -> float:
+        """How long going down takes at most."""
+        return self.notice + self.period + self.grace
 
 
 class AdminSection(Section):
     """A listener of its own for health and metrics."""
 
     enabled: bool = False
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 9090
 
 
@@ -346,7 +429,7 @@ class Config(Section):
     publish: PublishSection = PublishSection()
     limits: LimitsSection = LimitsSection()
     auth: Annotated[AuthSection, Field(repr=False)] = AuthSection()
-    tls: TlsSection = TlsSection()
+    tls: ServerTlsSection = ServerTlsSection()
     drain: DrainSection = DrainSection()
     admin: AdminSection = AdminSection()
     probe: Annotated[ProbeSection, Field(repr=False)] = ProbeSection()
@@ -364,9 +447,23 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _listeners_differ(self) -> Self:
-        same = self.admin.host == self.server.host and self.admin.port == self.server.port != 0
-        if self.admin.enabled and same:
+        if not self.admin.enabled:
+            return self
+        hosts = (self.admin.host, self.server.host)
+        if hosts[0] == hosts[1] and hosts[0].startswith((UNIX_HOST, SYSTEMD_HOST)):
+            raise PydanticCustomError("order", "Input should be an admin.host other than server.host")
+        if SYSTEMD_HOST in hosts and all(host.startswith(SYSTEMD_HOST) for host in hosts):
+            # "systemd:" alone is all of them.
+            raise PydanticCustomError("order", 'Input should be the names of sockets behind both "systemd:"')
+        if hosts[0] == hosts[1] and self.admin.port == self.server.port != 0:
             raise PydanticCustomError("order", "Input should be an admin.port other than server.port")
+        return self
+
+    @model_validator(mode="after")
+    def _a_certificate_that_is_required_can_be_had(self) -> Self:
+        if self.publish.require_client_certificate and not self.tls.client_ca:
+            expected = "Input should be a tls.client_ca as well, where publish.require_client_certificate is true"
+            raise PydanticCustomError("order", expected)
         return self
 
 
@@ -394,6 +491,16 @@ def load_config(path: Path | str | None = None, *, overrides: Overrides | None =
         ConfigError: everything that is wrong with file and environment, not only the first problem.
     """
     return load(Config, _SOURCE, path, overrides=overrides)
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """The keys in which they differ, with their sections."""
+    return [
+        f"{section}.{key}"
+        for section, keys in one
+        for key, value in keys
+        if value != getattr(getattr(other, section), key)
+    ]
 
 
 def workers_of(config: Config) -> int:

@@ -5,22 +5,38 @@ The only place where bytes are written to or read from a client's socket, and wh
 answer), and nothing is sent while a tail waits, so pieces of different writers never mix.
 """
 
+import math
 import socket
 import struct
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import trio
 
+from tricast.access.identity import Certified
 from tricast.errors import ConnectionLost
 from tricast.sent import ALL, NOTHING, PART, Sent
 
 #: One receive. As large as a loopback read gets, and small enough for one buffer per call.
 RECEIVE_BYTES = 64 * 2**10
-#: While lingering after the last answer, so many bytes are read and thrown away at most.
+#: While lingering after the last answer, so many bytes are read and thrown away at most, for so long at most, and for
+#: no longer than this once nothing comes any more (nginx: 30 and 5 seconds).
 _MAX_LINGER_BYTES = 16 * 2**20
-_LINGER_SECONDS = 2.0
+_LINGER_SECONDS = 10.0
+_LINGER_SILENCE_SECONDS = 2.0
 #: What is kept to be sent with what follows.
 _MAX_HELD_BYTES = 64 * 2**10
 _MAX_HELD = 100
+
+
+class _Sized(Protocol):
+    """Something that takes so many bytes."""
+
+    @property
+    def size(self) -> int: ...
+
+
+Front = TypeVar("Front", bound=_Sized)
 
 
 class Connection:
@@ -29,12 +45,16 @@ class Connection:
     Args:
         sock: connected and non-blocking; closed by ``close``.
         write_timeout: seconds in which at least one byte must be taken when the peer is waited for.
+        write_rate: bytes a second that the peer must take, on the average of such a time, while it is waited for.
+        max_unsent: bytes that may wait in pieces behind the one that is being sent; 0 for any number.
 
     Attributes:
-        peer: the client's address as text.
+        peer: the address, as text, of who is at the other end, or of whom that one says it speaks for.
+        client: of whom it is served for now: behind a proxy that tells, each request may be another one's.
         last_received: ``trio.current_time()`` of the last byte that came in.
         is_closed: whether ``close`` was called.
         has_ended: whether the peer was heard to send no more.
+        rotates_at: when it will have been there for long enough, by ``trio.current_time()``.
     """
 
     #: One receive, at most.
@@ -44,26 +64,45 @@ class Connection:
         "_drained",
         "_held",
         "_is_draining",
+        "_max_unsent",
+        "_patience",
         "_sock",
         "_tail",
+        "_waiting",
+        "_write_rate",
         "_write_timeout",
+        "client",
         "has_ended",
         "is_closed",
         "last_received",
         "peer",
+        "rotates_at",
     )
 
-    def __init__(self, sock: socket.socket, peer: str, *, write_timeout: float) -> None:
+    def __init__(
+        self, sock: socket.socket, peer: str, *, write_timeout: float, write_rate: int = 0, max_unsent: int = 0
+    ) -> None:
         self._sock = sock
         self._tail: memoryview | None = None
         self._held: list[bytes] | None = None
         self._write_timeout = write_timeout
+        self._write_rate = write_rate
+        self._max_unsent = max_unsent
+        #: Seconds for which the peer may still be waited for. Each that it takes to take a byte is one less, and what
+        #: it takes then is worth as many as the rate allows for it: so a byte a second is no progress.
+        self._patience = write_timeout
+        self._waiting = 0  # bytes that tasks hold until the tail is gone
         self._is_draining = False
         self._drained: trio.Event | None = None
-        self.peer = peer
+        self.peer = self.client = peer
         self.last_received = trio.current_time()
         self.is_closed = False
         self.has_ended = False
+        self.rotates_at = math.inf
+
+    def named(self) -> dict[str, str]:
+        """Who this is, for the log."""
+        return {"peer": self.peer} if self.client is self.peer else {"peer": self.peer, "client": self.client}
 
     async def open(self) -> None:
         """Does what must be done before anything can be received or sent.
@@ -71,6 +110,11 @@ class Connection:
         Raises:
             ConnectionLost: the peer is gone, or cannot be agreed with.
         """
+
+    @property
+    def certified(self) -> Certified | None:
+        """Who the client is by its certificate; None where it has shown none."""
+        return None
 
     async def receive(self) -> bytes:
         """The next bytes from the peer; empty when it will send no more. Cancelling loses none.
@@ -112,6 +156,38 @@ class Connection:
         except OSError as error:
             raise _lost(error) from None
 
+    async def receive_front(self, parse: Callable[[bytes], Front | None], max_bytes: int) -> Front:
+        """What the peer sends before all else, and not a byte more: what follows is for ``open`` and ``receive``.
+
+        Cancelling may lose the part that came.
+
+        Args:
+            parse: makes it out of what has come so far; None when that is not all of it.
+            max_bytes: that it may take.
+
+        Raises:
+            ConnectionLost: the peer is gone.
+        """
+        came = b""
+        while True:
+            self._check_open()
+            try:
+                await trio.lowlevel.wait_readable(self._sock)
+                ahead = self._sock.recv(max_bytes - len(came), socket.MSG_PEEK)
+                front = parse(came + ahead)
+                # All of it, where more is to come: else it would be there, and woken for, again and again.
+                came += self._sock.recv(len(ahead) if front is None else front.size - len(came))
+            except BlockingIOError:
+                continue
+            except trio.ClosedResourceError:
+                raise ConnectionLost("closed", reason="closed") from None
+            except OSError as error:
+                raise _lost(error) from None
+            if front is not None:
+                return front
+            if not ahead:
+                raise ConnectionLost("left", reason="left")
+
     @property
     def has_tail(self) -> bool:
         """Whether something that was to be sent still waits for room."""
@@ -147,10 +223,10 @@ class Connection:
         """Sends all of it, after whatever still waits. Cancelling leaves a part unsent: then only close.
 
         Raises:
-            ConnectionLost: reset, closed, or no byte was taken within the write timeout.
+            ConnectionLost: reset, closed, the peer took too little for too long, or too much waits for it.
         """
         while self.send_now(data) is NOTHING:
-            await self.drain()
+            await self.drain(holding=len(data))
         if self._tail is not None:
             await self.drain()
 
@@ -177,19 +253,39 @@ class Connection:
         if self._held is not None:
             await self.send(b"")
 
-    async def drain(self) -> None:
+    async def drain(self, *, holding: int = 0) -> None:
         """Returns when nothing waits any more. Several tasks may wait; one of them does the sending.
 
+        Args:
+            holding: bytes that the caller is going to send then.
+
         Raises:
-            ConnectionLost: reset, closed, or no byte was taken within the write timeout.
+            ConnectionLost: reset, closed, the peer took too little for too long, or too much waits for it.
         """
-        while self._tail is not None:
-            if self._is_draining:
-                if self._drained is None:
-                    self._drained = trio.Event()
-                await self._drained.wait()
-            else:
-                await self._drain_alone()
+        if self._tail is None:
+            return
+        self._waiting += holding
+        try:
+            self._check_waiting(holding)
+            while self._tail is not None:
+                if self._is_draining:
+                    if self._drained is None:
+                        self._drained = trio.Event()
+                    await self._drained.wait()
+                else:
+                    await self._drain_alone()
+        finally:
+            self._waiting -= holding
+
+    def _check_waiting(self, newest: int) -> None:
+        """Gives up a peer for whom too much waits. What is being sent is not counted, nor is one piece behind it.
+
+        Raises:
+            ConnectionLost: it does.
+        """
+        if 0 < self._max_unsent < self._waiting != newest:
+            self.reset()  # whoever waits is told as well
+            raise ConnectionLost(f"more than {self._max_unsent} bytes wait for it", reason="unsent")
 
     async def _drain_alone(self) -> None:
         self._is_draining = True
@@ -203,6 +299,8 @@ class Connection:
                 except OSError as error:
                     raise _lost(error) from None
                 self._tail = self._tail[count:] if count < len(self._tail) else None
+                earned = count / self._write_rate if self._write_rate else self._write_timeout
+                self._patience = min(self._patience + earned, self._write_timeout)
         finally:
             # Also when cancelled: another waiting task takes over where this one stopped.
             self._is_draining = False
@@ -212,13 +310,19 @@ class Connection:
 
     async def _wait_writable(self) -> None:
         self._check_open()
-        with trio.move_on_after(self._write_timeout) as scope:
+        began = trio.current_time()
+        with trio.move_on_after(self._patience) as scope:
             try:
                 await trio.lowlevel.wait_writable(self._sock)
             except trio.ClosedResourceError:
                 raise ConnectionLost("closed", reason="closed") from None
-        if scope.cancelled_caught:
+        if not scope.cancelled_caught:
+            self._patience = max(self._patience - (trio.current_time() - began), 0.0)
+        elif self._patience == self._write_timeout:
             raise ConnectionLost(f"took no data for {self._write_timeout:g} s", reason="write-timeout")
+        else:
+            detail = f"took less than {self._write_rate} bytes a second for {self._write_timeout:g} s"
+            raise ConnectionLost(detail, reason="write-rate")
 
     def _check_open(self) -> None:
         # A closed socket's descriptor is -1, which Trio would go on to wait for.
@@ -248,12 +352,13 @@ class Connection:
         Closing with unread input makes the kernel send a reset, which can destroy the answer on its way (RFC 9112
         9.6). So: no more output, and the rest of the input is read and thrown away, bounded in time and size.
         """
-        left = _MAX_LINGER_BYTES
-        with trio.move_on_after(_LINGER_SECONDS):
+        left, end = _MAX_LINGER_BYTES, trio.current_time() + _LINGER_SECONDS
+        with trio.move_on_after(_LINGER_SILENCE_SECONDS) as scope:
             try:
                 await self.finish()
                 while left > 0 and (data := await Connection.receive(self)):  # as it came: nobody wants it decrypted
                     left -= len(data)
+                    scope.deadline = min(end, trio.current_time() + _LINGER_SILENCE_SECONDS)
             except ConnectionLost:
                 return
 

@@ -7,6 +7,8 @@ The tree::
     ├── WorkerFailed             a worker process could not begin; says why, in lines for whoever started the program
     ├── RemoteProtocolError      the client's mistake: carries the HTTP status and the close code to answer with
     │   ├── LimitExceeded        … it asked for more than a configured limit allows
+    │   │   └── TooFast          … or for it sooner than that
+    │   ├── TooSlow              … it did not send in time what it had begun
     │   ├── Unauthorized         … it did not show who it is, or not believably
     │   └── Forbidden            … who it is may not do that
     ├── Unavailable              not now, for a reason that is not the client's; says when to come back
@@ -14,7 +16,7 @@ The tree::
     └── ConnectionLost           the peer is gone, or made no progress in time: nobody is left to be told
 
 This module knows nothing of sockets, HTTP parsing or Trio. Errors of libraries are mapped to these once, where they
-enter: ``connection.py`` for OSError, ``http.py`` for h11, ``transports/websocket.py`` for wsproto.
+enter: ``connection.py`` for OSError, ``wire/heads.py`` for h11, ``transports/websocket.py`` for wsproto.
 """
 
 from collections.abc import Iterator, Sequence
@@ -107,14 +109,16 @@ class LimitExceeded(RemoteProtocolError):
     Attributes:
         limit: the configuration key of the limit, such as ``publish.max_event``.
         actual: what was asked for, or None where it was not counted to the end.
+        detail: in words, where it is not that so many are allowed and more were found.
     """
 
     def __init__(
         self,
         limit: str,
-        allowed: int,
+        allowed: float,
         actual: int | None = None,
         *,
+        detail: str = "",
         status: int = 413,
         close_code: int = 1009,
         headers: Sequence[tuple[bytes, bytes]] = (),
@@ -122,7 +126,7 @@ class LimitExceeded(RemoteProtocolError):
     ) -> None:
         found = "more" if actual is None else str(actual)
         super().__init__(
-            f"{limit} allows {allowed}, found {found}",
+            detail or f"{limit} allows {allowed}, found {found}",
             code="limit-exceeded",
             status=status,
             close_code=close_code,
@@ -132,6 +136,35 @@ class LimitExceeded(RemoteProtocolError):
         self.limit = self.reason = limit
         self.allowed = allowed
         self.actual = actual
+
+
+class TooFast(LimitExceeded):
+    """The client asked for something more often than a rate allows.
+
+    Attributes:
+        wait: seconds after which there is as much again as it asked for.
+    """
+
+    def __init__(self, limit: str, allowed: float, wait: float, *, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        detail = f"{limit} allows {allowed:g} a second; come back in {wait:.1f} s"
+        super().__init__(limit, allowed, detail=detail, status=429, close_code=1008, headers=headers)
+        self.wait = wait
+
+
+class TooSlow(RemoteProtocolError):
+    """The client did not send in time what it had begun (RFC 9110 15.5.9).
+
+    Args:
+        limit: the configuration key of the time, such as ``limits.head_timeout``.
+        what: did not come, in words.
+        seconds: how long it may take,
+        rate: and a second more for every so many bytes that came.
+    """
+
+    def __init__(self, limit: str, what: str, seconds: float, rate: int) -> None:
+        allowed = f"{limit} allows {seconds:g} s, and a second more for every {rate} bytes"
+        super().__init__(f"{what} did not come in time: {allowed}", code="too-slow", status=408, closes=True)
+        self.reason = limit
 
 
 class Unauthorized(RemoteProtocolError):
@@ -171,10 +204,11 @@ class Unavailable(TricastError):
         reason: what to count it by.
     """
 
-    def __init__(self, detail: str, *, code: str, retry_after: float = 5.0) -> None:
+    def __init__(self, detail: str, *, code: str, retry_after: float = 5.0, reason: str = "") -> None:
         super().__init__(detail)
         self.detail = detail
-        self.code = self.reason = code
+        self.code = code
+        self.reason = reason or code
         self.retry_after = retry_after
 
 
@@ -194,8 +228,9 @@ class ConnectionLost(TricastError):
     """The peer closed or reset the connection, or did not move in time: nobody is left to be told.
 
     Attributes:
-        reason: one of a few words, to count by: ``reset``, ``left``, ``closed``, ``write-timeout``, ``ping-timeout``,
-            ``tls``.
+        reason: one of a few words, to count by: ``reset``, ``left``, ``closed``, ``write-timeout``, ``write-rate``,
+            ``unsent``, ``ping-timeout``, ``tls``, ``tls-timeout`` for a handshake that took too long,
+            ``client-certificate`` for a bad one in it.
     """
 
     def __init__(self, detail: str, *, reason: str = "reset") -> None:

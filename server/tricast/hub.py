@@ -26,6 +26,7 @@ from tricast.event import (
     check_type,
 )
 from tricast.log.base import IdempotencyKey, Log, Slice
+from tricast.quotas import Seats
 from tricast.sent import ALL, NOTHING, Sent
 from tricast.wire.form import Form
 
@@ -120,11 +121,21 @@ class Hub:
         log: where events are kept.
         max_topic_bytes: how long a topic may be.
         max_event_bytes: how long the data of an event may be.
+        max_topic_subscribers: how many subscribers a topic, or a pattern, may have; 0 for any number.
         wake: called when there is something to flush.
     """
 
-    def __init__(self, log: Log, *, max_topic_bytes: int, max_event_bytes: int, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        *,
+        max_topic_bytes: int,
+        max_event_bytes: int,
+        max_topic_subscribers: int = 0,
+        wake: Callable[[], None],
+    ) -> None:
         self._log = log
+        self._seats: Seats[Subscriber, str] = Seats(max_topic_subscribers)
         self._max_topic_bytes = max_topic_bytes
         self._max_event_bytes = max_event_bytes
         self._wake = wake
@@ -274,8 +285,22 @@ class Hub:
         """The feed of exactly these topics and patterns, if somebody is subscribed to them."""
         return self._feeds.get(names)
 
+    def reserve(self, subscriber: Subscriber, topics: TopicSet) -> None:
+        """Takes the subscriber's place in these topics, so that ``join`` has room; ``leave`` gives it back.
+
+        Raises:
+            LimitExceeded: one of them has as many subscribers as it may have; nothing has changed.
+        """
+        if self._seats.hold(subscriber, topics.names) is not None:
+            raise LimitExceeded("limits.subscribers_per_topic", self._seats.allowed, status=503, close_code=1013)
+
     def join(self, subscriber: Subscriber, topics: TopicSet) -> None:
-        """Makes the subscriber one of the feed for these topics, behind until ``try_go_live`` says otherwise."""
+        """Makes the subscriber one of the feed for these topics, behind until ``try_go_live`` says otherwise.
+
+        Raises:
+            LimitExceeded: see ``reserve``.
+        """
+        self.reserve(subscriber, topics)
         feed = self._feeds.get(topics.names)
         if feed is None:
             feed = self._feeds[topics.names] = Feed(topics, self._last_id)
@@ -285,7 +310,12 @@ class Hub:
         subscriber.feed = feed
 
     def leave(self, subscriber: Subscriber) -> None:
-        """Takes the subscriber out of its feed, if it is in one; its position stays true."""
+        """Takes the subscriber out of its feed, if it is in one, and gives back its place."""
+        self.pause(subscriber)
+        self._seats.let_go(subscriber)
+
+    def pause(self, subscriber: Subscriber) -> None:
+        """Takes the subscriber out of its feed, if it is in one, until it joins again; its position stays true."""
         feed = subscriber.feed
         if feed is None:
             return

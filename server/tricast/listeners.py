@@ -1,5 +1,6 @@
 """Listening sockets: opening them, and saying where they are. What they let in is somebody else's."""
 
+import os
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -57,7 +58,10 @@ async def _open_groups(
 
 
 def url_of(listener: socket.socket | trio.socket.SocketType, *, has_tls: bool = False) -> str:
-    """Where the listener can be reached, as a URL."""
+    """Where the listener can be reached: as a URL, or the file of a Unix socket."""
+    if listener.family == socket.AF_UNIX:
+        # In a namespace of its own, a name begins with a zero (unix(7)), for which "@" stands.
+        return f"unix:{os.fsdecode(listener.getsockname())}".replace("\0", "@")
     host, port = listener.getsockname()[:2]
     scheme = "https" if has_tls else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -3,10 +3,11 @@
 Neither grows with who was there once: what has nothing any more is forgotten.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
+Holder = TypeVar("Holder", bound=Hashable)
 
 #: Buckets that are full again are forgotten whenever there are twice as many as after the last time.
 _FIRST_CLEANING = 1024
@@ -47,6 +48,63 @@ class Tally(Generic[Key]):
             del self._counts[key]
 
 
+class Seats(Generic[Holder, Key]):
+    """A tally by who holds what it counts, so that giving back needs no memory of what was taken.
+
+    Args:
+        allowed: how many places each key has; 0 for any number, and then nothing is kept.
+    """
+
+    def __init__(self, allowed: int) -> None:
+        self._tally: Tally[Key] = Tally(allowed)
+        self._held: dict[Holder, Collection[Key]] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def allowed(self) -> int:
+        """How many places each key has; 0 for any number."""
+        return self._tally.allowed
+
+    def count(self, key: Key) -> int:
+        """How many places of the key are taken."""
+        return self._tally.count(key)
+
+    def hold(self, holder: Holder, keys: Collection[Key]) -> Key | None:
+        """Gives the holder one place of each of these keys, and takes back those it has of others.
+
+        Args:
+            holder: who.
+            keys: no one twice; kept as they are, so that many holders can share one object.
+
+        Returns:
+            None; or, having changed nothing, a key all of whose places are taken.
+        """
+        if not self.allowed:
+            return None
+        held = self._held.get(holder, ())
+        taken: list[Key] = []
+        for key in keys:
+            if key not in held:
+                if not self._tally.take(key):
+                    self._give_back(taken)
+                    return key
+                taken.append(key)
+        self._give_back(key for key in held if key not in keys)
+        self._held[holder] = keys
+        return None
+
+    def let_go(self, holder: Holder) -> None:
+        """Takes back all that the holder has, if it has any."""
+        if self._held:
+            self._give_back(self._held.pop(holder, ()))
+
+    def _give_back(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            self._tally.give_back(key)
+
+
 class Buckets(Generic[Key]):
     """A token bucket for each key: so many a second, and so many at once after a pause.
 
@@ -83,6 +141,10 @@ class Buckets(Generic[Key]):
             self._clean(now)
         return 0.0
 
+    def wait(self, key: Key) -> float:
+        """The seconds until one may be taken; 0 when it may be now."""
+        return 0.0 if not self.rate else max(self.full_in(key) - (self.burst - 1) / self.rate, 0.0)
+
     def left(self, key: Key) -> int:
         """How many may be taken now."""
         missing = max(self._full_at.get(key, 0.0) - self._clock(), 0.0) * self.rate
@@ -91,6 +153,10 @@ class Buckets(Generic[Key]):
     def full_in(self, key: Key) -> float:
         """The seconds until the bucket is full again."""
         return max(self._full_at.get(key, 0.0) - self._clock(), 0.0)
+
+    def forget(self, key: Key) -> None:
+        """Forgets a key that does not come back."""
+        self._full_at.pop(key, None)
 
     def _clean(self, now: float) -> None:
         self._full_at = {key: full_at for key, full_at in self._full_at.items() if full_at > now}

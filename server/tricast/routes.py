@@ -20,7 +20,7 @@ from tricast.transports.event_stream import EventStream
 from tricast.transports.long_poll import LongPoll
 from tricast.transports.stream import check_topics, last_id_of, settle, start_of
 from tricast.transports.websocket import Subscription, serve_topics
-from tricast.upgrade import check_upgrade, refuse_while_draining, upgrade
+from tricast.upgrade import account_of, check_upgrade, going_down, refuse_while_draining, upgrade
 from tricast.wire import sse
 from tricast.wire.http1 import Request, Response, allow, json_response, problem
 from tricast.wire.long_poll import position_headers
@@ -134,6 +134,7 @@ async def _subscribe_over_http(exchange: Exchange) -> Answer:
     start = await settle(start_of(last_id_of(request), runtime.hub.last_id), topics, runtime.hub)
     envelope = _wants_envelope(request)
     refuse_while_draining(runtime)
+    runtime.check_memory()
     if request.wants_event_stream:
         headers = _PRIVATE_EVENT_STREAM_HEADERS if runtime.access.is_on else _EVENT_STREAM_HEADERS
         if request.method == "HEAD":
@@ -147,12 +148,15 @@ async def _subscribe_over_http(exchange: Exchange) -> Answer:
             is_chunked=request.is_http_11,
             identity=exchange.identity,
         )
+        stream.take_places(account_of(exchange), topics)
         head = exchange.stream_head((*headers, *cors_headers(request, runtime)))
         return Handover(head + stream.opening(), stream)
     if request.method == "HEAD":
         # The position, so that a client can learn it before its first poll, and miss nothing if that one breaks.
         return Response(200, ((b"content-type", b"application/json"), *position_headers(start.position)))
-    return await LongPoll.begin(runtime, topics, start, cors_headers(request, runtime), exchange.identity)
+    return await LongPoll.begin(
+        runtime, topics, start, cors_headers(request, runtime), exchange.identity, account=account_of(exchange)
+    )
 
 
 def _wants_envelope(request: Request) -> bool:
@@ -202,9 +206,13 @@ async def publish_events(exchange: Exchange) -> Answer:
 
 
 async def _publish(exchange: Exchange) -> Response:
-    request, hub, config = exchange.request, exchange.runtime.hub, exchange.runtime.config.publish
-    refuse_foreign_origin(request, exchange.runtime)
+    request, runtime = exchange.request, exchange.runtime
+    hub, config = runtime.hub, runtime.config.publish
+    refuse_foreign_origin(exchange)
     await let_in(exchange)
+    runtime.check_certified(exchange.connection)
+    runtime.check_memory()
+    account = account_of(exchange)
     check = partial(_check_draft, exchange)
     content_type = request.header(b"content-type") or b""
     is_batch = content_type.partition(b";")[0].strip().lower() == NDJSON
@@ -215,6 +223,7 @@ async def _publish(exchange: Exchange) -> Response:
     elif not exchange.identity.publish:
         refuse_nobody(exchange)
     body = await exchange.read_body("publish.max_body", config.max_body)
+    runtime.accounts.check(account)  # before it is looked at; having read it, the connection can go on
     key = _idempotency_key(exchange, (request.target, content_type, body), config)
     if is_batch:
         drafts = batch_drafts(body, max_events=config.max_batch, check=check)
@@ -223,11 +232,14 @@ async def _publish(exchange: Exchange) -> Response:
         draft = Draft(topic or "", DEFAULT_TYPE if event_type is None else event_type, b"")
         # The names first: they are wrong more often than the data, and cheaper to look at.
         drafts = [hub.check(check(draft)._replace(data=data_as_json(body)))]
+    runtime.accounts.charge(account, len(drafts))
     if hub.log_waits:
         # Nobody waits with his answer for another one's event to be written.
         await exchange.connection.flush()
     ids = [str(event_id) for event_id in await hub.append(drafts, key)]
-    return json_response(200, {"ids": ids} if is_batch else {"id": ids[0]})
+    return json_response(
+        200, {"ids": ids} if is_batch else {"id": ids[0]}, runtime.accounts.publishing_headers(account)
+    )
 
 
 def _check_draft(exchange: Exchange, draft: Draft) -> Draft:
@@ -263,8 +275,13 @@ async def health(_: Exchange) -> Response:
 
 
 async def ready(exchange: Exchange) -> Response:
-    """``GET /readyz``: 200 while new work is welcome, 503 when the server goes down or the log is not available."""
-    refuse_while_draining(exchange.runtime)
+    """``GET /readyz``: 200 while new work is welcome, else 503.
+
+    It is not when the server goes down, or has no memory for it, or the log is not available.
+    """
+    if exchange.runtime.is_leaving:
+        raise going_down(exchange.runtime)
+    exchange.runtime.check_memory()
     problem_with_log = exchange.runtime.hub.problem
     if problem_with_log is not None:
         raise LogUnavailable(problem_with_log)

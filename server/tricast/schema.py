@@ -245,6 +245,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError([ConfigProblem(str(path), "", error.strerror or str(error))]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([ConfigProblem(str(path), "", f"not TOML: {error}")]) from None
+    except RecursionError:
+        raise ConfigError([ConfigProblem(str(path), "", "lists and tables are too deep within one another")]) from None
 
 
 def _read_environment(model: type[Section], source: Source) -> tuple[dict[str, Any], list[ConfigProblem]]:

@@ -5,6 +5,7 @@ from base64 import b64decode
 
 from wsproto.utilities import generate_accept_token
 
+from tricast.addresses import network_of
 from tricast.errors import RemoteProtocolError, Unavailable
 from tricast.http import Exchange, Handover
 from tricast.origins import refuse_foreign_origin
@@ -33,9 +34,10 @@ def check_upgrade(exchange: Exchange) -> None:
             status=426,
             headers=_UPGRADE_HEADERS,
         )
-    refuse_foreign_origin(request, runtime)
+    refuse_foreign_origin(exchange)
     _check_handshake(request)
     refuse_while_draining(runtime)
+    runtime.check_memory()
 
 
 def upgrade(
@@ -51,12 +53,15 @@ def upgrade(
         handler: what serves the session.
         subprotocol: the one that is spoken, if the client offers it.
         subscription: what the session follows from the start.
+
+    Raises:
+        LimitExceeded: there is no place left, for the client's account or with one of the topics.
     """
     request, runtime = exchange.request, exchange.runtime
     deflate = None
     if runtime.config.websocket.permessage_deflate:
         deflate = accept_deflate(b",".join(request.members(b"sec-websocket-extensions")).decode("ascii"))
-    head = switching_head(exchange, subprotocol, deflate)
+    head = switching_head(exchange, subprotocol, None if deflate is None else deflate.answer)
     session = Session(
         exchange.connection,
         runtime,
@@ -64,10 +69,18 @@ def upgrade(
         handler,
         exchange.unread(),
         subscription=subscription,
-        has_deflate=deflate is not None,
+        window_bits=None if deflate is None else deflate.window_bits,
         identity=exchange.identity,
     )
+    session.take_places(account_of(exchange), None if subscription is None else subscription.topics)
     return Handover(head + session.opening(), session)
+
+
+def account_of(exchange: Exchange) -> str:
+    """Whom limits count this request for; empty where none counts by account."""
+    if not exchange.runtime.accounts.is_limited:
+        return ""
+    return exchange.identity.account or f"address:{network_of(exchange.client)}"
 
 
 def switching_head(exchange: Exchange, subprotocol: bytes | None = None, deflate: bytes | None = None) -> bytes:
@@ -100,8 +113,12 @@ def refuse_while_draining(runtime: Runtime) -> None:
         Unavailable: it does.
     """
     if runtime.is_draining:
-        seconds = runtime.jitter(runtime.config.drain.retry_after)
-        raise Unavailable("the server is going down", code="draining", retry_after=seconds)
+        raise going_down(runtime)
+
+
+def going_down(runtime: Runtime) -> Unavailable:
+    """What those are told who come too late, or look whether to come."""
+    return Unavailable("the server is going down", code="draining", retry_after=runtime.returns.delay())
 
 
 def _check_handshake(request: Request) -> None:

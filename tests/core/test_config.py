@@ -157,6 +157,13 @@ def test_variables_of_others_do_not_matter(load: Loader, monkeypatch: pytest.Mon
     assert load() == Config()
 
 
+@pytest.mark.parametrize("hosts", [("unix:/a", "unix:/b"), ("systemd:a", "systemd:b"), ("systemd:", "127.0.0.1")])
+def test_listeners_without_ports(load: Loader, hosts: tuple[str, str]) -> None:
+    server, admin = hosts
+    text = f'[server]\nhost = "{server}"\nport = 9090\n[admin]\nenabled = true\nhost = "{admin}"\nport = 9090\n'
+    assert load(text).server.host == server
+
+
 # What is wrong
 
 
@@ -200,9 +207,35 @@ def test_variables_of_others_do_not_matter(load: Loader, monkeypatch: pytest.Mon
             '[[websocket.handler]]\npath = "x"\nhandler = "a:b"',
             "FILE: websocket.handler.0.path: expected to match pattern",
         ),
+        ('[server]\nhost = "unix:"', 'FILE: server.host: expected a path of 1 to 107 bytes behind "unix:", found'),
+        (f'[server]\nhost = "unix:/{"é" * 54}"', "FILE: server.host: expected a path of 1 to 107 bytes"),
+        ("[server]\nunix_mode = 660", 'FILE: server.unix_mode: expected a mode such as "0660", found 660'),
+        ('[server]\nunix_mode = "0668"', 'FILE: server.unix_mode: expected a mode such as "0660"'),
+        (
+            '[server]\ntrusted_proxies = ["10.0.0.0/33"]',
+            'FILE: server.trusted_proxies.0: expected a network such as "10.0.0.0/8", or "unix", found',
+        ),
+        ('[server]\nforwarded = "both"', "FILE: server.forwarded: expected 'x-forwarded' or 'forwarded'"),
+        (
+            "[server]\nproxy_protocol = true",
+            "FILE: server: expected trusted_proxies as well, where there is proxy_protocol",
+        ),
+        (
+            '[server]\nhost = "unix:/a"\n[admin]\nenabled = true\nhost = "unix:/a"',
+            "FILE: expected an admin.host other than server.host",
+        ),
+        (
+            '[server]\nhost = "systemd:a"\n[admin]\nenabled = true\nhost = "systemd:a"',
+            "FILE: expected an admin.host other than server.host",
+        ),
+        (
+            '[server]\nhost = "systemd:"\n[admin]\nenabled = true\nhost = "systemd:a"',
+            'FILE: expected the names of sockets behind both "systemd:"',
+        ),
         ("x = ", "FILE: not TOML: Invalid value"),
         ("[poll]\n[poll]", "FILE: not TOML: Cannot declare"),
         (b"x = '\xff'", "FILE: not TOML: 'utf-8' codec"),
+        ("x = " + "[" * 10_000, "FILE: lists and tables are too deep within one another"),
     ],
 )
 def test_one_problem(load: Loader, text: str | bytes, problem: str) -> None:

@@ -28,12 +28,14 @@ class Pair:
         peer: the other end, non-blocking.
     """
 
-    def __init__(self, *, write_timeout: float = 30.0) -> None:
+    def __init__(self, *, write_timeout: float = 30.0, write_rate: int = 0, max_unsent: int = 0) -> None:
         ours, self.peer = socket.socketpair()
         self.sock = ours
         for sock in (ours, self.peer):
             sock.setblocking(False)
-        self.connection = Connection(ours, "the peer", write_timeout=write_timeout)
+        self.connection = Connection(
+            ours, "the peer", write_timeout=write_timeout, write_rate=write_rate, max_unsent=max_unsent
+        )
 
     def close(self) -> None:
         self.connection.close()
@@ -305,6 +307,85 @@ async def test_a_peer_that_takes_nothing_is_lost() -> None:
     pair.close()
 
 
+async def read_slowly(pair: Pair, rate: int) -> int:
+    """Reads so many bytes a second, to the end; returns how many there were."""
+    total = 0
+    while piece := await pair.read(rate):
+        total += len(piece)
+        await trio.sleep(1.0)
+    return total
+
+
+@pytest.mark.parametrize(("rate", "reason"), [(1, "write-timeout"), (900, "write-rate"), (1100, None)])
+async def test_a_reader_of_less_than_the_rate_is_lost(
+    rate: int, reason: str | None, autojump_clock: trio.testing.MockClock
+) -> None:
+    # Room comes in buffers of a few KiB, so the time without progress has to be longer than one of them takes.
+    pair = Pair(write_timeout=60.0, write_rate=1000)
+    pair.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    lost: list[ConnectionLost] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_slowly, pair, rate)
+        try:
+            for _ in range(20):  # pieces, of which each alone is short enough
+                await pair.connection.send(bytes(2**16))
+        except ConnectionLost as error:
+            lost.append(error)
+        pair.connection.close()
+        nursery.cancel_scope.cancel()
+    assert [error.reason for error in lost] == ([] if reason is None else [reason])
+    pair.close()
+
+
+async def test_any_byte_is_progress_where_there_is_no_rate(autojump_clock: trio.testing.MockClock) -> None:
+    pair = Pair(write_timeout=60.0)
+    pair.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_slowly, pair, 200)
+        await pair.connection.send(bytes(2**17))
+        assert trio.current_time() > 300
+        nursery.cancel_scope.cancel()
+    pair.close()
+
+
+async def test_what_waits_behind_the_tail_has_a_limit() -> None:
+    pair = Pair(max_unsent=1000)
+    lost: list[str] = []
+
+    async def send(data: bytes) -> None:
+        try:
+            await pair.connection.send(data)
+        except ConnectionLost as error:
+            lost.append(error.reason)
+
+    async with trio.open_nursery() as nursery:
+        for data in (MUCH, b"a" * 600, b"b" * 400):
+            nursery.start_soon(send, data)
+            await trio.testing.wait_all_tasks_blocked()
+        assert lost == []
+        nursery.start_soon(send, b"c")
+    assert lost[0] == "unsent"
+    assert len(lost) == 4
+    assert pair.connection.is_closed
+    pair.close()
+
+
+async def test_one_piece_behind_the_tail_may_be_as_long_as_it_likes() -> None:
+    pair = Pair(max_unsent=1000)
+    async with trio.open_nursery() as nursery:
+        for data in (MUCH, MUCH):
+            nursery.start_soon(pair.connection.send, data)
+            await trio.testing.wait_all_tasks_blocked()
+        assert await pair.read(2 * len(MUCH)) == 2 * MUCH
+        # What was waited for is forgotten.
+        pair.connection.send_now(MUCH)
+        for _ in range(2):
+            nursery.start_soon(pair.connection.send, b"x" * 500)
+            await trio.testing.wait_all_tasks_blocked()
+        assert await pair.read(len(MUCH) + 1000) == MUCH + b"x" * 1000
+    pair.close()
+
+
 async def test_all_who_drain_are_told(pair: Pair) -> None:
     pair.connection.send_now(MUCH)
     lost: list[str] = []
@@ -454,10 +535,31 @@ async def test_lingering_reads_no_more_than_so_much(pair: Pair, monkeypatch: pyt
     assert len(pair.sock.recv(2000)) == 880
 
 
-async def test_lingering_does_not_take_for_ever(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tricast.connection, "_LINGER_SECONDS", 0.01)
+async def test_lingering_ends_when_nothing_comes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tricast.connection, "_LINGER_SILENCE_SECONDS", 0.01)
     await pair.connection.linger()
     assert not pair.connection.is_closed
+
+
+async def test_lingering_goes_on_while_something_comes_but_not_for_ever(
+    pair: Pair, mock_clock: trio.testing.MockClock
+) -> None:
+    has_ended = trio.Event()
+
+    async def linger() -> None:
+        await pair.connection.linger()
+        has_ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(linger)
+        while not has_ended.is_set():
+            pair.peer.send(b"x")
+            while select.select([pair.sock], [], [], 0)[0]:
+                await trio.lowlevel.checkpoint()
+            mock_clock.jump(1.5)
+            await trio.testing.wait_all_tasks_blocked()
+    # Ten seconds in all, though two of silence would have been the end.
+    assert mock_clock.current_time() == 10.5
 
 
 async def test_lingering_with_a_peer_that_is_gone(pair: Pair) -> None:

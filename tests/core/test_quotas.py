@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tricast.quotas import Buckets, Tally
+from tricast.quotas import Buckets, Seats, Tally
 
 
 class Clock:
@@ -104,3 +104,73 @@ def test_full_buckets_are_forgotten(clock):
         buckets.take(number)
         clock.now += 0.01
         assert len(buckets) <= 1100
+
+
+def test_what_is_waited_for(clock):
+    buckets: Buckets[str] = Buckets(10, 3, clock=clock)
+    assert buckets.wait("a") == 0
+    assert buckets.take("a", 3) == 0
+    assert buckets.wait("a") == pytest.approx(0.1)
+    clock.now += 0.1
+    assert buckets.wait("a") == pytest.approx(0)
+    assert Buckets[str](0, 1, clock=clock).wait("a") == 0
+
+
+def test_who_is_forgotten_begins_anew(clock):
+    buckets: Buckets[str] = Buckets(10, 3, clock=clock)
+    assert buckets.take("a", 3) == 0
+    buckets.forget("a")
+    buckets.forget("b")
+    assert len(buckets) == 0
+    assert buckets.take("a", 3) == 0
+
+
+# Seats
+
+
+def test_a_holder_has_one_of_each():
+    seats: Seats[int, str] = Seats(2)
+    assert [seats.hold(number, "ab") for number in range(2)] == [None, None]
+    assert seats.hold(2, "ca") == "a"
+    assert (seats.count("a"), seats.count("c"), len(seats)) == (2, 0, 2)
+    assert seats.hold(0, "ab") is None
+    seats.let_go(0)
+    seats.let_go(0)
+    seats.let_go(7)
+    assert seats.hold(2, "ca") is None
+
+
+def test_a_holder_that_wants_others_gives_back_what_it_had():
+    seats: Seats[int, str] = Seats(1)
+    assert seats.hold(0, "ab") is None
+    assert seats.hold(0, "bc") is None
+    assert seats.hold(1, "a") is None
+    assert seats.hold(0, "ca") == "a"
+    assert [seats.count(key) for key in "abc"] == [1, 1, 1]
+
+
+def test_any_number_of_seats_is_nothing_to_keep():
+    seats: Seats[int, str] = Seats(0)
+    assert not any(seats.hold(number, "a") for number in range(10))
+    seats.let_go(0)
+    assert len(seats) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.none() | st.frozensets(st.sampled_from("abc")))), st.integers(1, 3))
+def test_no_key_has_more_seats_taken_than_it_has_and_each_is_somebody_s(steps, allowed):
+    seats: Seats[int, str] = Seats(allowed)
+    held: dict[int, frozenset[str]] = {}
+    for holder, keys in steps:
+        if keys is None:
+            seats.let_go(holder)
+            held.pop(holder, None)
+        else:
+            refused = seats.hold(holder, keys)
+            others = [each for other, each in held.items() if other != holder]
+            full = {key for key in keys if sum(key in each for each in others) == allowed}
+            assert refused in full if full else refused is None
+            if refused is None:
+                held[holder] = keys
+        assert len(seats) == len(held)
+        for key in "abc":
+            assert seats.count(key) == sum(key in each for each in held.values()) <= allowed

@@ -4,32 +4,12 @@ from contextlib import ExitStack
 
 import trio
 from clients import WebSocket, Wire, ask, attempt, head, publish, query_of, read_answer, say, subscribe
-from prometheus_client.parser import text_string_to_metric_families
-from serving import serving, until
+from serving import about, metrics_of, serving, until
 
 import tricast
 
 ADMIN = {"enabled": True, "port": 0}
 OPERATIONS = ("/healthz", "/readyz", "/metrics")
-#: A sample's name without ``tricast_``, with its labels' values behind it.
-Metrics = dict[tuple[str, ...], float]
-
-
-async def metrics_of(url: str) -> Metrics:
-    """What ``/metrics`` tells of the server itself; of counters the totals."""
-    answer = await ask(url, "GET", "/metrics")
-    assert answer.headers["content-type"].startswith("text/plain; version=")
-    return {
-        (sample.name.removeprefix("tricast_"), *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(answer.body.decode())
-        if family.name.startswith("tricast_")
-        for sample in family.samples
-    }
-
-
-def about(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
-    """The labelled samples of this name."""
-    return {labels: value for (found, *rest), value in metrics.items() if found == name and (labels := tuple(rest))}
 
 
 async def refused(url: str) -> None:
@@ -109,6 +89,7 @@ async def test_nothing_has_happened() -> None:
             ("subscribers_behind",): 0,
             ("feeds",): 0,
             ("draining",): 0,
+            ("memory_over",): 0,
             ("events_published_total",): 0,
             ("events_committed_total",): 0,
             ("flushes_total",): 0,
@@ -173,6 +154,7 @@ async def test_exactly_what_happened_is_counted() -> None:
                 "subscribers_behind": 0,
                 "feeds": 1,
                 "draining": 0,
+                "memory_over": 0,
                 "events_published_total": 5,
                 "events_committed_total": 5,
                 "flushes_total": 3,

@@ -81,9 +81,10 @@ def text_of(raw: bytes) -> bytes:
         (True, [], None),
         (True, ["permessage-deflate"], ACCEPTED),
         (True, ["permessage-deflate; client_max_window_bits"], ACCEPTED),
-        (True, ["permessage-deflate; server_max_window_bits=10"], None),
-        (True, ["permessage-deflate; server_max_window_bits=10, permessage-deflate"], ACCEPTED),
-        (True, ["permessage-deflate; server_max_window_bits=10", "permessage-deflate"], ACCEPTED),
+        (True, ["permessage-deflate; server_max_window_bits=8"], None),
+        (True, ["permessage-deflate; server_max_window_bits=9"], ACCEPTED + "; server_max_window_bits=9"),
+        (True, ["permessage-deflate; server_max_window_bits=8, permessage-deflate"], ACCEPTED),
+        (True, ["permessage-deflate; server_max_window_bits=8", "permessage-deflate"], ACCEPTED),
         (True, ["x-unknown", "permessage-deflate; x=y"], None),
     ],
 )

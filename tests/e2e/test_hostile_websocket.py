@@ -255,7 +255,7 @@ async def test_as_long_a_message_as_allowed() -> None:
 
 
 async def test_a_hundred_thousand_empty_fragments_are_an_empty_message() -> None:
-    async with harmless() as server:
+    async with harmless(websocket={"max_fragments": 200_000}) as server:
         with await open_websocket(server.url, "/ws") as websocket:
             async with trio.open_nursery() as nursery:
                 empty = frame(CONTINUATION, fin=False) * 100_000

@@ -67,7 +67,7 @@ async def test_options() -> None:
             answer = await ask(server.url, "OPTIONS", path)
             assert (answer.status, answer.headers["allow"]) == (204, allow)
         assert (await ask(server.url, "OPTIONS", "*")).status == 204
-        assert (await ask(server.url, "GET", "*")).status == 404
+        assert (await ask(server.url, "GET", "*")).status == 400
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,8 @@ async def test_configured_origins_may_subscribe(headers: tuple[str, ...]) -> Non
                     assert answer.headers.get("access-control-allow-origin") == allowed
                     assert answer.headers["vary"] == "origin"
                     exposed = answer.headers.get("access-control-expose-headers")
-                    assert exposed == (None if allowed is None else "last-event-id, retry-after")
+                    told = "last-event-id, retry-after, ratelimit, ratelimit-policy"
+                    assert exposed == (None if allowed is None else told)
             answer = await ask(server.url, "OPTIONS", "/events", f"Origin: {origin}")
             assert ("access-control-allow-headers" in answer.headers) == (allowed is not None)
 

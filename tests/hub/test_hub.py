@@ -35,11 +35,17 @@ class Clock:
 class World:
     """A hub with everything around it."""
 
-    def __init__(self, *, history: int = 100) -> None:
+    def __init__(self, *, history: int = 100, subscribers_per_topic: int = 0) -> None:
         self.clock = Clock()
         self.bell = Bell()
         self.log = MemoryLog(history=history, history_age=60, history_size=10**6, clock=self.clock)
-        self.hub = Hub(self.log, max_topic_bytes=20, max_event_bytes=65536, wake=self.bell.ring)
+        self.hub = Hub(
+            self.log,
+            max_topic_bytes=20,
+            max_event_bytes=65536,
+            max_topic_subscribers=subscribers_per_topic,
+            wake=self.bell.ring,
+        )
 
     def publish(self, *topics: str) -> list[EventId]:
         return at_once(self.hub.append([Draft(topic, "message", b"1") for topic in topics]))
@@ -286,6 +292,60 @@ def test_settled_is_the_position_for_who_has_not_had_its_turn(world: World) -> N
     next(flushing)
     assert world.hub.settled(first) == event_id
     assert world.hub.settled(second) == before
+
+
+def test_a_topic_has_as_many_subscribers_as_it_may_have() -> None:
+    world = World(subscribers_per_topic=2)
+    first, second = world.join("a", "b"), world.join("a", "c")
+    with pytest.raises(LimitExceeded) as refused:
+        world.join("d", "a")
+    assert (refused.value.reason, refused.value.status) == ("limits.subscribers_per_topic", 503)
+    assert world.hub.statistics().feeds == 2
+    for topics in (("b",), ("c",), ("d",), ("d",)):
+        world.join(*topics)
+    with pytest.raises(LimitExceeded):
+        world.join("d")
+    for _ in range(2):
+        world.hub.leave(first)
+    world.join("a")
+    assert second.feed is not None
+
+
+def test_a_pattern_is_counted_as_it_is_written() -> None:
+    world = World(subscribers_per_topic=1)
+    world.join("news.*")
+    world.join("news.>")
+    world.join("news.a")
+    with pytest.raises(LimitExceeded):
+        world.join("news.*")
+
+
+def test_a_place_that_was_reserved_is_there() -> None:
+    world = World(subscribers_per_topic=1)
+    subscriber = world.join("a")
+    world.hub.reserve(subscriber, TopicSet(("a", "b")))
+    world.hub.pause(subscriber)
+    for topic in "ab":
+        with pytest.raises(LimitExceeded):
+            world.join(topic)
+    world.hub.join(subscriber, TopicSet(("a", "b")))
+    world.hub.pause(subscriber)
+    world.hub.join(subscriber, TopicSet("b"))
+    world.join("a")
+    world.hub.leave(subscriber)
+    world.join("b")
+
+
+def test_a_place_that_was_reserved_in_vain_is_given_back() -> None:
+    world = World(subscribers_per_topic=1)
+    taken, subscriber = world.join("a"), FakeSubscriber()
+    with pytest.raises(LimitExceeded):
+        world.hub.reserve(subscriber, TopicSet(("a", "b")))
+    world.hub.reserve(subscriber, TopicSet("b"))
+    world.hub.leave(subscriber)
+    world.join("b")
+    world.hub.leave(taken)
+    world.hub.reserve(subscriber, TopicSet("a"))
 
 
 # Flushing

@@ -31,6 +31,11 @@ from proxies.ready import CONFIG, READY, edited, ready_proxy
 from serving import serving, until
 
 import tricast
+from tricast.addresses import Networks
+from tricast.wire.forwarded import origin_by_x_forwarded
+from tricast.wire.http1 import Request
+
+TOKEN = "sixteen-letters-or-more"
 
 Check = Callable[[str, tricast.Server, str], Awaitable[None]]
 
@@ -98,6 +103,25 @@ async def test_who_asks_for_the_same_does_not_wait_for_another() -> None:
             assert (await first.event()).data == (await second.event()).data == 1
 
     await behind_each(check)
+
+
+async def test_the_client_is_who_it_is_whatever_it_says() -> None:
+    """As a server sees it that trusts the proxy."""
+
+    async def check(kind: str, server: tricast.Server, url: str) -> None:
+        lies = ("X-Forwarded-For: 198.51.100.1", "X-Forwarded-Proto: https", "X-Forwarded-Host: evil.test")
+        for headers in ((), lies):
+            echo = await ask(as_client(url), "GET", f"/.tricast/probe/echo?token={TOKEN}", *headers)
+            fields = [(name.lower().encode(), value.encode()) for name, value in echo.json()["headers"]]
+            origin = origin_by_x_forwarded(Request(b"GET", b"/", fields, b"1.1"), "127.0.0.1", Networks(("127.0.0.1",)))
+            assert origin.client == "127.0.0.7"
+            assert origin.scheme == "http"
+            assert origin.authority in (None, "test")
+
+    def as_client(url: str) -> str:
+        return url.replace("://", "://127.0.0.7@")
+
+    await behind_each(check, probe={"token": TOKEN})
 
 
 async def test_what_is_asked_for_reaches_the_server_as_it_is() -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "scripts" / "bench"
 FILES = sorted(
     [
-        *(path for path in (ROOT / "scripts").iterdir() if path.is_file() and path.suffix != ".py"),
+        *(path for path in (ROOT / "scripts").iterdir() if path.suffix in ("", ".sh") and path.is_file()),
         *(path for path in BENCH.iterdir() if path.is_file() and not path.suffix),
         ROOT / ".ci" / "run",
     ]
@@ -21,7 +21,7 @@ FILES = sorted(
 PROGRAMS = [path for path in FILES if not path.suffix]
 SHELL = [path for path in FILES if "python3" not in path.read_text(encoding="utf-8").splitlines()[0]]
 LOCKS = [ROOT / "requirements.lock", ROOT / "requirements-dev.lock"]
-ALL_LOCKS = [*LOCKS, BENCH / "requirements.txt"]
+ALL_LOCKS = [*LOCKS, BENCH / "requirements.txt", ROOT / "scripts" / "autobahn.lock"]
 
 
 def relative(path: Path) -> str:
@@ -57,6 +57,7 @@ def read_requirements(*extras: str) -> set[str]:
 def test_all_programs_are_here() -> None:
     names = {path.name for path in PROGRAMS if path.parent.name == "scripts"}
     assert names >= {"demo-proxy", "lint", "lock", "proxy-parity", "raise-nofile", "run", "test"}
+    assert names >= {"audit", "conformance", "fuzz", "release"}
     measuring = {"check", "hostile", "hundred-thousand", "proxy", "run"}
     assert {path.name for path in PROGRAMS if path.parent == BENCH} == measuring
 

@@ -17,9 +17,10 @@ from wsproto.extensions import PerMessageDeflate
 from wsproto.frame_protocol import CloseReason, FrameDecoder, Opcode, RsvBits
 
 from tricast.event import Event, EventId, Gap, GapReason
+from tricast.wire.form import encode_json
 from tricast.wire.websocket import (
     DEFLATE_ACCEPTED,
-    DEFLATED_FORM,
+    DEFLATED_FORMS,
     FORM,
     BoundedInflate,
     accept_deflate,
@@ -53,16 +54,21 @@ def deflate(data: bytes, *, level: int = 6, flush: int = zlib.Z_SYNC_FLUSH) -> b
         'permessage-deflate ; client_max_window_bits = "10"',
         "PerMessage-Deflate; Client_Max_Window_Bits",
         "x-webkit-deflate-frame, permessage-deflate",
-        "permessage-deflate; server_max_window_bits=10, permessage-deflate",
-        "permessage-deflate; server_max_window_bits=10,permessage-deflate; client_max_window_bits",
+        "permessage-deflate; server_max_window_bits=9",
+        "permessage-deflate; server_max_window_bits=14; client_max_window_bits",
+        "permessage-deflate; server_max_window_bits=8, permessage-deflate",
+        "permessage-deflate; server_max_window_bits=8,permessage-deflate; client_max_window_bits",
         'permessage-foo; x="y"; z, permessage-deflate',
         "permessage-deflate, permessage-deflate; server_max_window_bits=10",
         ", permessage-deflate,",
     ],
 )
 def test_offers_that_can_be_accepted(offers: str) -> None:
-    answer = accept_deflate(offers)
-    assert answer in (DEFLATE_ACCEPTED, DEFLATE_ACCEPTED + b"; server_max_window_bits=15")
+    agreed = accept_deflate(offers)
+    assert agreed in (
+        (DEFLATE_ACCEPTED, 15),
+        *((DEFLATE_ACCEPTED + b"; server_max_window_bits=%d" % bits, bits) for bits in (9, 10, 14, 15)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,9 +80,9 @@ def test_offers_that_can_be_accepted(offers: str) -> None:
         "permessage-deflate2",
         "x-webkit-deflate-frame",
         "deflate; permessage-deflate",
-        # The frame that all share needs the largest window.
-        "permessage-deflate; server_max_window_bits=10",
-        "permessage-deflate; server_max_window_bits=14; client_max_window_bits",
+        # zlib does not compress with that one.
+        "permessage-deflate; server_max_window_bits=8",
+        "permessage-deflate; server_max_window_bits=8; client_max_window_bits",
         # RFC 7692 7: an offer with a parameter that is unknown, is there twice or has a wrong value is declined.
         "permessage-deflate; level=9",
         "permessage-deflate; client_max_window_bits; level",
@@ -113,16 +119,20 @@ def test_no_offer_is_a_surprise(offers: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offers", "has_window"),
+    ("offers", "window"),
     [
-        ("permessage-deflate; server_max_window_bits=15", True),
-        ('permessage-deflate; client_max_window_bits; server_max_window_bits="15"', True),
-        ("permessage-deflate; server_max_window_bits=10, permessage-deflate", False),
-        ("permessage-deflate, permessage-deflate; server_max_window_bits=15", False),
+        ("permessage-deflate; server_max_window_bits=15", 15),
+        ('permessage-deflate; client_max_window_bits; server_max_window_bits="12"', 12),
+        ("permessage-deflate; server_max_window_bits=8, permessage-deflate", None),
+        ("permessage-deflate; server_max_window_bits=9, permessage-deflate", 9),
+        ("permessage-deflate, permessage-deflate; server_max_window_bits=15", None),
     ],
 )
-def test_who_asks_for_a_window_is_answered(offers: str, has_window: bool) -> None:
-    assert accept_deflate(offers) == DEFLATE_ACCEPTED + (b"; server_max_window_bits=15" if has_window else b"")
+def test_who_asks_for_a_window_is_answered(offers: str, window: int | None) -> None:
+    if window is None:
+        assert accept_deflate(offers) == (DEFLATE_ACCEPTED, 15)
+    else:
+        assert accept_deflate(offers) == (DEFLATE_ACCEPTED + b"; server_max_window_bits=%d" % window, window)
 
 
 @pytest.mark.parametrize("offer", ["permessage-deflate", "permessage-deflate; client_max_window_bits"])
@@ -158,6 +168,17 @@ def is_compressed(data: bytes) -> bool:
     return bool(data[0] & 0x40)
 
 
+@pytest.mark.parametrize("window_bits", sorted(DEFLATED_FORMS))
+def test_who_has_a_small_window_can_inflate(window_bits: int) -> None:
+    event = Event(EventId(1, 0), "news", "message", b'"%b"' % random.Random(1).randbytes(2000).hex().encode() * 20)
+    first, second = (DEFLATED_FORMS[window_bits].block([event]) for _ in range(2))
+    assert first is second
+    size = int.from_bytes(first[2:4])
+    inflater = zlib.decompressobj(-window_bits)
+    assert is_compressed(first)
+    assert inflater.decompress(first[4 : 4 + size] + TAIL) == encode_json(event)
+
+
 @given(st.text())
 def test_what_a_client_inflates_is_the_payload(text: str) -> None:
     payload = text.encode()
@@ -184,7 +205,7 @@ def test_what_does_not_shrink_goes_as_it_is(payload: bytes) -> None:
 def test_a_compressed_block_is_a_frame_for_each_event_and_a_plain_one_for_a_gap() -> None:
     events = [Event(EventId(n, 0), "news", "message", b'"%b"' % (b"x" * n)) for n in (2, 70_000)]
     gap = Gap(GapReason.RESTARTED, EventId(1, 0), EventId(2, 0))
-    block = DEFLATED_FORM.block(events, gap)
+    block = DEFLATED_FORMS[15].block(events, gap)
     assert inflated(block) == [*inflated(FORM.block(events[:1], gap)), *inflated(FORM.block(events[1:]))]
     assert encode_gap(gap) in block
     assert json.loads(inflated(block)[2])["data"] == "x" * 70_000
@@ -193,13 +214,13 @@ def test_a_compressed_block_is_a_frame_for_each_event_and_a_plain_one_for_a_gap(
 
 def test_an_event_is_compressed_once() -> None:
     event = Event(EventId(1, 0), "news", "message", b'"%b"' % (b"x" * 1000))
-    first = DEFLATED_FORM.block([event])
-    assert event.encoded.keys() == {"json", "websocket-deflate"}
-    assert event.encoded["websocket-deflate"] == first
-    event.encoded["websocket-deflate"] = b"as it was"
-    assert DEFLATED_FORM.block([event]) == b"as it was"
+    first = DEFLATED_FORMS[15].block([event])
+    assert event.encoded.keys() == {"json", "websocket-deflate-15"}
+    assert event.encoded["websocket-deflate-15"] == first
+    event.encoded["websocket-deflate-15"] = b"as it was"
+    assert DEFLATED_FORMS[15].block([event]) == b"as it was"
     FORM.block([event])
-    assert event.encoded.keys() == {"json", "websocket-deflate", "websocket"}
+    assert event.encoded.keys() == {"json", "websocket-deflate-15", "websocket"}
 
 
 # What comes in
@@ -293,7 +314,7 @@ def test_the_examples_of_the_rfc_say_hello(payload: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [b"\x00", b"\x02\x00", deflate(b""), b"\x03\x00", b"\x03\x00\x00", b"", b"\x00" + TAIL]
+    "payload", [b"\x00", b"\x01", b"\x02\x00", deflate(b""), b"\x03\x00", b"\x03\x00\x00", b"", b"\x00" + TAIL]
 )
 def test_empty_messages(payload: bytes) -> None:
     data = frame(TEXT, payload, reserved=RSV1) + frame(TEXT, deflate(b"x"), reserved=RSV1)
@@ -373,6 +394,35 @@ def test_a_bomb_takes_no_more_memory_than_a_message(layout: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 2**20
+
+
+def test_a_bomb_in_slices_is_cut_off_at_the_limit() -> None:
+    bomb = deflate(bytes(2**30 // 64), level=9)  # 16 MiB out of 16 KiB
+    extension = BoundedInflate(2**16)
+    data = frame(BINARY, bomb, reserved=RSV1)
+    for size in (1, 7, 4096):
+        pieces = [data[at : at + size] for at in range(0, len(data), size)]
+        tracemalloc.start()
+        try:
+            assert read(extension, pieces) == [1009]
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 2**20
+
+
+@pytest.mark.parametrize(("blocks", "codes"), [(400, []), (500, [1009])])
+def test_blocks_with_nothing_in_them_come_to_an_end(blocks: int, codes: list[int]) -> None:
+    # Of 5 bytes each; a message of 500 may take 2,024.
+    server = Connection(ConnectionType.SERVER, [BoundedInflate(500)])
+    server.receive_data(frame(BINARY, b"\x00\x00\x00\xff\xff" * blocks, reserved=RSV1, fin=False))
+    assert [event.code for event in server.events() if isinstance(event, CloseConnection)] == codes
+
+
+def test_what_cannot_be_compressed_may_be_as_long_as_any_message() -> None:
+    data = random.Random(7).randbytes(2**18)
+    for level in (0, 9):
+        assert read(BoundedInflate(len(data)), [frame(BINARY, deflate(data, level=level), reserved=RSV1)]) == [data]
 
 
 def test_what_comes_behind_the_last_block_is_not_kept() -> None:

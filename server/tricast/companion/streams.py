@@ -45,6 +45,9 @@ class Held(ABC):
         self._left: trio.Event = trio.Event()
         self._is_over = False
 
+    def abandon(self) -> None:  # noqa: B027 - for all of them
+        """See ``Takeover.abandon``: it has taken nothing."""
+
     async def run(self, nursery: trio.Nursery) -> None:
         """See ``Takeover.run``."""
         self.runtime.open[self.connection] = self
@@ -231,6 +234,9 @@ class HangUp:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    def abandon(self) -> None:
+        """See ``Takeover.abandon``: it has taken nothing."""
 
     async def run(self, nursery: trio.Nursery) -> None:  # noqa: ARG002 - nothing is started
         """See ``Takeover.run``."""

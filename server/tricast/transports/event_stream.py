@@ -27,6 +27,7 @@ class EventStream(Stream):
     """
 
     __slots__ = ("_is_chunked", "_last_sent", "_lease", "_start", "_topics")
+    transport = "sse"
 
     def __init__(
         self,
@@ -46,7 +47,6 @@ class EventStream(Stream):
         self._last_sent = trio.current_time()
         #: Under which name it can be renewed. It is not secret: only the account that opened it can use it.
         self._lease = "" if identity.expires_at is None else runtime.leases.new_name()
-        runtime.counters.streams["sse"] += 1
 
     def opening(self) -> bytes:
         """The first bytes of the body."""

@@ -63,26 +63,39 @@ class LongPoll(Subscriber):
         self.headers = encode_headers(headers)
         self.kept: bytes | None = None
         self.answering: Answering
-        runtime.counters.streams["poll"] += 1
 
     @classmethod
     async def begin(
-        cls, runtime: Runtime, topics: TopicSet, start: Start, headers: Headers = (), identity: Identity = ANYBODY
+        cls,
+        runtime: Runtime,
+        topics: TopicSet,
+        start: Start,
+        headers: Headers = (),
+        identity: Identity = ANYBODY,
+        *,
+        account: str,
     ) -> Self:
         """A poll that is live from then on, and has to be left; or one that found its answer in the log.
 
         Raises:
+            LimitExceeded: there is no place left, for its account or with one of the topics.
             LogUnavailable: the log cannot be read now.
         """
         poll = cls(runtime, start, headers, identity)
-        hub = runtime.hub
-        hub.join(poll, topics)
+        runtime.accounts.let_in(poll, account)
         try:
+            runtime.hub.join(poll, topics)
+            runtime.counters.streams["poll"] += 1
             await poll._read_kept(must_read=start.is_given)
         finally:
             if not poll.is_live:
-                hub.leave(poll)
+                poll.leave()
         return poll
+
+    def leave(self) -> None:
+        """Gives back what it has: its places, and its position among the subscribers."""
+        self._runtime.hub.leave(self)
+        self._runtime.accounts.let_go(self)
 
     async def _read_kept(self, *, must_read: bool) -> None:
         hub = self._runtime.hub

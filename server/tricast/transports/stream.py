@@ -1,9 +1,8 @@
 """What SSE and WebSocket have in common: a subscriber that stays, and reads on from the log when it fell behind."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import trio
 
@@ -50,15 +49,17 @@ class Stream(Subscriber):
     The connection's nursery is opened and owned by whoever calls ``run``; it outlives this object.
 
     Attributes:
+        transport: what it is counted as.
         identity: who is at the other end.
+        account: whom its limits count for.
         expires_at: when what the client was let in with is over, by ``trio.current_time()``.
-        rotates_at: when the connection has been there for long enough.
     """
 
     __slots__ = (
-        "_is_catching_up", "_is_leaving", "connection", "expires_at", "identity", "nursery", "rotates_at", "runtime",
+        "_is_catching_up", "_is_leaving", "account", "connection", "expires_at", "identity", "nursery", "runtime",
         "slot",
     )  # fmt: skip
+    transport: ClassVar[str]
 
     def __init__(self, connection: Connection, runtime: Runtime, form: Form, identity: Identity = ANYBODY) -> None:
         super().__init__(form, BEGINNING)
@@ -68,7 +69,7 @@ class Stream(Subscriber):
         self.nursery: trio.Nursery
         self._is_catching_up = False
         self._is_leaving = False
-        self.rotates_at = math.inf
+        self.account = ""
         self._let_in(identity)
 
     def _let_in(self, identity: Identity) -> None:
@@ -86,6 +87,31 @@ class Stream(Subscriber):
         self._let_in(identity)
         self.runtime.wheel.add(self, trio.current_time())  # it may have less time now than before
 
+    def take_places(self, account: str, topics: TopicSet | None = None) -> None:
+        """Takes the stream's places, which are given back when ``run`` ends, or by ``abandon``.
+
+        Args:
+            account: whom it counts for.
+            topics: what it follows from the start.
+
+        Raises:
+            LimitExceeded: there is none left; nothing was taken.
+        """
+        self.runtime.accounts.let_in(self, account)
+        self.account = account
+        if topics is not None:
+            try:
+                self.runtime.hub.reserve(self, topics)
+            except LimitExceeded:
+                self.abandon()
+                raise
+        self.runtime.counters.streams[self.transport] += 1
+
+    def abandon(self) -> None:
+        """Gives back what it has: its places, and its position among the subscribers."""
+        self.runtime.hub.leave(self)
+        self.runtime.accounts.let_go(self)
+
     async def run(self, nursery: trio.Nursery) -> None:
         """Serves the connection until it ends. Cancelling it leaves no trace in the hub or on the wheel."""
         self.nursery = nursery
@@ -96,7 +122,7 @@ class Stream(Subscriber):
         finally:
             self.runtime.open[self.connection] = NothingToEnd()
             self.runtime.wheel.discard(self)
-            self.runtime.hub.leave(self)
+            self.abandon()
 
     @abstractmethod
     async def serve(self) -> None:
@@ -120,10 +146,10 @@ class Stream(Subscriber):
                 self.runtime.counters.refusals["token-expired"] += 1
                 self.depart(EXPIRED)
                 return None
-            if now >= self.rotates_at:
+            if now >= self.connection.rotates_at:
                 self.drain(self.runtime.jitter(self.runtime.config.drain.retry_after))
                 return None
-            return min(self.keep_alive(now), self.expires_at, self.rotates_at)
+            return min(self.keep_alive(now), self.expires_at, self.connection.rotates_at)
         except Exception as error:  # noqa: BLE001
             self.fail(error)
             return None
@@ -161,11 +187,15 @@ class Stream(Subscriber):
             self.fell_behind()
 
     def follow(self, topics: TopicSet, start: "Start") -> None:
-        """Begins, or begins anew, to follow topics from a position; not on the way out, for a goodbye comes last."""
+        """Begins, or begins anew, to follow topics from a position; not on the way out, for a goodbye comes last.
+
+        Raises:
+            LimitExceeded: there is no place left; where it was reserved there is. Nothing is followed then.
+        """
         if self._is_leaving:
             return
         hub = self.runtime.hub
-        hub.leave(self)
+        hub.pause(self)
         self.position = start.position
         self.was_live = False
         hub.join(self, topics)
@@ -240,10 +270,10 @@ def check_topics(topics: Iterable[str], runtime: Runtime) -> TopicSet:
     limits = runtime.config.limits
     if not names:
         raise RemoteProtocolError("name at least one topic", code="bad-topic")
+    if len(names) > limits.topics:  # before they are looked at: there may be thousands
+        raise LimitExceeded("limits.topics", limits.topics, len(names), status=400)
     for name in names:
         check_pattern(name, max_bytes=limits.topic_size)
-    if len(names) > limits.topics:
-        raise LimitExceeded("limits.topics", limits.topics, len(names), status=400)
     return TopicSet(names)
 
 

@@ -6,14 +6,14 @@ wsproto type.
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import msgspec
 import trio
 from wsproto import ConnectionType
 from wsproto.connection import Connection as Protocol
 from wsproto.connection import ConnectionState
-from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
+from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 from wsproto.utilities import LocalProtocolError
 
 from tricast.access.access import Credentials
@@ -21,10 +21,9 @@ from tricast.access.identity import ANYBODY, Identity
 from tricast.connection import Connection
 from tricast.errors import (
     ConnectionLost,
-    Forbidden,
     LimitExceeded,
     RemoteProtocolError,
-    Unauthorized,
+    TooFast,
     Unavailable,
 )
 from tricast.event import DEFAULT_TYPE, Draft, EventId, TopicSet
@@ -39,7 +38,7 @@ _FRAMES_PER_TURN = 32
 #: Operations that publish are taken together, so that they cost the log one append and the client's socket one send.
 _MAX_TOGETHER = 100
 #: Close codes with their meaning (RFC 6455 7.4.1, and the registry for 1013).
-NORMAL, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1011, 1013
+NORMAL, TOO_BIG, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1009, 1011, 1013
 _NOTHING = TopicSet(())
 
 
@@ -68,7 +67,7 @@ class Session(Stream):
         handler: what serves it.
         received: bytes that came in behind the opening request.
         subscription: what it follows from the start.
-        has_deflate: whether permessage-deflate was negotiated.
+        window_bits: what the client lets us compress with, where permessage-deflate was negotiated.
         identity: who asks for it.
 
     Attributes:
@@ -79,9 +78,10 @@ class Session(Stream):
     """
 
     __slots__ = (
-        "_frames", "_handler", "_is_broken", "_parts", "_pinged_at", "_protocol", "_received", "_size", "_subscription",
-        "_topics", "close_code", "request",
+        "_fragments", "_frames", "_handler", "_is_broken", "_parts", "_pinged_at", "_pings", "_protocol", "_received",
+        "_subscription", "_topics", "close_code", "request",
     )  # fmt: skip
+    transport = "websocket"
 
     def __init__(
         self,
@@ -92,24 +92,25 @@ class Session(Stream):
         received: bytes,
         *,
         subscription: Subscription | None = None,
-        has_deflate: bool = False,
+        window_bits: int | None = None,
         identity: Identity = ANYBODY,
     ) -> None:
-        super().__init__(connection, runtime, wire.DEFLATED_FORM if has_deflate else wire.FORM, identity)
+        form = wire.FORM if window_bits is None else wire.DEFLATED_FORMS[window_bits]
+        super().__init__(connection, runtime, form, identity)
         #: Only from the first thing on that needs it: a client that listens, and answers pings, costs no such object.
         self._protocol: Protocol | None = None
         self._received: bytearray | None = bytearray(received) if received else None
         self._handler: Handler | None = handler
         self._subscription = subscription
         self._topics = _NOTHING
-        self._parts: list[Any] | None = None  # str or bytes: wsproto does not mix kinds within a message
-        self._size = 0
+        self._parts: bytearray | None = None  # of a message in fragments; text in UTF-8
+        self._fragments = 0
         self._frames = 0
         self._is_broken = False
         self._pinged_at = 0.0
+        self._pings = 0  # that nothing has come after
         self.close_code: int | None = None
         self.request = request
-        runtime.counters.streams["websocket"] += 1
 
     def opening(self) -> bytes:
         """What goes out with the answer to the handshake: the reply to the subscription that was made with it."""
@@ -120,7 +121,7 @@ class Session(Stream):
     @property
     def peer(self) -> str:
         """The client's address."""
-        return self.connection.peer
+        return self.connection.client
 
     @property
     def topics(self) -> frozenset[str]:
@@ -154,7 +155,7 @@ class Session(Stream):
             ConnectionLost: the connection is closed, on either side.
         """
         # First the tail: behind it may come a close frame, and nothing may follow that (RFC 6455 5.5.1).
-        await self.connection.drain()
+        await self.connection.drain(holding=len(message))
         self._check_open()
         frame = wire.text_frame(message.encode()) if isinstance(message, str) else wire.binary_frame(message)
         await self.connection.send(frame)
@@ -165,7 +166,7 @@ class Session(Stream):
         Raises:
             ConnectionLost: the connection is closed, on either side.
         """
-        await self.connection.drain()
+        await self.connection.drain(holding=len(message))
         self._check_open()
         await self.connection.send_soon(wire.text_frame(message))
 
@@ -189,7 +190,7 @@ class Session(Stream):
     def _wsproto(self) -> Protocol:
         """Wsproto's state of this connection, which from now on parses what comes in."""
         if self._protocol is None:
-            has_deflate = self.form is wire.DEFLATED_FORM
+            has_deflate = self.form is not wire.FORM
             extensions = [wire.BoundedInflate(self.runtime.config.websocket.max_message)] if has_deflate else []
             self._protocol = Protocol(ConnectionType.SERVER, [*extensions], bytes(self._received or b""))
             self._received = None
@@ -199,10 +200,13 @@ class Session(Stream):
         """Publishes an event to everybody who is subscribed to the topic, as the client. See ``Hub.publish``.
 
         Raises:
-            Forbidden: the client may not; what a handler does not catch closes the connection with 4403.
-            Unauthorized: the same, and nobody said who it is: 4401.
+            RemoteProtocolError: the client may not (``Forbidden``, ``Unauthorized``), or not so soon (``TooFast``);
+                where a handler lets it through, the connection is closed with its code, and that is no failure.
+            Unavailable: not now; the client is told to come back, where a handler lets it through.
         """
         self.runtime.access.check_publish(self.identity, topic)
+        self.runtime.check_memory()
+        self.runtime.accounts.charge(self.account, 1)
         return await self.runtime.hub.publish(topic, data, type=type)
 
     async def subscribe(self, *topics: str, last_id: str | None = None) -> EventId:
@@ -216,10 +220,12 @@ class Session(Stream):
             The position from which the events go on.
 
         Raises:
-            RemoteProtocolError: a topic or the position is not one, or the client may not subscribe to all of them
-                (``Forbidden``, ``Unauthorized``).
+            RemoteProtocolError: a topic or the position is not one, a topic has no room, or the client may not
+                subscribe to all of them (``Forbidden``, ``Unauthorized``).
+            Unavailable: the server has no memory for it.
         """
         subscription = await self.check_subscription(topics, last_id)
+        self.runtime.hub.reserve(self, subscription.topics)
         self.resubscribe(subscription)
         return subscription.start.position
 
@@ -246,7 +252,7 @@ class Session(Stream):
             reason: what to tell the client, cut to 123 bytes of UTF-8.
         """
         # Nothing may follow a close frame (RFC 6455 5.5.1), so no more events are sent.
-        self.pause()
+        self.runtime.hub.leave(self)
         if self._wsproto().state in (ConnectionState.OPEN, ConnectionState.REMOTE_CLOSING):
             await self._send_event(CloseConnection(code=code, reason=reason or None))
 
@@ -258,7 +264,9 @@ class Session(Stream):
         Raises:
             RemoteProtocolError: a topic or the position is not one, there is none, there are too many, or the client
                 may not.
+            Unavailable: the server has no memory for it.
         """
+        self.runtime.check_memory()
         added = check_topics(topics, self.runtime)
         self.runtime.access.check_subscribe(self.identity, added.names)
         together = check_topics(self.topics | added.names, self.runtime)
@@ -267,7 +275,7 @@ class Session(Stream):
 
     def pause(self) -> None:
         """Sends no more events, and keeps the position, until ``resubscribe``."""
-        self.runtime.hub.leave(self)
+        self.runtime.hub.pause(self)
 
     def resubscribe(self, subscription: Subscription) -> None:
         """Follows these topics, and no others, from there on.
@@ -280,7 +288,7 @@ class Session(Stream):
         if self._topics:
             self.follow(self._topics, subscription.start)
         else:
-            self.pause()
+            self.runtime.hub.leave(self)
         if self.feed is not None:
             self._topics = self.feed.topics  # the same, shared with all who follow it
 
@@ -315,6 +323,9 @@ class Session(Stream):
             if frame.kind is Kind.OTHER:
                 self._wsproto()
                 break
+            if (limit := self._too_fast()) is not None:
+                await self._refuse(limit)
+                return None
             self._drop(frame)
             if frame.kind is Kind.PING:
                 await self.connection.send(wire.pong_frame(bytes(frame.payload)))  # type: ignore[arg-type]
@@ -327,7 +338,7 @@ class Session(Stream):
         if self._received is None:
             return None
         frame = wire.read_frame(self._received, self.runtime.config.websocket.max_message)
-        if frame is None or frame.kind is not Kind.TEXT:
+        if frame is None or frame.kind is not Kind.TEXT or self._too_fast() is not None:
             return None
         self._frames += 1  # the turn of the others comes with the next one that may be waited for
         self._drop(frame)
@@ -354,39 +365,59 @@ class Session(Stream):
             if event is None:
                 return None
             match event:
-                case TextMessage() | BytesMessage() | Ping() if protocol.state is not ConnectionState.OPEN:
+                case TextMessage() | BytesMessage() | Ping() | Pong() if protocol.state is not ConnectionState.OPEN:
                     continue  # nothing can be said to it any more
+                case _ if (limit := self._limit_reached(event)) is not None:
+                    await self._refuse(limit)
+                    return None
                 case TextMessage() | BytesMessage():
-                    if self._take_part(event):
+                    if event.message_finished:
                         return self._whole_message(event)
-                    if self._size > self.runtime.config.websocket.max_message:
-                        await self._refuse_message()
-                        return None
+                    self._keep(event)
                 case Ping():
                     await self._send_event(event.response())
                 case CloseConnection():
                     await self._closed_by_peer(event)
                     return None
 
-    def _take_part(self, event: TextMessage | BytesMessage) -> bool:
-        """Keeps a part of a message; returns whether the message is whole and not too long."""
+    def _limit_reached(self, event: Event) -> LimitExceeded | None:
+        """What the client has too much of with this event, or too soon; which is counted."""
+        if isinstance(event, TextMessage | BytesMessage):
+            config = self.runtime.config.websocket
+            if len(self._parts or b"") + _size_of(event.data) > config.max_message:
+                return LimitExceeded("websocket.max_message", config.max_message)
+            self._fragments += event.frame_finished
+            if self._fragments > config.max_fragments:
+                return LimitExceeded("websocket.max_fragments", config.max_fragments, close_code=1008)
+            return self._too_fast() if event.message_finished else None
+        return self._too_fast() if isinstance(event, Ping | Pong) else None
+
+    def _too_fast(self) -> TooFast | None:
+        """Counts a message or a control frame; returns what to refuse it with, where it came too soon."""
+        wait = self.runtime.messages.take(self)
+        return TooFast("websocket.message_rate", self.runtime.messages.rate, wait) if wait else None
+
+    def _keep(self, event: TextMessage | BytesMessage) -> None:
+        """Keeps a part of a message; empty ones, of which there may be many, are nothing."""
         if event.data:
-            # Empty parts are not kept: a million of them must not take memory.
-            self._parts = self._parts or []
-            self._parts.append(event.data)
-            is_ascii = not isinstance(event.data, str) or event.data.isascii()
-            self._size += len(event.data) if is_ascii else len(str(event.data).encode())
-        return event.message_finished and self._size <= self.runtime.config.websocket.max_message
+            self._parts = self._parts or bytearray()
+            self._parts += event.data.encode() if isinstance(event.data, str) else event.data
 
     def _whole_message(self, event: TextMessage | BytesMessage) -> str | bytes:
-        parts, self._parts, self._size = self._parts or [], None, 0
-        if isinstance(event, TextMessage):
-            return "".join(parts)
-        return b"".join(parts)
+        self._fragments = 0
+        if self._parts is None:
+            return event.data if isinstance(event.data, str) else bytes(event.data)
+        self._keep(event)
+        parts, self._parts = self._parts, None
+        return parts.decode() if isinstance(event, TextMessage) else bytes(parts)
 
-    async def _refuse_message(self) -> None:
-        limit = LimitExceeded("websocket.max_message", self.runtime.config.websocket.max_message)
+    async def _refuse(self, limit: LimitExceeded) -> None:
+        """Closes the connection for something that goes too far.
+
+        What follows is read no more, not even for the answer to the closing: it may be more of the same.
+        """
         self.runtime.counters.refusals[limit.reason] += 1
+        self._is_broken = True
         self._parts, self.close_code = None, limit.close_code
         await self.close(limit.close_code, limit.detail)
 
@@ -394,6 +425,10 @@ class Session(Stream):
         # In state OPEN it was not a close frame, but wsproto's word for input that breaks the protocol (RFC 6455
         # 7.1.7). Nothing that follows such input can be read, not even a close frame.
         self._is_broken = self._wsproto().state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING)
+        if self._wsproto().state is ConnectionState.OPEN:
+            # A message that inflates to too much is seen before it gets here.
+            is_too_big = event.code == TOO_BIG
+            self.runtime.counters.refusals["websocket.max_message" if is_too_big else "bad-websocket"] += 1
         self.close_code = int(event.code)
         await self.close(event.code, event.reason or "")
 
@@ -413,7 +448,8 @@ class Session(Stream):
             # Its last word may have met a connection that is being closed from here, for instance by a drain.
             if self._wsproto().state is not ConnectionState.LOCAL_CLOSING:
                 raise
-        except (Unauthorized, Forbidden) as error:
+        except RemoteProtocolError as error:
+            # What the client asked for was refused, and the handler had nothing to say to it.
             self.runtime.counters.refusals[error.reason] += 1
             await self._finish(error.close_code, error.detail)
             return
@@ -463,13 +499,23 @@ class Session(Stream):
         """
         config = self.runtime.config.websocket
         silent_since = self.connection.last_received
+        if silent_since > self._pinged_at:
+            self._pings = 0
         if now >= silent_since + config.ping_timeout:
             raise ConnectionLost(f"silent for {config.ping_timeout:g} s", reason="ping-timeout")
         if now >= max(silent_since, self._pinged_at) + config.ping_interval:
+            if self._pings == config.max_pings:
+                raise ConnectionLost(f"{self._pings} pings were not answered", reason="ping-timeout")
             self._pinged_at = now
             if self._is_open and not self.connection.has_tail:
                 self.send_aside(wire.PING)
+                self._pings += 1
         return min(max(silent_since, self._pinged_at) + config.ping_interval, silent_since + config.ping_timeout)
+
+    def abandon(self) -> None:
+        """See ``Stream.abandon``."""
+        super().abandon()
+        self.runtime.messages.forget(self)
 
     def say_goodbye(self, farewell: Farewell) -> None:
         """Closes with the delay in the reason, and gives the client a moment to answer it."""
@@ -499,6 +545,10 @@ async def serve_topics(session: Session) -> None:
 Reference = wire.Reference | msgspec.UnsetType
 
 
+def _size_of(data: str | bytes | bytearray) -> int:
+    return len(data) if not isinstance(data, str) or data.isascii() else len(data.encode())
+
+
 class _Publishing:
     """The operations that publish, of those that were received together: appended at once, and then replied to.
 
@@ -518,10 +568,14 @@ class _Publishing:
 
         Raises:
             RemoteProtocolError: it may not.
+            Unavailable: the server has no memory for it.
         """
         session = self._session
+        session.runtime.check_certified(session.connection)
         draft = session.runtime.hub.check(Draft(operation.topic, operation.type, bytes(operation.data)))
         session.runtime.access.check_publish(session.identity, draft.topic)
+        session.runtime.check_memory()
+        session.runtime.accounts.charge(session.account, 1)
         self._drafts.append(draft)
         self._references.append(operation.ref)
 
@@ -580,6 +634,7 @@ async def _perform(session: Session, operation: wire.Operation) -> None:
 
 async def _subscribe(session: Session, operation: wire.Subscribe) -> None:
     subscription = await session.check_subscription(operation.topics, operation.last_id)
+    session.runtime.hub.reserve(session, subscription.topics)
     # The reply says from where the events go on, so it comes before them; meanwhile they wait in the log.
     session.pause()
     await session.reply(_subscribed(subscription, operation.ref))

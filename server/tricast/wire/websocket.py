@@ -9,6 +9,7 @@ import re
 import struct
 import zlib
 from enum import Enum
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -46,9 +47,9 @@ def pong_frame(payload: bytes) -> bytes:
     return _frame(_FIN_PONG, payload)
 
 
-def deflated_frame(payload: bytes) -> bytes:
+def deflated_frame(payload: bytes, *, window_bits: int = zlib.MAX_WBITS) -> bytes:
     """One whole text message, compressed without context takeover (RFC 7692 7.2.1); as it is where that is shorter."""
-    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    compressor = zlib.compressobj(wbits=-window_bits)
     deflated = (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)).removesuffix(_DEFLATE_TAIL)
     return _frame(_FIN_TEXT | _RSV1, deflated) if len(deflated) < len(payload) else text_frame(payload)
 
@@ -67,9 +68,9 @@ def encode_event(event: Event) -> bytes:
     return text_frame(encode_json(event))
 
 
-def encode_event_deflated(event: Event) -> bytes:
+def encode_event_deflated(event: Event, *, window_bits: int) -> bytes:
     """The event as JSON in a compressed text frame."""
-    return deflated_frame(encode_json(event))
+    return deflated_frame(encode_json(event), window_bits=window_bits)
 
 
 def encode_gap(gap: Gap) -> bytes:
@@ -78,8 +79,14 @@ def encode_gap(gap: Gap) -> bytes:
 
 
 FORM = StreamForm("websocket", encode_event, encode_gap)
-#: For those who negotiated permessage-deflate: one compressed frame for all of them.
-DEFLATED_FORM = StreamForm("websocket-deflate", encode_event_deflated, encode_gap)
+#: What a client may have us compress with (RFC 7692 7.1.2.1). zlib makes no stream with the window of 8 bits.
+_WINDOWS = range(9, zlib.MAX_WBITS + 1)
+#: For those who negotiated permessage-deflate, by the bits of the window: one compressed frame for all who have the
+#: same. Nearly all leave the largest to us.
+DEFLATED_FORMS = {
+    bits: StreamForm(f"websocket-deflate-{bits}", partial(encode_event_deflated, window_bits=bits), encode_gap)
+    for bits in _WINDOWS
+}
 
 
 # What comes in
@@ -175,50 +182,66 @@ DEFLATE = "permessage-deflate"
 DEFLATE_ACCEPTED = b"permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 #: What ends every compressed message, and is left away (RFC 7692 7.2.1).
 _DEFLATE_TAIL = b"\x00\x00\xff\xff"
-#: Behind a block that says it is the last (RFC 7692 7.2.3.4), an empty one may be what follows.
-_BEHIND_LAST_BLOCK = (_DEFLATE_TAIL, b"\x00" + _DEFLATE_TAIL)
+#: Behind a block that says it is the last (RFC 7692 7.2.3.4), an empty one may be what follows; or what was left away
+#: is of that block itself, where it is an empty one.
+_BEHIND_LAST_BLOCK = (_DEFLATE_TAIL, b"\x00" + _DEFLATE_TAIL, b"")
 _MAX_BEHIND_LAST_BLOCK = max(map(len, _BEHIND_LAST_BLOCK))
+#: How much longer than the longest message a compressed one may be: deflate adds 5 bytes to 64 KiB that it cannot
+#: compress (RFC 1951 3.2.4), and to what is flushed; more than this, and somebody sends blocks with nothing in them.
+_DEFLATED_FACTOR, _DEFLATED_EXTRA = 2, 2**10
 #: RFC 6455 9.1: a parameter with its value, if it has one, which may stand in quotes.
 _PARAMETER = re.compile(r"""([^\s="]+)(?:\s*=\s*(?:([^\s="]+)|"([^\s="]+)"))?""")
 #: The parameters of an offer, with the values they may have here (RFC 7692 7.1); None is for none.
 _ACCEPTABLE: dict[str, frozenset[str | None]] = {
     "server_no_context_takeover": frozenset({None}),
     "client_no_context_takeover": frozenset({None}),
-    "server_max_window_bits": frozenset({"15"}),
+    "server_max_window_bits": frozenset(map(str, _WINDOWS)),
     "client_max_window_bits": frozenset({None, *map(str, range(8, 16))}),
 }
 
 
-def accept_deflate(offers: str) -> bytes | None:
-    """The answer to the first offer in ``Sec-WebSocket-Extensions`` that can be accepted (RFC 7692 5.1, 7.1).
+class Agreement(NamedTuple):
+    """What was agreed on of permessage-deflate.
+
+    Attributes:
+        answer: the header ``Sec-WebSocket-Extensions`` of the answer.
+        window_bits: what the client lets us compress with.
+    """
+
+    answer: bytes
+    window_bits: int
+
+
+def accept_deflate(offers: str) -> Agreement | None:
+    """The answer to the first offer in ``Sec-WebSocket-Extensions`` that can be accepted (RFC 7692 5.1, 7.1), or None.
 
     Args:
         offers: the header's value; several lines joined with commas.
-
-    Returns:
-        The same header of the answer, or None.
     """
-    return next((answer for offer in offers.split(",") if (answer := _answer_to(offer)) is not None), None)
+    return next((agreed for offer in offers.split(",") if (agreed := _answer_to(offer)) is not None), None)
 
 
-def _answer_to(offer: str) -> bytes | None:
+def _answer_to(offer: str) -> Agreement | None:
     name, *parameters = (part.strip() for part in offer.split(";"))
     pairs = [_PARAMETER.fullmatch(parameter.lower()) for parameter in parameters]
     given = {pair[1]: pair[2] or pair[3] for pair in pairs if pair is not None}
     if name.lower() != DEFLATE or len(given) != len(parameters):
         return None
-    # The shared frame is compressed with the largest window, so who wants a smaller one cannot have it.
     if not all(value in _ACCEPTABLE.get(key, ()) for key, value in given.items()):
         return None
+    window = given.get("server_max_window_bits")
+    if window is None:
+        return Agreement(DEFLATE_ACCEPTED, zlib.MAX_WBITS)
     # Who names a window for the server has to be told that it is so (RFC 7692 7.1.2.1).
-    return DEFLATE_ACCEPTED + (b"; server_max_window_bits=15" if "server_max_window_bits" in given else b"")
+    return Agreement(DEFLATE_ACCEPTED + b"; server_max_window_bits=%b" % window.encode(), int(window))
 
 
 class BoundedInflate(Extension):
     """permessage-deflate for wsproto, for what comes in only, and with an end: a few bytes can inflate to gigabytes.
 
     Args:
-        max_message: bytes that a message may inflate to.
+        max_message: bytes that a message may inflate to. Before it has, it is not much more either: empty blocks
+            inflate to nothing, and would come without an end.
     """
 
     name = DEFLATE
@@ -226,6 +249,7 @@ class BoundedInflate(Extension):
     def __init__(self, max_message: int) -> None:
         self._max_message = max_message
         self._left = 0
+        self._deflated_left = 0
         self._inflater: Any = None
         self._is_data = False
 
@@ -251,6 +275,7 @@ class BoundedInflate(Extension):
         if self._is_data and opcode is not Opcode.CONTINUATION:
             self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if rsv.rsv1 else None
             self._left = self._max_message
+            self._deflated_left = _DEFLATED_FACTOR * self._max_message + _DEFLATED_EXTRA
         return RsvBits(rsv1=True, rsv2=False, rsv3=False)
 
     def frame_inbound_payload_data(
@@ -281,10 +306,11 @@ class BoundedInflate(Extension):
         except zlib.error:
             return CloseReason.INVALID_FRAME_PAYLOAD_DATA
         self._left -= len(inflated)
+        self._deflated_left -= len(data)
         if len(self._inflater.unused_data) > _MAX_BEHIND_LAST_BLOCK:
             # All that comes behind it would be kept, and a frame may be as long as it likes.
             return CloseReason.INVALID_FRAME_PAYLOAD_DATA
-        return CloseReason.MESSAGE_TOO_BIG if self._left < 0 else inflated
+        return CloseReason.MESSAGE_TOO_BIG if self._left < 0 or self._deflated_left < 0 else inflated
 
 
 class Operation(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
