@@ -159,7 +159,7 @@ def parse_request(head: bytes, strictness: Strictness) -> RequestHead:
     Raises:
         BadHead: it must not be forwarded.
     """
-    event, _, version, authority, target = heads.parse_request(head, strictness)
+    event, _, version, authority, target, _ = heads.parse_request(head, strictness)
     request = RequestHead(event.method, target, list(event.headers.raw_items()), version, authority)
     if not request.host and request.is_http_11 and strictness != "lenient":
         raise BadHead("the request names no host")  # RFC 9110 4.2.1: there is no such URI
@@ -198,8 +198,8 @@ class ResponseParser:
             raise BadHead("not an answer")
         version = b"1.0" if event.http_version == b"1.0" else b"1.1"
         response = ResponseHead(event.status_code, event.reason, list(event.headers.raw_items()), version)
-        _, length = check_framing(event.headers, is_http_11=version == b"1.1")
-        if length is not None and self._strictness == "strict":
+        framing = check_framing(event.headers, is_http_11=version == b"1.1")
+        if framing.length is not None and self._strictness == "strict":
             check_only_length(head)
         return response
 

@@ -368,7 +368,8 @@ class HttpConnection:
             answer = self._runtime.refusal(self._mistake_of(error))
             self._runtime.counters.requests["malformed", answer.status] += 1
             # What cannot be read to its end begins with its method all the same.
-            await self._respond(answer, None, is_head=(head or self._ahead).startswith(b"HEAD "))
+            is_head = (head or self._ahead).startswith(b"HEAD ")
+            await self._respond(answer, None, is_head=is_head)
             return None
 
     async def _read_head(self, *, is_first: bool) -> bytes | None:
@@ -408,9 +409,8 @@ class HttpConnection:
         limits = self._runtime.config.limits
         if len(head.target) > limits.target_size:
             raise LimitExceeded("limits.target_size", limits.target_size, len(head.target), status=414)
-        for name, value in head.fields:
-            if name == b"expect" and value.lower() != b"100-continue":
-                raise RemoteProtocolError("the only expectation is 100-continue", code="bad-expectation", status=417)
+        if head.framing.expectation not in (None, b"100-continue"):
+            raise RemoteProtocolError("the only expectation is 100-continue", code="bad-expectation", status=417)
 
     def _mistake_of(self, error: BadHead | RemoteProtocolError) -> RemoteProtocolError:
         """The error with all that its answer needs: the connection cannot be used after it."""
@@ -431,7 +431,13 @@ class HttpConnection:
         """The answer, and the label of the route that it came from."""
         assert self._head is not None
         self._number += 1
-        self._body = RequestBody(request, self._connection, self._ahead, self._runtime.config.limits)
+        self._body = RequestBody(
+            self._head.framing,
+            self._connection,
+            self._ahead,
+            self._runtime.config.limits,
+            expects=request.is_http_11 and self._head.framing.expectation is not None,
+        )
         exchange = Exchange(
             request,
             self._connection,

@@ -6,41 +6,43 @@ from tricast.config import LimitsSection
 from tricast.connection import Connection
 from tricast.errors import LimitExceeded, RemoteProtocolError, TooSlow
 from tricast.wire.bodies import BadBody, BodyReader, ChunkedBody, LengthBody, NoBody
-from tricast.wire.http1 import CONTINUE, Request
+from tricast.wire.heads import Framing
+from tricast.wire.http1 import CONTINUE
 
 _CHUNKS_PER_TURN = 256
+#: Most requests have no body; one reader is enough for all of them, as there is nothing that it could keep.
+_NOTHING = NoBody()
 
 
 class RequestBody:
     """The body of a request on its connection.
 
     Args:
-        request: its head.
+        framing: what its head says of it.
         connection: where it comes from.
         data: what has come in already that nobody has taken; what belongs to the body is taken off it.
         limits: how long it may take.
+        expects: whether the client waits to be asked for it.
     """
 
     __slots__ = ("_connection", "_data", "_deadline", "_expects", "_length", "_limits", "_reader")
 
-    def __init__(self, request: Request, connection: Connection, data: bytearray, limits: LimitsSection) -> None:
+    def __init__(
+        self,
+        framing: Framing,
+        connection: Connection,
+        data: bytearray,
+        limits: LimitsSection,
+        *,
+        expects: bool = False,
+    ) -> None:
         self._connection = connection
         self._data = data
         self._limits = limits
-        #: By its own word; None where that is not given.
-        self._length = None if (length := request.header(b"content-length")) is None else int(length)
-        self._reader = self._reader_of(request)
-        #: RFC 9110 10.1.1: who has begun to send already waits for nothing, and in HTTP/1.0 nobody does.
-        self._expects = not data and request.is_http_11 and request.header(b"expect") is not None
+        self._length = framing.length
+        self._reader = _reader_of(framing, limits)
+        self._expects = expects and not data  # who has begun to send already waits for nothing (RFC 9110 10.1.1)
         self._deadline: float | None = None  # since it is waited for
-
-    def _reader_of(self, request: Request) -> BodyReader:
-        """What takes the body off what comes in (RFC 9112 6.3)."""
-        if request.header(b"transfer-encoding") is not None:  # which is chunked: all others were refused
-            # What comes beside the payload may be as large as a head.
-            most = self._limits.head_size
-            return ChunkedBody(max_extensions=most, max_trailers=most, chunks_per_take=_CHUNKS_PER_TURN)
-        return NoBody() if self._length is None else LengthBody(self._length)
 
     @property
     def is_complete(self) -> bool:
@@ -108,3 +110,12 @@ class RequestBody:
             raise RemoteProtocolError("the connection ended in the middle of the body", code="bad-http", closes=True)
         self._data += data
         self._deadline += len(data) / limits.receive_rate
+
+
+def _reader_of(framing: Framing, limits: LimitsSection) -> BodyReader:
+    """What takes a body off what comes in (RFC 9112 6.3)."""
+    if framing.is_chunked:
+        # What comes beside the payload may be as large as a head.
+        most = limits.head_size
+        return ChunkedBody(max_extensions=most, max_trailers=most, chunks_per_take=_CHUNKS_PER_TURN)
+    return LengthBody(framing.length) if framing.length else _NOTHING

@@ -11,8 +11,11 @@ from core.test_connection import Pair
 from tricast.config import LimitsSection
 from tricast.errors import LimitExceeded, RemoteProtocolError, TooSlow
 from tricast.request_body import RequestBody
-from tricast.wire.http1 import CONTINUE, Headers, Request
+from tricast.wire.heads import Framing
+from tricast.wire.http1 import CONTINUE
 
+NONE = Framing(b"a", is_chunked=False, length=None)
+CHUNKED = Framing(b"a", is_chunked=True, length=None)
 LIMITS = LimitsSection(body_timeout="30s", receive_rate="512B")  # type: ignore[arg-type]
 
 
@@ -23,17 +26,13 @@ async def pair() -> AsyncIterator[Pair]:
     pair.close()
 
 
-def body_of(pair: Pair, *headers: tuple[bytes, bytes], ahead: bytes = b"", version: bytes = b"1.1") -> RequestBody:
-    """The body of a request with these headers, of which this much has come."""
-    fields: Headers = [(b"host", b"a"), *headers]
-    return RequestBody(Request(b"POST", b"/", fields, version), pair.connection, bytearray(ahead), LIMITS)
+def body_of(pair: Pair, framing: Framing = NONE, *, ahead: bytes = b"", expects: bool = False) -> RequestBody:
+    """The body of a request, of which this much has come."""
+    return RequestBody(framing, pair.connection, bytearray(ahead), LIMITS, expects=expects)
 
 
-def of_length(length: int) -> tuple[bytes, bytes]:
-    return (b"content-length", b"%d" % length)
-
-
-CHUNKED = (b"transfer-encoding", b"chunked")
+def of_length(length: int) -> Framing:
+    return Framing(b"a", is_chunked=False, length=length)
 
 
 async def read(body: RequestBody, limit: int = 10_000) -> bytes:
@@ -77,15 +76,15 @@ async def test_pieces_come_as_they_are_sent(pair: Pair) -> None:
 
 @pytest.mark.parametrize("ahead", [3, 100])
 @pytest.mark.parametrize(
-    ("header", "sent"),
+    ("framing", "sent"),
     [(of_length(10), b"0123456789"), (CHUNKED, b"5\r\n01234\r\n5\r\n56789\r\n0\r\n\r\n")],
 )
-async def test_as_long_as_may_be(pair: Pair, header: tuple[bytes, bytes], sent: bytes, ahead: int) -> None:
+async def test_as_long_as_may_be(pair: Pair, framing: Framing, sent: bytes, ahead: int) -> None:
     pair.peer.send(sent[ahead:])
-    assert await read(body_of(pair, header, ahead=sent[:ahead]), 10) == b"0123456789"
+    assert await read(body_of(pair, framing, ahead=sent[:ahead]), 10) == b"0123456789"
     pair.peer.send(sent[ahead:])
     with pytest.raises(LimitExceeded) as caught:
-        await read(body_of(pair, header, ahead=sent[:ahead]), 9)
+        await read(body_of(pair, framing, ahead=sent[:ahead]), 9)
     error = caught.value
     assert (error.reason, error.status, error.closes) == ("publish.max_body", 413, True)
 
@@ -150,10 +149,10 @@ async def test_time_counts_from_when_it_is_waited_for(pair: Pair, mock_clock: tr
 
 
 @pytest.mark.parametrize(
-    ("ahead", "version", "is_asked"), [(b"", b"1.1", True), (b"h", b"1.1", False), (b"", b"1.0", False)]
+    ("ahead", "expects", "is_asked"), [(b"", True, True), (b"h", True, False), (b"", False, False)]
 )
-async def test_who_expects_to_be_asked_is_asked(pair: Pair, ahead: bytes, version: bytes, is_asked: bool) -> None:
-    body = body_of(pair, of_length(5), (b"expect", b"100-continue"), ahead=ahead, version=version)
+async def test_who_expects_to_be_asked_is_asked(pair: Pair, ahead: bytes, expects: bool, is_asked: bool) -> None:
+    body = body_of(pair, of_length(5), ahead=ahead, expects=expects)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read, body)
         await trio.testing.wait_all_tasks_blocked()
@@ -167,10 +166,10 @@ async def test_who_expects_to_be_asked_is_asked(pair: Pair, ahead: bytes, versio
 
 
 async def test_who_expects_is_not_asked_for_what_is_not_read(pair: Pair) -> None:
-    body = body_of(pair, of_length(50), (b"expect", b"100-continue"))
+    body = body_of(pair, of_length(50), expects=True)
     with pytest.raises(LimitExceeded):
         await read(body, 49)
-    assert await read(body_of(pair, of_length(0), (b"expect", b"100-continue"))) == b""
+    assert await read(body_of(pair, of_length(0), expects=True)) == b""
     with pytest.raises(BlockingIOError):
         pair.peer.recv(100)
 
@@ -178,12 +177,12 @@ async def test_who_expects_is_not_asked_for_what_is_not_read(pair: Pair) -> None
 # What goes wrong
 
 
-@pytest.mark.parametrize("header", [of_length(10), CHUNKED])
-async def test_a_body_that_breaks_off(pair: Pair, header: tuple[bytes, bytes]) -> None:
+@pytest.mark.parametrize("framing", [of_length(10), CHUNKED])
+async def test_a_body_that_breaks_off(pair: Pair, framing: Framing) -> None:
     pair.peer.send(b"5\r\nhe")
     pair.peer.shutdown(socket.SHUT_WR)
     with pytest.raises(RemoteProtocolError, match="in the middle of the body") as caught:
-        await read(body_of(pair, header))
+        await read(body_of(pair, framing))
     assert (caught.value.status, caught.value.code, caught.value.closes) == (400, "bad-http", True)
 
 

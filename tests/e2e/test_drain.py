@@ -123,7 +123,7 @@ async def test_health_is_still_told_and_readiness_is_not() -> None:
 
 async def has_read(server: tricast.Server) -> None:
     """Returns when the only connection has taken what was sent so far."""
-    await until(lambda: any(isinstance(it, HttpConnection) and it._h11.trailing_data[0] for it in busy_with(server)))
+    await until(lambda: any(isinstance(it, HttpConnection) and it._ahead for it in busy_with(server)))
 
 
 def busy_with(server: tricast.Server) -> list[object]:

@@ -4,18 +4,23 @@ Each comes whole, byte by byte, and with more behind it. The answer arrives comp
 is wrong, and is the last: what is behind it is never taken for another request.
 """
 
+import io
+import re
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import pytest
 import trio
-from clients import Answer, Wire, ask, head, read_answer
+from clients import WEBSOCKET_HEADERS, Answer, Wire, ask, head, read_answer
 from proxies.played.framing import PASSED, REFUSED, VECTORS, Vector
 from serving import harmless, serving, until
 from structlog.testing import LogCapture
 
 import tricast
+from tricast.config import LoggingSection
+from tricast.logs import program_logger
 
 #: Taken for a request, this would publish something; and it is more than one read.
 BEHIND = head("POST", "/publish?topic=smuggled", "Content-Length: 1") + b"1" + b"\r\n" + b"x" * 200_000
@@ -454,3 +459,101 @@ async def test_what_is_wrong_is_told_without_repeating_what_was_sent() -> None:
             answer = await refused(server.url, Case(get(b"Host: a", secret)), send_whole)
             assert b"s3cret" not in answer.body
         assert b"s3cret" not in (await ask(server.url, "GET s3cret", "/")).body
+
+
+# What comes back
+
+#: Ends a line, a head and an answer, in as many ways as a URL can write; and what HTTP may not have in a value.
+SPLITS = [
+    "%0d%0aX-Split:%20yes%0d%0a%0d%0aHTTP/1.1%20200%20OK",
+    "%0aX-Split:%20yes",
+    "%0dX-Split:%20yes",
+    "%00",
+    "%E5%98%8A%E5%98%8D",  # whose last bytes are those of LF and CR, eight bits up
+]
+#: The fields that an answer may have.
+KNOWN = {
+    "access-control-allow-origin", "access-control-expose-headers", "allow", "cache-control", "connection",
+    "content-length", "content-security-policy", "content-type", "date", "etag", "last-event-id", "retry-after",
+    "sec-websocket-accept", "sec-websocket-protocol", "sec-websocket-version", "server", "transfer-encoding", "upgrade",
+    "vary", "x-accel-buffering", "x-content-type-options",
+}  # fmt: skip
+TARGETS = [
+    "/{}",
+    "/events?topic={}",
+    "/events?topic=news&last_id={}",
+    "/events?topic=news&envelope={}",
+    "/ws?topic={}",
+    "/publish?topic={}",
+    "/publish?topic=news&type={}",
+    "/healthz?{}={}",
+    "/.tricast/probe/echo?nonce={}&token=sixteen-characters",
+    "/.tricast/probe/sse?cc={}&token=sixteen-characters&n=0",
+]
+#: What a field may have in it all the same, in those that are looked at.
+ODD = 'a, \xe9\xff; q="b\\"\t,,=;\'<>(){{}}'
+FIELDS = [
+    "Origin: https://{}",
+    "Last-Event-ID: {}",
+    "Idempotency-Key: {}",
+    "Content-Type: {}",
+    "Accept: {}",
+    "If-None-Match: {}",
+    "Sec-WebSocket-Protocol: {}",
+    "Sec-WebSocket-Key: {}",
+    "Sec-WebSocket-Extensions: {}",
+    "Connection: {}",
+    "Upgrade: {}",
+]
+
+
+async def test_nothing_that_a_client_sends_splits_an_answer() -> None:
+    sections = {
+        "probe": {"token": "sixteen-characters"},
+        "server": {"cors_origins": ["https://app.example"]},
+        "poll": {"timeout": "10ms"},
+    }
+    async with harmless(**sections, within=60) as server:
+        requests = [
+            (method, target.replace("{}", split), ())
+            for target in TARGETS
+            for split in SPLITS
+            for method in ("GET", "POST", "HEAD", "OPTIONS")
+        ] + [
+            (method, target, (field.format(ODD), *more))
+            for field in FIELDS
+            for method, target in (
+                ("GET", "/events?topic=a&last_id=0-0"),
+                ("POST", "/publish?topic=a"),
+                ("GET", "/"),
+            )
+            for more in ((), ("Origin: https://app.example",), WEBSOCKET_HEADERS)
+        ]
+        for method, target, fields in requests:
+            with await Wire.open(server.url) as wire:
+                await wire.send(head(method, target, "Content-Length: 0", *fields))
+                lines = (await wire.until(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            assert lines[0].startswith("HTTP/1.1 "), (target, lines)
+            assert {line.partition(":")[0].lower() for line in lines[1:-2]} <= KNOWN, (target, lines)
+            assert not any(mark in line for line in lines for mark in "\r\n\0"), (target, lines)
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+async def test_every_line_of_the_log_is_one_line_whatever_is_asked_for(form: str) -> None:
+    stream = io.StringIO()
+    logger = program_logger(LoggingSection.model_validate({"format": form, "level": "debug"}), stream)
+    config = tricast.Config.model_validate({"server": {"port": 0}, "logging": {"access": True}})
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(partial(tricast.serve, config, logger=logger))
+            for target in TARGETS:
+                for split in SPLITS:
+                    await ask(server.url, "HEAD", target.replace("{}", split), "User-Agent: \x9b2J")
+            for case in CASES.values():
+                await refused(server.url, case, send_whole)
+            requests = server._runtime.counters.requests
+            answered = sum(count for (label, _), count in requests.items() if label != "malformed")
+            nursery.cancel_scope.cancel()
+    lines = stream.getvalue().splitlines()
+    assert all(map(str.isprintable, lines))
+    assert sum(re.search('target[="]', line) is not None for line in lines) == answered > len(TARGETS) * len(SPLITS)

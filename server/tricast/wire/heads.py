@@ -24,6 +24,7 @@ TLS_HELLO = "tls-hello"
 
 #: What lines are made of: tab, space, visible ASCII and what is beyond ASCII (RFC 9110 5.5).
 _TEXT = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
+_FOLD = re.compile(rb"\n[ \t]")
 _BARE_CR = re.compile(rb"\r(?!\n)")
 _OBS_FOLD = re.compile(rb"\r?\n[ \t]+")
 _LENIENT_END = re.compile(rb"\r?\n\r?\n")
@@ -97,7 +98,8 @@ class HeadReader:
         Raises:
             BadHead: what is there cannot become a head.
         """
-        self._check_beginning(data)
+        if data and not 0x20 < data[0] < 0x7F:
+            self._check_beginning(data)
         start = max(0, self._searched - 3)
         if self._strictness == "strict":
             found = data.find(b"\r\n\r\n", start)
@@ -164,6 +166,7 @@ class ParsedRequest(NamedTuple):
         version: ``b"1.0"`` or ``b"1.1"``.
         authority: of the absolute form, which goes before ``Host`` (RFC 9112 3.2.2); else empty.
         target: in origin form, as sent: nothing of it is decoded or put in order (RFC 9110 7.7).
+        framing: where its body ends.
     """
 
     event: h11.Request
@@ -171,6 +174,23 @@ class ParsedRequest(NamedTuple):
     version: bytes
     authority: bytes
     target: bytes
+    framing: "Framing"
+
+
+class Framing(NamedTuple):
+    """What the fields of a head say of where its body ends, and what is looked for on the same walk over them.
+
+    Attributes:
+        host: that they name; None where they name none.
+        is_chunked: whether the body is in chunks.
+        length: of the body by its own word; None where that is not given.
+        expectation: in lower case, ``b"100-continue"`` only if there is no other one; None where there is none.
+    """
+
+    host: bytes | None
+    is_chunked: bool
+    length: int | None
+    expectation: bytes | None = None
 
 
 def parse_request(head: bytes, strictness: Strictness) -> ParsedRequest:
@@ -180,7 +200,7 @@ def parse_request(head: bytes, strictness: Strictness) -> ParsedRequest:
         BadHead: it must not be acted on.
     """
     lines = checked_lines(head, strictness, is_request=True)
-    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=max(2**20, len(lines)))
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(lines))
     parser.receive_data(lines)
     try:
         event = parser.next_event()
@@ -191,15 +211,16 @@ def parse_request(head: bytes, strictness: Strictness) -> ParsedRequest:
     version = _known_version(event)
     authority, target = _split_target(event.method, event.target)
     fields = list(event.headers)  # once: h11's sequence is slow to walk
-    host, length = check_framing(fields, is_http_11=version == b"1.1")
-    if length is not None and strictness == "strict":
+    framing = check_framing(fields, is_http_11=version == b"1.1")
+    host = framing.host
+    if framing.length is not None and strictness == "strict":
         check_only_length(head)
     if host is None and version == b"1.1":
         raise BadHead("there is no Host")  # RFC 9112 3.2
     for name in (host, authority):
         if name and _HOST.fullmatch(name) is None:
             raise BadHead("the host is not valid")
-    return ParsedRequest(event, fields, version, authority, target)
+    return ParsedRequest(event, fields, version, authority, target, framing)
 
 
 def check_only_length(head: bytes) -> None:
@@ -218,6 +239,7 @@ def check_only_length(head: bytes) -> None:
 
 def refused_by_h11(error: h11.RemoteProtocolError) -> BadHead:
     """The same in our own words: its own repeat what was sent."""
+    error.__traceback__ = None  # h11 raises it in a method of its own, whose frame would keep it: a cycle
     detail = str(error).partition(": bytearray")[0].replace("Receive buffer too long", "the head is too large")
     return BadHead(detail, status=error.error_status_hint)
 
@@ -244,9 +266,8 @@ def checked_lines(head: bytes, strictness: Strictness, *, is_request: bool) -> b
     Raises:
         BadHead: something in it is not for anybody.
     """
-    is_folded = b"\n " in head or b"\n\t" in head
     # Without anything odd, all control characters are pairs of CR and LF; this takes a microsecond.
-    if not is_folded and len(head.translate(None, _TEXT)) == 2 * head.count(b"\r\n"):
+    if len(head.translate(None, _TEXT)) == 2 * head.count(b"\r\n") and _FOLD.search(head) is None:
         return head
     folded = _OBS_FOLD.search(head)
     if folded is not None:
@@ -261,6 +282,8 @@ def checked_lines(head: bytes, strictness: Strictness, *, is_request: bool) -> b
     controls = _CONTROLS if strictness != "lenient" else re.compile(rb"\x00")
     if controls.search(head):
         raise BadHead("a control character in the head")
+    if is_request and strictness == "strict":
+        raise BadHead("a line ends in a bare LF")  # nothing else is left that is odd
     return head
 
 
@@ -289,20 +312,17 @@ def _split_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
     return b"", target
 
 
-def check_framing(fields: Iterable[tuple[bytes, bytes]], *, is_http_11: bool) -> tuple[bytes | None, bytes | None]:
+def check_framing(fields: Iterable[tuple[bytes, bytes]], *, is_http_11: bool) -> Framing:
     """What tells where a body ends must be beyond doubt: where two readers differ, requests are smuggled.
 
     Args:
         fields: (lower-case name, value) pairs, as h11 shows them.
         is_http_11: whether the sender speaks HTTP/1.1.
 
-    Returns:
-        The host and the length that the fields name, each None where they name none.
-
     Raises:
         BadHead: it is not.
     """
-    host = coding = length = None
+    host = coding = length = expectation = None
     for name, value in fields:
         if name == b"host":
             host = value
@@ -310,8 +330,12 @@ def check_framing(fields: Iterable[tuple[bytes, bytes]], *, is_http_11: bool) ->
             coding = value
         elif name == b"content-length":
             length = value
+        elif name == b"expect" and expectation in (None, b"100-continue"):
+            expectation = value.lower()
     if coding is not None and (length is not None or not is_http_11):
         raise BadHead("Transfer-Encoding with Content-Length, or in HTTP/1.0")  # RFC 9112 6.1
-    if length is not None and (_DIGITS.fullmatch(length) is None or len(length) > 19 or int(length) > MAX_LENGTH):
+    if length is None:
+        return Framing(host, coding is not None, None, expectation)
+    if _DIGITS.fullmatch(length) is None or len(length) > 19 or int(length) > MAX_LENGTH:
         raise BadHead("the Content-Length is not a number that can be")
-    return host, length
+    return Framing(host, is_chunked=False, length=int(length), expectation=expectation)
