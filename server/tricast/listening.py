@@ -312,16 +312,13 @@ class Acceptor:
         try:
             await be_introduced(connection, self._runtime.config.limits.head_timeout)
         except RemoteProtocolError as error:
-            await self._tell(connection, error, is_introduced=False)
+            await self._turn_away(connection, error, is_introduced=False)
             return False
         self._runtime.open[connection] = _beginning_of(connection)
         try:
             self._runtime.places.arrive(connection, connection.peer)
         except LimitExceeded as error:
-            if self._may_be_told(connection, error):
-                await self._tell(connection, error)
-            else:
-                self._dismiss(connection, error)
+            await self._turn_away(connection, error)
             return False
         return True
 
@@ -333,14 +330,27 @@ class Acceptor:
     # Those who are turned away
 
     def _refuse(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> None:
-        if self._refusing < self._max_refusing and self._may_be_told(connection, error):
+        """Turns it away without waiting for it here."""
+        if self._has_time_for(connection, error):
             self._refusing += 1
             self._connections.start_soon(self._refuse_politely, connection, error)
         else:
             self._dismiss(connection, error)
 
-    def _may_be_told(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> bool:
+    async def _turn_away(
+        self, connection: Connection, error: RemoteProtocolError, *, is_introduced: bool = True
+    ) -> None:
+        """Turns it away in its own task. See ``_tell``."""
+        if self._has_time_for(connection, error):
+            self._refusing += 1
+            await self._refuse_politely(connection, error, is_introduced=is_introduced)
+        else:
+            self._dismiss(connection, error)
+
+    def _has_time_for(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> bool:
         """Whether this is worth a task and a handshake: not for each of the thousands that one client may open."""
+        if self._refusing >= self._max_refusing:
+            return False
         is_its_own_doing = isinstance(error, RemoteProtocolError) and error.status != _NO_ROOM
         return not is_its_own_doing or self._runtime.places.is_told(connection.peer)
 
@@ -350,20 +360,22 @@ class Acceptor:
         Waiting for a free place would hold up those for whom there is room again. What the client has sent may make
         the kernel reset the connection behind this answer, so not everybody will see it.
         """
-        answer = self._answer(error)
+        answer = self._answer(connection, error)
         if self._tls is None:
             with suppress(ConnectionLost):
                 connection.send_now(answer)
         connection.close()
 
-    async def _refuse_politely(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> None:
+    async def _refuse_politely(
+        self, connection: Connection, error: RemoteProtocolError | Unavailable, *, is_introduced: bool = True
+    ) -> None:
         try:
-            await self._tell(connection, error)
+            await self._tell(connection, error, is_introduced=is_introduced)
         finally:
             self._refusing -= 1
 
     async def _tell(
-        self, connection: Connection, error: RemoteProtocolError | Unavailable, *, is_introduced: bool = True
+        self, connection: Connection, error: RemoteProtocolError | Unavailable, *, is_introduced: bool
     ) -> None:
         """Turns it away so that it sees why, if it can.
 
@@ -372,7 +384,7 @@ class Acceptor:
             error: why.
             is_introduced: whether a request may follow; otherwise, with TLS, nobody is there who would understand.
         """
-        answer = self._answer(error)
+        answer = self._answer(connection, error)
         try:
             with trio.move_on_after(_REFUSAL_SECONDS):
                 if is_introduced:
@@ -386,9 +398,10 @@ class Acceptor:
         finally:
             connection.close()
 
-    def _answer(self, error: RemoteProtocolError | Unavailable) -> bytes:
+    def _answer(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> bytes:
         """The answer for those who are turned away, who are counted; written by hand, for nothing was parsed."""
         self._runtime.counters.refused += 1
+        self._runtime.logger.debug("connection refused", why=error.reason, **connection.named())
         answer = self._runtime.refusal(error)
         length = (b"content-length", b"%d" % len(answer.body))
         headers = encode_headers((*answer.headers, length))
@@ -403,7 +416,7 @@ class Acceptor:
         except OSError:
             pass
         else:
-            await self._tell(self._connection(sock, of_peer(address)), self._overloaded())
+            await self._tell(self._connection(sock, of_peer(address)), self._overloaded(), is_introduced=True)
         finally:
             self._spare.keep()  # also when this listener is given up meanwhile, for others have it still
         await trio.sleep(0.05)

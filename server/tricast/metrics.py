@@ -74,7 +74,9 @@ class _RuntimeCollector(Collector):
         yield CounterMetricFamily("tricast_fell_behind", "Times a subscriber could not take a block.", hub.fell_behind)
         yield CounterMetricFamily("tricast_gaps", "Gaps announced.", hub.gaps)
         yield CounterMetricFamily("tricast_connections_accepted", "Connections accepted.", counters.accepted)
-        yield CounterMetricFamily("tricast_connections_refused", "Connections answered with 503.", counters.refused)
+        yield CounterMetricFamily(
+            "tricast_connections_refused", "Connections turned away at the door.", counters.refused
+        )
         yield CounterMetricFamily("tricast_connections_failed", "Connections ended by a bug.", counters.failed)
         yield CounterMetricFamily(
             "tricast_connections_unavailable", "Connections ended because the log was not there.", counters.unavailable
