@@ -8,6 +8,7 @@ import trio
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost
 from tricast.wire.heads import BadHead, HeadReader
+from tricast.wire.secrecy import without_secrets
 from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
 from tricast_proxy.counted import CountedSocket
 from tricast_proxy.errand import Established
@@ -149,7 +150,7 @@ class Client:
         return ConnectionView(
             peer=f"{self.connection.peer}:{self._hop.port}",
             state=self._state(),
-            request=escaped(self._request),
+            request=escaped(without_secrets(self._request)),
             server=label,
             received=sock.received,
             sent=sock.sent,
@@ -284,7 +285,7 @@ class Client:
         self._report(request, status, ending)
         if self._shared.config.logging.access:
             seconds = trio.current_time() - ending.began
-            method, target = (b"", b"") if request is None else (request.method, request.target)
+            method, target = (b"", b"") if request is None else (request.method, without_secrets(request.target))
             access = Access(self._hop.peer, method, target, status, sent, seconds, ending.server, ending.why)
             log_access(self._shared.logger, access)
 

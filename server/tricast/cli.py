@@ -169,7 +169,8 @@ def _identity(token: str, api_key: str) -> dict[str, Any]:
     async def read() -> str:
         return _secret_in(token)
 
-    return {"token": read if token.startswith("@") else token, "api_key": _secret_in(api_key)}
+    is_file = _secret_in(token) != token
+    return {"token": read if is_file else token, "api_key": _secret_in(api_key)}
 
 
 @cli.command()

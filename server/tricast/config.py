@@ -26,11 +26,11 @@ ENV_PREFIX = "TRICAST_"
 #: Begins with the same, but is for the proxy.
 PROXY_ENV_PREFIX = "TRICAST_PROXY_"
 
+#: RFC 7518 3.2: a key for HS256 is at least as long as its hash.
+MIN_SECRET_BYTES = 32
 #: What a host begins with that is a Unix socket, and one that is opened by systemd.
 UNIX_HOST = "unix:"
 SYSTEMD_HOST = "systemd:"
-#: RFC 7518 3.2: a key for HS256 is at least as long as its hash.
-MIN_SECRET_BYTES = 32
 
 _MAX_WORKERS = 1024
 #: sun_path without the zero at its end (unix(7)).
@@ -64,33 +64,6 @@ def _check_origin(value: str) -> str:
         expected = 'an origin such as "https://app.example", or "*"'
         raise PydanticCustomError("origin", "Input should be {expected}", {"expected": expected})
     return value
-
-
-def _check_host(value: str) -> str:
-    path = value.removeprefix(UNIX_HOST)
-    if path != value and not 0 < len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
-        expected = f'a path of 1 to {_MAX_SOCKET_PATH_BYTES} bytes behind "unix:"'
-        raise PydanticCustomError("path", "Input should be {expected}", {"expected": expected})
-    return value
-
-
-def _parse_mode(value: object) -> object:
-    # As a number it would be taken for one in base 10, which is never what is meant.
-    if not isinstance(value, str) or re.fullmatch(r"0?[0-7]{3}", value) is None:
-        raise PydanticCustomError("mode", 'Input should be a mode such as "0660"')
-    return value
-
-
-def _check_network(value: str) -> str:
-    try:
-        parse_network(value)
-    except ValueError:
-        expected = 'a network such as "10.0.0.0/8", or "unix"'
-        raise PydanticCustomError("network", "Input should be {expected}", {"expected": expected}) from None
-    return value
-
-
-Host = Annotated[str, AfterValidator(_check_host)]
 
 
 def _check_pattern_text(value: str) -> str:
@@ -148,6 +121,33 @@ def _is_loopback(url: SplitResult) -> bool:
 #: What is in no representation and no message.
 Secret = Annotated[str, Field(repr=False)]
 PatternText = Annotated[str, AfterValidator(_check_pattern_text)]
+
+
+def _check_host(value: str) -> str:
+    path = value.removeprefix(UNIX_HOST)
+    if path != value and not 0 < len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
+        expected = f'a path of 1 to {_MAX_SOCKET_PATH_BYTES} bytes behind "unix:"'
+        raise PydanticCustomError("path", "Input should be {expected}", {"expected": expected})
+    return value
+
+
+def _parse_mode(value: object) -> object:
+    # As a number it would be taken for one in base 10, which is never what is meant.
+    if not isinstance(value, str) or re.fullmatch(r"0?[0-7]{3}", value) is None:
+        raise PydanticCustomError("mode", 'Input should be a mode such as "0660"')
+    return value
+
+
+def _check_network(value: str) -> str:
+    try:
+        parse_network(value)
+    except ValueError:
+        expected = 'a network such as "10.0.0.0/8", or "unix"'
+        raise PydanticCustomError("network", "Input should be {expected}", {"expected": expected}) from None
+    return value
+
+
+Host = Annotated[str, AfterValidator(_check_host)]
 
 
 class ServerSection(Section):
@@ -328,6 +328,16 @@ class AuthSection(Section):
     max_tickets: Annotated[int, Field(ge=1)] = 100_000
     cookie: Annotated[str, AfterValidator(_check_cookie_name)] = ""
     token_in_query: bool = False
+
+    @model_validator(mode="after")
+    def _what_is_checked_has_a_key(self) -> Self:
+        # Otherwise what looks closed would be open to everybody.
+        if not self.is_on and (self.issuer or self.audience or self.ticket_secret):
+            raise PydanticCustomError(
+                "order",
+                "Input should be a key, a jwks_url, an api_key or an anonymous rule as well: without, it is off",
+            )
+        return self
 
     @property
     def is_on(self) -> bool:

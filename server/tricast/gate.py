@@ -33,7 +33,7 @@ async def _identify(exchange: Exchange) -> Identity:
         refuse_while_draining(runtime)  # it is good for once, and would be lost
         return runtime.access.redeem(shown.ticket)
     if shown.place is Place.COOKIE:
-        refuse_cookie_of_foreign_page(request, runtime)
+        refuse_cookie_of_foreign_page(exchange)
     return await runtime.access.identify(shown.credentials)
 
 
@@ -43,7 +43,7 @@ async def _let_in_somebody(exchange: Exchange) -> None:
     Raises:
         Unauthorized: nothing is shown.
     """
-    refuse_foreign_origin(exchange.request, exchange.runtime)
+    refuse_foreign_origin(exchange)
     await let_in(exchange)
     refuse_nobody(exchange)
 

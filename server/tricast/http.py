@@ -17,7 +17,6 @@ from tricast.request_body import RequestBody
 from tricast.runtime import Runtime
 from tricast.sent import ALL, NOTHING
 from tricast.transports.long_poll import LongPoll
-from tricast.wire.credentials import without_secrets
 from tricast.wire.forwarded import Origin, origin_by_forwarded, origin_by_x_forwarded
 from tricast.wire.heads import TLS_HELLO, BadHead, HeadReader, ParsedRequest, parse_request
 from tricast.wire.http1 import (
@@ -31,6 +30,7 @@ from tricast.wire.http1 import (
     problem,
 )
 from tricast.wire.probe import PROBE_PREFIX
+from tricast.wire.secrecy import without_secrets
 
 #: Pipelined bytes that are read while an answer is waited for; behind them, a client that leaves is seen late.
 _MAX_READ_AHEAD = 64 * 2**10

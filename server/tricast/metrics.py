@@ -88,6 +88,13 @@ class _RuntimeCollector(Collector):
         for (path, status), count in counters.requests.items():
             requests.add_metric([path, str(status)], count)
         yield requests
+        remote = self._runtime.access.remote
+        if remote is not None:
+            stale = "1 while keys for tokens cannot be fetched."
+            failed = "Times that keys for tokens could not be fetched."
+            yield GaugeMetricFamily("tricast_auth_keys", "Keys for tokens that were fetched.", len(remote.keys))
+            yield GaugeMetricFamily("tricast_auth_keys_stale", stale, remote.is_stale)
+            yield CounterMetricFamily("tricast_auth_key_fetches_failed", failed, remote.failures)
 
 
 def _labelled(name: str, text: str, label: str, values: dict[str, int]) -> Metric:

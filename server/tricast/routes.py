@@ -208,7 +208,7 @@ async def publish_events(exchange: Exchange) -> Answer:
 async def _publish(exchange: Exchange) -> Response:
     request, runtime = exchange.request, exchange.runtime
     hub, config = runtime.hub, runtime.config.publish
-    refuse_foreign_origin(request, runtime)
+    refuse_foreign_origin(exchange)
     await let_in(exchange)
     runtime.check_memory()
     account = account_of(exchange)

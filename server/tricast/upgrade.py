@@ -34,7 +34,7 @@ def check_upgrade(exchange: Exchange) -> None:
             status=426,
             headers=_UPGRADE_HEADERS,
         )
-    refuse_foreign_origin(request, runtime)
+    refuse_foreign_origin(exchange)
     _check_handshake(request)
     refuse_while_draining(runtime)
     runtime.check_memory()

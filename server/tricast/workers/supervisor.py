@@ -178,7 +178,7 @@ class Supervisor:
         settings = config.model_dump()
         if config.log.url == MEMORY_URL:
             settings["log"] |= {"url": f"{SQLITE_URL}{self._folder}/{_PRIVATE_LOG}", "synchronous": "off"}
-        if not config.auth.ticket_secret:
+        if config.auth.is_on and not config.auth.ticket_secret:
             settings["auth"] |= {"ticket_secret": self._ticket_secret}
         begin = Begin(
             worker=number,
