@@ -11,9 +11,10 @@ from functools import partial
 import trio
 
 from tricast.errors import ConnectionLost
+from tricast.wire.bodies import BadBody, BodyReader, NoBody
+from tricast.wire.heads import BadHead, HeadReader
 from tricast.wire.http1 import LAST_CHUNK, chunk
 from tricast_proxy.answers import CLOSED_ON_PURPOSE, INCREMENTAL_REFUSED, Failure, failure_of
-from tricast_proxy.bodies import BadBody, BodyReader, NoBody
 from tricast_proxy.buffering import IncrementalRefused
 from tricast_proxy.coalesce import Fetch, SharedSource
 from tricast_proxy.delivery import Delivery
@@ -27,15 +28,7 @@ from tricast_proxy.errand import (
     rules_behind_the_head,
     upgrade_fields,
 )
-from tricast_proxy.heads import (
-    BadHead,
-    Fields,
-    HeadLimits,
-    HeadReader,
-    ResponseHead,
-    ResponseParser,
-    encode_response,
-)
+from tricast_proxy.heads import Fields, ResponseHead, ResponseParser, encode_response, limits_of_responses
 from tricast_proxy.relay import Cut, Source
 from tricast_proxy.request_body import read_ahead
 from tricast_proxy.streams import ClientBody, ServerBody
@@ -248,7 +241,7 @@ class Attempt:
     async def _next_answer(self) -> ResponseHead | Established:
         """The final head, after those that come before it."""
         config, request = self._config, self._errand.request
-        reader = HeadReader(HeadLimits.of_responses(config.limits), config.proxy.strict)
+        reader = HeadReader(limits_of_responses(config.limits), config.proxy.strict)
         parser = ResponseParser(request, config.proxy.strict)
         interim = 0
         while True:

@@ -7,13 +7,15 @@ import trio
 
 from tricast.connection import Connection
 from tricast.errors import ConnectionLost
+from tricast.wire.heads import BadHead, HeadReader
+from tricast.wire.secrecy import without_secrets
 from tricast_proxy.answers import Failure, answer_of, failure_of, refusal
 from tricast_proxy.counted import CountedSocket
 from tricast_proxy.errand import Established
 from tricast_proxy.exchange import Exchange
 from tricast_proxy.faults import Disturbed, Duplex, Injected
 from tricast_proxy.fields import Hop
-from tricast_proxy.heads import BadHead, HeadLimits, HeadReader, RequestHead, parse_request
+from tricast_proxy.heads import RequestHead, limits_of_requests, parse_request
 from tricast_proxy.overview import Access, ConnectionView, State, escaped, log_access
 from tricast_proxy.servers import Server
 from tricast_proxy.shared import Shared
@@ -148,7 +150,7 @@ class Client:
         return ConnectionView(
             peer=f"{self.connection.peer}:{self._hop.port}",
             state=self._state(),
-            request=escaped(self._request),
+            request=escaped(without_secrets(self._request)),
             server=label,
             received=sock.received,
             sent=sock.sent,
@@ -171,7 +173,7 @@ class Client:
     async def _next_request(self) -> RequestHead | None:
         """The next request; None where there is none, or where the client was told what is wrong with it."""
         config = self._shared.config
-        reader = HeadReader(HeadLimits.of_requests(config.limits), config.proxy.strict)
+        reader = HeadReader(limits_of_requests(config.limits), config.proxy.strict)
         try:
             head = await self._next_head(reader)
             if head is None:
@@ -283,7 +285,7 @@ class Client:
         self._report(request, status, ending)
         if self._shared.config.logging.access:
             seconds = trio.current_time() - ending.began
-            method, target = (b"", b"") if request is None else (request.method, request.target)
+            method, target = (b"", b"") if request is None else (request.method, without_secrets(request.target))
             access = Access(self._hop.peer, method, target, status, sent, seconds, ending.server, ending.why)
             log_access(self._shared.logger, access)
 

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from tricast.wire.bodies import BadBody, BodyReader, NoBody, OpenBody
+from tricast.wire.heads import BadHead
 from tricast_proxy.answers import Failure, failure_of, refusal
-from tricast_proxy.bodies import BadBody, BodyReader, NoBody, OpenBody, reader_of
+from tricast_proxy.bodies import reader_of
 from tricast_proxy.config import ProxyConfig, UpstreamSection
 from tricast_proxy.faults import Injected
 from tricast_proxy.fields import Hop
-from tricast_proxy.heads import BadHead, Fields, RequestHead, ResponseHead, encode_request
+from tricast_proxy.heads import Fields, RequestHead, ResponseHead, encode_request
 from tricast_proxy.relay import Cut
 from tricast_proxy.request_body import ClientSide, RequestBody
 from tricast_proxy.servers import Server

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import trio
 
 from tricast.errors import ConnectionLost
+from tricast.wire.bodies import BadBody
+from tricast.wire.heads import BadHead
 from tricast_proxy.answers import (
     CLOSED_ON_PURPOSE,
     INCREMENTAL_REFUSED,
@@ -19,14 +21,14 @@ from tricast_proxy.answers import (
     refusal,
 )
 from tricast_proxy.attempt import Attempt
-from tricast_proxy.bodies import BadBody, reader_of
+from tricast_proxy.bodies import reader_of
 from tricast_proxy.buffering import IncrementalRefused, buffers_request
 from tricast_proxy.coalesce import Coalescer, SharedSource
 from tricast_proxy.delivery import Delivery
 from tricast_proxy.errand import Errand, Established, mistake_of
 from tricast_proxy.faults import Injected
 from tricast_proxy.fields import Hop, forwards_left
-from tricast_proxy.heads import BadHead, Fields, RequestHead, encode_response
+from tricast_proxy.heads import Fields, RequestHead, encode_response
 from tricast_proxy.relay import Cut
 from tricast_proxy.request_body import ClientSide, NotKept, RequestBody, read_ahead
 from tricast_proxy.servers import Server

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from tricast.wire.heads import BadHead
 from tricast_proxy.config import HeadersSection
-from tricast_proxy.heads import BadHead, Fields, RequestHead, ResponseHead, nominated
+from tricast_proxy.heads import Fields, RequestHead, ResponseHead, nominated
 
 #: RFC 9110 7.6.1: for one connection only, whether Connection names them or not. The framing is the proxy's own.
 _HOP_BY_HOP = frozenset(

@@ -134,7 +134,7 @@ class Access(NamedTuple):
     Attributes:
         peer: the client's address.
         method: as sent.
-        target: as sent.
+        target: as sent, without what is secret in it.
         status: what the client was told; 0 for nothing.
         sent: bytes of the answer's body, or all of a tunnel's to the client.
         seconds: from its head to its end.

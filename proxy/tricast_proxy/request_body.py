@@ -8,7 +8,7 @@ from typing import IO, Protocol, TypeVar
 import trio
 
 from tricast.errors import ConnectionLost
-from tricast_proxy.bodies import BadBody, BodyReader
+from tricast.wire.bodies import BadBody, BodyReader
 from tricast_proxy.config import Leaves, ProxyConfig
 from tricast_proxy.faults import Duplex
 from tricast_proxy.timers import CLIENT, Watch

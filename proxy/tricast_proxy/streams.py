@@ -5,8 +5,9 @@ from collections.abc import Callable
 import trio
 
 from tricast.errors import ConnectionLost
+from tricast.wire.bodies import BadBody, BodyReader
 from tricast.wire.http1 import chunk
-from tricast_proxy.bodies import BadBody, BodyReader, encode_trailers
+from tricast_proxy.bodies import encode_trailers
 from tricast_proxy.faults import Duplex
 from tricast_proxy.heads import Fields, ResponseHead, encode_response
 from tricast_proxy.relay import Cut

@@ -34,6 +34,7 @@ _WITHOUT, _WITH = "without", "with"
 #: What there is for those who never read: more than fits into any socket.
 _KEPT_EVENTS, _KEPT_BYTES = 100, 60_000
 _PATIENCE_SECONDS = 120.0
+_PUBLISHERS = 8
 
 
 def main() -> int:
@@ -119,7 +120,9 @@ def run(options: argparse.Namespace, folder: Path, *, is_attacked: bool) -> dict
         with attack(session, options, is_attacked=is_attacked) as standing:
             begun = standing()
             cpu, began = session.read_cpu_ns(), time.monotonic()
-            figures = fan_out(session, options.subscribers, round(options.rate * options.seconds), options.rate)
+            events = round(options.rate * options.seconds)
+            # Several publishers, so that one that waits for its answer does not hold up the events behind it.
+            figures = fan_out(session, options.subscribers, events, options.rate, publishers=_PUBLISHERS)
             seconds = time.monotonic() - began
             ended = standing()
             return {

@@ -34,14 +34,22 @@ class Failure(click.ClickException):
             say(line, label="error: ", colour="red")
 
 
-def or_fail(load: Callable[[], Loaded]) -> Loaded:
-    """What is loaded; all that is wrong with a configuration is said, each problem in a line of its own."""
+def or_fail(load: Callable[[], Loaded], *, source: str | None = None) -> Loaded:
+    """What is loaded from a configuration; all that is wrong with it is said, each problem in a line of its own.
+
+    Args:
+        load: loads it.
+        source: the file's name, where what loads it does not know that.
+    """
     from tricast.errors import ConfigError
 
     try:
         return load()
     except ConfigError as error:
-        raise Failure(*map(str, error.problems)) from None
+        problems = error.problems
+        if source is not None:
+            problems = tuple(problem._replace(source=source) for problem in problems)
+        raise Failure(*map(str, problems)) from None
 
 
 def run(function: Callable[..., Awaitable[None]], *args: object) -> None:

@@ -26,11 +26,11 @@ ENV_PREFIX = "TRICAST_"
 #: Begins with the same, but is for the proxy.
 PROXY_ENV_PREFIX = "TRICAST_PROXY_"
 
+#: RFC 7518 3.2: a key for HS256 is at least as long as its hash.
+MIN_SECRET_BYTES = 32
 #: What a host begins with that is a Unix socket, and one that is opened by systemd.
 UNIX_HOST = "unix:"
 SYSTEMD_HOST = "systemd:"
-#: RFC 7518 3.2: a key for HS256 is at least as long as its hash.
-MIN_SECRET_BYTES = 32
 
 _MAX_WORKERS = 1024
 #: sun_path without the zero at its end (unix(7)).
@@ -161,6 +161,7 @@ class ServerSection(Section):
     proxy_protocol: bool = False
     workers: Annotated[int | Literal["auto"], BeforeValidator(_parse_workers)] = 1
     backlog: Annotated[int, Field(ge=1, le=65535)] = 4096
+    max_connection_age: Duration = 0.0
     page: bool = True
     cors_origins: tuple[Annotated[str, AfterValidator(_check_origin)], ...] = ()
 
@@ -240,6 +241,7 @@ class PublishSection(Section):
     burst: Annotated[int, Field(ge=1)] = 100
     idempotency_window: PositiveDuration = 600.0
     idempotency_keys: Annotated[int, Field(ge=1)] = 10_000
+    require_client_certificate: bool = False
 
     @model_validator(mode="after")
     def _an_event_fits_into_a_body(self) -> Self:
@@ -262,6 +264,7 @@ class LimitsSection(Section):
     target_size: PositiveSize = 8 * 2**10
     head_timeout: PositiveDuration = 10.0
     body_timeout: PositiveDuration = 30.0
+    receive_rate: PositiveSize = 512
     idle_timeout: PositiveDuration = 75.0
     write_timeout: PositiveDuration = 30.0
     send_buffer: Annotated[Size, Field(le=2**30)] = 0
@@ -328,6 +331,16 @@ class AuthSection(Section):
     cookie: Annotated[str, AfterValidator(_check_cookie_name)] = ""
     token_in_query: bool = False
 
+    @model_validator(mode="after")
+    def _what_is_checked_has_a_key(self) -> Self:
+        # Otherwise what looks closed would be open to everybody.
+        if not self.is_on and (self.issuer or self.audience or self.ticket_secret):
+            raise PydanticCustomError(
+                "order",
+                "Input should be a key, a jwks_url, an api_key or an anonymous rule as well: without, it is off",
+            )
+        return self
+
     @property
     def is_on(self) -> bool:
         """Whether anybody is asked who they are."""
@@ -347,12 +360,32 @@ class TlsSection(Section):
         return self
 
 
+class ServerTlsSection(TlsSection):
+    """The same, and whose certificates the server takes."""
+
+    client_ca: str = ""
+    expiry_warning: PositiveDuration = 14 * 86400.0
+
+    @model_validator(mode="after")
+    def _who_asks_shows_one(self) -> Self:
+        if self.client_ca and not self.certificate:
+            raise PydanticCustomError("order", "Input should be a certificate as well, where there is a client_ca")
+        return self
+
+
 class DrainSection(Section):
     """How the server goes down."""
 
+    notice: Duration = 0.0
     period: Duration = 3.0
     grace: Duration = 5.0
     retry_after: PositiveDuration = 2.0
+    reconnects_per_second: Annotated[int, Field(ge=1)] = 5000
+
+    @property
+    def seconds(self) -> float:
+        """How long going down takes at most."""
+        return self.notice + self.period + self.grace
 
 
 class AdminSection(Section):
@@ -396,7 +429,7 @@ class Config(Section):
     publish: PublishSection = PublishSection()
     limits: LimitsSection = LimitsSection()
     auth: Annotated[AuthSection, Field(repr=False)] = AuthSection()
-    tls: TlsSection = TlsSection()
+    tls: ServerTlsSection = ServerTlsSection()
     drain: DrainSection = DrainSection()
     admin: AdminSection = AdminSection()
     probe: Annotated[ProbeSection, Field(repr=False)] = ProbeSection()
@@ -426,6 +459,13 @@ class Config(Section):
             raise PydanticCustomError("order", "Input should be an admin.port other than server.port")
         return self
 
+    @model_validator(mode="after")
+    def _a_certificate_that_is_required_can_be_had(self) -> Self:
+        if self.publish.require_client_certificate and not self.tls.client_ca:
+            expected = "Input should be a tls.client_ca as well, where publish.require_client_certificate is true"
+            raise PydanticCustomError("order", expected)
+        return self
+
 
 #: The sections of the proxy's configuration that are in no server's, and those that are.
 PROXY_SECTIONS = frozenset(
@@ -451,6 +491,16 @@ def load_config(path: Path | str | None = None, *, overrides: Overrides | None =
         ConfigError: everything that is wrong with file and environment, not only the first problem.
     """
     return load(Config, _SOURCE, path, overrides=overrides)
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """The keys in which they differ, with their sections."""
+    return [
+        f"{section}.{key}"
+        for section, keys in one
+        for key, value in keys
+        if value != getattr(getattr(other, section), key)
+    ]
 
 
 def workers_of(config: Config) -> int:

@@ -5,6 +5,7 @@ The only place where bytes are written to or read from a client's socket, and wh
 answer), and nothing is sent while a tail waits, so pieces of different writers never mix.
 """
 
+import math
 import socket
 import struct
 from collections.abc import Callable
@@ -12,14 +13,17 @@ from typing import Protocol, TypeVar
 
 import trio
 
+from tricast.access.identity import Certified
 from tricast.errors import ConnectionLost
 from tricast.sent import ALL, NOTHING, PART, Sent
 
 #: One receive. As large as a loopback read gets, and small enough for one buffer per call.
 RECEIVE_BYTES = 64 * 2**10
-#: While lingering after the last answer, so many bytes are read and thrown away at most.
+#: While lingering after the last answer, so many bytes are read and thrown away at most, for so long at most, and for
+#: no longer than this once nothing comes any more (nginx: 30 and 5 seconds).
 _MAX_LINGER_BYTES = 16 * 2**20
-_LINGER_SECONDS = 2.0
+_LINGER_SECONDS = 10.0
+_LINGER_SILENCE_SECONDS = 2.0
 #: What is kept to be sent with what follows.
 _MAX_HELD_BYTES = 64 * 2**10
 _MAX_HELD = 100
@@ -50,6 +54,7 @@ class Connection:
         last_received: ``trio.current_time()`` of the last byte that came in.
         is_closed: whether ``close`` was called.
         has_ended: whether the peer was heard to send no more.
+        rotates_at: when it will have been there for long enough, by ``trio.current_time()``.
     """
 
     #: One receive, at most.
@@ -71,6 +76,7 @@ class Connection:
         "is_closed",
         "last_received",
         "peer",
+        "rotates_at",
     )
 
     def __init__(
@@ -92,6 +98,7 @@ class Connection:
         self.last_received = trio.current_time()
         self.is_closed = False
         self.has_ended = False
+        self.rotates_at = math.inf
 
     def named(self) -> dict[str, str]:
         """Who this is, for the log."""
@@ -103,6 +110,11 @@ class Connection:
         Raises:
             ConnectionLost: the peer is gone, or cannot be agreed with.
         """
+
+    @property
+    def certified(self) -> Certified | None:
+        """Who the client is by its certificate; None where it has shown none."""
+        return None
 
     async def receive(self) -> bytes:
         """The next bytes from the peer; empty when it will send no more. Cancelling loses none.
@@ -340,12 +352,13 @@ class Connection:
         Closing with unread input makes the kernel send a reset, which can destroy the answer on its way (RFC 9112
         9.6). So: no more output, and the rest of the input is read and thrown away, bounded in time and size.
         """
-        left = _MAX_LINGER_BYTES
-        with trio.move_on_after(_LINGER_SECONDS):
+        left, end = _MAX_LINGER_BYTES, trio.current_time() + _LINGER_SECONDS
+        with trio.move_on_after(_LINGER_SILENCE_SECONDS) as scope:
             try:
                 await self.finish()
                 while left > 0 and (data := await Connection.receive(self)):  # as it came: nobody wants it decrypted
                     left -= len(data)
+                    scope.deadline = min(end, trio.current_time() + _LINGER_SILENCE_SECONDS)
             except ConnectionLost:
                 return
 

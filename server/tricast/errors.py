@@ -8,6 +8,7 @@ The tree::
     ├── RemoteProtocolError      the client's mistake: carries the HTTP status and the close code to answer with
     │   ├── LimitExceeded        … it asked for more than a configured limit allows
     │   │   └── TooFast          … or for it sooner than that
+    │   ├── TooSlow              … it did not send in time what it had begun
     │   ├── Unauthorized         … it did not show who it is, or not believably
     │   └── Forbidden            … who it is may not do that
     ├── Unavailable              not now, for a reason that is not the client's; says when to come back
@@ -15,7 +16,7 @@ The tree::
     └── ConnectionLost           the peer is gone, or made no progress in time: nobody is left to be told
 
 This module knows nothing of sockets, HTTP parsing or Trio. Errors of libraries are mapped to these once, where they
-enter: ``connection.py`` for OSError, ``http.py`` for h11, ``transports/websocket.py`` for wsproto.
+enter: ``connection.py`` for OSError, ``wire/heads.py`` for h11, ``transports/websocket.py`` for wsproto.
 """
 
 from collections.abc import Iterator, Sequence
@@ -150,6 +151,22 @@ class TooFast(LimitExceeded):
         self.wait = wait
 
 
+class TooSlow(RemoteProtocolError):
+    """The client did not send in time what it had begun (RFC 9110 15.5.9).
+
+    Args:
+        limit: the configuration key of the time, such as ``limits.head_timeout``.
+        what: did not come, in words.
+        seconds: how long it may take,
+        rate: and a second more for every so many bytes that came.
+    """
+
+    def __init__(self, limit: str, what: str, seconds: float, rate: int) -> None:
+        allowed = f"{limit} allows {seconds:g} s, and a second more for every {rate} bytes"
+        super().__init__(f"{what} did not come in time: {allowed}", code="too-slow", status=408, closes=True)
+        self.reason = limit
+
+
 class Unauthorized(RemoteProtocolError):
     """Who is asking did not say who it is, or could not be believed (RFC 9110 15.5.2).
 
@@ -212,7 +229,8 @@ class ConnectionLost(TricastError):
 
     Attributes:
         reason: one of a few words, to count by: ``reset``, ``left``, ``closed``, ``write-timeout``, ``write-rate``,
-            ``unsent``, ``ping-timeout``, ``tls``.
+            ``unsent``, ``ping-timeout``, ``tls``, ``tls-timeout`` for a handshake that took too long,
+            ``client-certificate`` for a bad one in it.
     """
 
     def __init__(self, detail: str, *, reason: str = "reset") -> None:

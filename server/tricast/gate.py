@@ -3,7 +3,7 @@
 Owns ``POST /ticket`` and ``POST /refresh``. What an identity may do is decided by ``access``.
 """
 
-from tricast.access.identity import Identity
+from tricast.access.identity import Identity, identity_of
 from tricast.errors import RemoteProtocolError, Unauthorized
 from tricast.http import Answer, Exchange
 from tricast.origins import refuse_cookie_of_foreign_page, refuse_foreign_origin, with_cors
@@ -22,8 +22,12 @@ async def let_in(exchange: Exchange) -> None:
         RemoteProtocolError: it shows more than one thing, or a cookie that a page of another origin has used.
         Unavailable: what it shows cannot be looked at now.
     """
-    if exchange.runtime.access.is_on:
+    runtime = exchange.runtime
+    if runtime.access.is_on:
         exchange.identity = await _identify(exchange)
+    # Who says nothing else is who the certificate says.
+    if exchange.identity is runtime.access.anonymous and (certified := runtime.certified(exchange.connection)):
+        exchange.identity = identity_of(certified, exchange.identity)
 
 
 async def _identify(exchange: Exchange) -> Identity:
@@ -33,7 +37,7 @@ async def _identify(exchange: Exchange) -> Identity:
         refuse_while_draining(runtime)  # it is good for once, and would be lost
         return runtime.access.redeem(shown.ticket)
     if shown.place is Place.COOKIE:
-        refuse_cookie_of_foreign_page(request, runtime)
+        refuse_cookie_of_foreign_page(exchange)
     return await runtime.access.identify(shown.credentials)
 
 
@@ -43,7 +47,7 @@ async def _let_in_somebody(exchange: Exchange) -> None:
     Raises:
         Unauthorized: nothing is shown.
     """
-    refuse_foreign_origin(exchange.request, exchange.runtime)
+    refuse_foreign_origin(exchange)
     await let_in(exchange)
     refuse_nobody(exchange)
 

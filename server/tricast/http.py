@@ -1,26 +1,26 @@
 """The request loop of one connection: head, route, answer or stream, and again.
 
-Owns h11's state and everything that HTTP/1.1 asks of a connection: deadlines, limits of the head, ``Expect``,
-keep-alive and pipelining, ``Date``, and how a connection ends after a mistake. What a path means is in ``routes.py``.
+Owns everything that HTTP/1.1 asks of a connection: deadlines, limits of the head, ``Expect``, keep-alive and
+pipelining, ``Date``, and how a connection ends after a mistake. What a head may be is in ``wire/heads.py``, bodies are
+in ``request_body.py``, and what a path means is in ``routes.py``.
 """
 
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
-import h11
 import trio
 
 from tricast.access.identity import ANYBODY
 from tricast.connection import Connection
-from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
+from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, TooSlow, Unavailable
+from tricast.request_body import RequestBody
 from tricast.runtime import Runtime
 from tricast.sent import ALL, NOTHING
 from tricast.transports.long_poll import LongPoll
-from tricast.wire.credentials import without_secrets
 from tricast.wire.forwarded import Origin, origin_by_forwarded, origin_by_x_forwarded
+from tricast.wire.heads import TLS_HELLO, BadHead, HeadReader, ParsedRequest, parse_request
 from tricast.wire.http1 import (
     CLOSE,
-    CONTINUE,
     END_OF_HEAD,
     Headers,
     Request,
@@ -30,14 +30,14 @@ from tricast.wire.http1 import (
     problem,
 )
 from tricast.wire.probe import PROBE_PREFIX
+from tricast.wire.secrecy import without_secrets
 
 #: Pipelined bytes that are read while an answer is waited for; behind them, a client that leaves is seen late.
 _MAX_READ_AHEAD = 64 * 2**10
-_PIECES_PER_TURN = 64
-#: h11's states of a request of which something is still to come, or cannot be read.
-_UNREAD = (h11.SEND_BODY, h11.ERROR)
 #: How those are read that ``server.forwarded`` may name.
 _ORIGIN_BY = {"x-forwarded": origin_by_x_forwarded, "forwarded": origin_by_forwarded}
+#: The configuration keys of what a head may exceed.
+_LIMITS = {"request_line": "target_size", "header": "head_size", "header_count": "head_fields"}
 #: How long a client may take for the answer that its request made the server fail.
 _LAST_WORD_SECONDS = 2.0
 
@@ -96,8 +96,8 @@ class Exchange:
         request: its head.
         connection: where it came from.
         runtime: what all connections share.
-        h11_connection: behind the head.
-        head: the same head as h11 has it.
+        head: the same head as it came.
+        body: what follows it.
         serial: a number that only this connection has.
         number: the request's on its connection, from 1 on.
 
@@ -112,7 +112,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_h11",
+        "_body",
         "_head",
         "_origin",
         "connection",
@@ -129,14 +129,14 @@ class Exchange:
         request: Request,
         connection: Connection,
         runtime: Runtime,
-        h11_connection: h11.Connection,
-        head: h11.Request,
+        head: ParsedRequest,
+        body: RequestBody,
         *,
         serial: int,
         number: int,
     ) -> None:
-        self._h11 = h11_connection
         self._head = head
+        self._body = body
         self.serial = serial
         self.number = number
         self.request = request
@@ -161,7 +161,7 @@ class Exchange:
     def authority(self) -> str:
         """The host that the client has asked for, as it wrote it, with its port where that is not the scheme's own."""
         told = self._origin and self._origin.authority
-        return told or (self.request.header(b"host") or b"").decode("latin-1")
+        return told or self.request.authority.decode("latin-1")
 
     def take_origin(self) -> None:
         """Believes what a trusted proxy says of the client it forwards for.
@@ -175,12 +175,12 @@ class Exchange:
 
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
         """The (name, value) pairs in wire order, with the names in the case in which they came."""
-        return [(bytes(name), bytes(value)) for name, value in self._head.headers.raw_items()]
+        return [(bytes(name), bytes(value)) for name, value in self._head.event.headers.raw_items()]
 
     @property
     def http_version(self) -> str:
         """As the request line has it: ``1.1``."""
-        return self._head.http_version.decode("ascii")
+        return self._head.event.http_version.decode("ascii")
 
     async def read_piece(self) -> bytes:
         """The next bytes of the request's body as they come, empty at its end. Asks for a body that is held back.
@@ -189,20 +189,7 @@ class Exchange:
             RemoteProtocolError: nothing came in time, or its framing is wrong.
             ConnectionLost: the client closed in the middle of it.
         """
-        seconds = self.runtime.config.limits.body_timeout
-        with trio.move_on_after(seconds):
-            return await self._next_piece()
-        raise RemoteProtocolError(f"no more of the body came within {seconds:g} s", status=408, closes=True)
-
-    async def _next_piece(self) -> bytes:
-        while not isinstance(event := self._h11.next_event(), h11.EndOfMessage):
-            if isinstance(event, h11.Data) and event.data:
-                return bytes(event.data)
-            if event is h11.NEED_DATA:
-                if self._h11.they_are_waiting_for_100_continue:
-                    await self.connection.send(CONTINUE)
-                self._h11.receive_data(await self.connection.receive())
-        return b""
+        return await self._body.read_piece()
 
     async def read_body(self, limit: str, max_bytes: int) -> bytes:
         """The whole body of the request.
@@ -216,39 +203,7 @@ class Exchange:
             RemoteProtocolError: it did not come in time, or its framing is wrong.
             ConnectionLost: the client closed in the middle of it.
         """
-        length = self.request.header(b"content-length")
-        if length is not None and int(length) > max_bytes:
-            raise LimitExceeded(limit, max_bytes, int(length), closes=True)
-        body = bytearray()
-        if isinstance(self._take_pieces(body, limit, max_bytes), h11.EndOfMessage):
-            return bytes(body)  # it came with the head, as a short one does
-        seconds = self.runtime.config.limits.body_timeout
-        with trio.move_on_after(seconds):
-            await self._read_rest(body, limit, max_bytes)
-            return bytes(body)
-        raise RemoteProtocolError(f"the body did not come within {seconds:g} s", status=408, closes=True)
-
-    async def _read_rest(self, body: bytearray, limit: str, max_bytes: int) -> None:
-        if self._h11.they_are_waiting_for_100_continue:
-            await self.connection.send(CONTINUE)
-        while not isinstance(event := self._take_pieces(body, limit, max_bytes), h11.EndOfMessage):
-            if event is h11.NEED_DATA:
-                self._h11.receive_data(await self.connection.receive())
-            else:
-                await trio.lowlevel.checkpoint()
-
-    def _take_pieces(self, body: bytearray, limit: str, max_bytes: int) -> object:
-        """Takes what has come of the body, but not too much in a row; returns the last event of h11."""
-        # Chunks of one byte each come by the thousand in one read.
-        pieces = 0
-        while isinstance(event := self._h11.next_event(), h11.Data):
-            body += event.data
-            if len(body) > max_bytes:
-                raise LimitExceeded(limit, max_bytes, closes=True)
-            pieces += 1
-            if pieces == _PIECES_PER_TURN:
-                break
-        return event
+        return await self._body.read(limit, max_bytes)
 
     def stream_head(self, headers: Headers) -> bytes:
         """The head of a 200 response whose body is written from then on by somebody else.
@@ -260,14 +215,11 @@ class Exchange:
 
     def unread(self) -> bytes:
         """What the client has sent behind this request, for the protocol that takes over."""
-        return self._h11.trailing_data[0]
+        return self._body.behind()
 
 
 class HttpConnection:
     """HTTP on one connection.
-
-    h11 reads requests, a new one for each: what goes out is written by ``wire.http1``, so h11 would only have to be
-    told of it.
 
     Args:
         connection: the client's.
@@ -279,12 +231,13 @@ class HttpConnection:
     """
 
     __slots__ = (
+        "_ahead",
         "_asked",
+        "_body",
         "_closes",
         "_connection",
         "_deadline",
         "_failure",
-        "_h11",
         "_head",
         "_late",
         "_look_at",
@@ -301,8 +254,9 @@ class HttpConnection:
         self._connection = connection
         self._runtime = runtime
         self._route = route
-        #: Reads the request that is on its way or being answered; None while nothing of one is there.
-        self._h11: h11.Connection | None = None
+        #: What came in behind the request that is being answered, or else of the next one.
+        self._ahead = bytearray()
+        self._body: RequestBody | None = None  # of the request that is being answered
         #: Around whatever waits for the client, and may be cut short: by its deadline, a drain or an answer. The
         #: deadline is on the wheel, which costs a tenth of one in the scope.
         self._scope: trio.CancelScope | None = None
@@ -313,22 +267,10 @@ class HttpConnection:
         self._closes = False
         self._late: bytes | None = None  # the poll's answer, for which there is no room yet
         self._failure: Exception | None = None
-        self._head: h11.Request | None = None  # while its answer is looked for
+        self._head: ParsedRequest | None = None  # while its answer is looked for
         self._serial = runtime.next_serial()
         self._number = 0
         self.slot = -1
-
-    def _feed(self, data: bytes) -> h11.Connection:
-        """Has h11 read what came in."""
-        if self._h11 is None:
-            self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=self._runtime.config.limits.head_size)
-        self._h11.receive_data(data)
-        return self._h11
-
-    @property
-    def _ahead(self) -> bytes:
-        """What came in behind the request that is being answered, or else of the next one."""
-        return b"" if self._h11 is None else self._h11.trailing_data[0]
 
     async def run(self) -> Takeover | None:
         """Answers requests until HTTP ends here; returns the stream that takes over, or None to close.
@@ -413,88 +355,95 @@ class HttpConnection:
 
     async def _next_request(self, *, is_first: bool) -> Request | None:
         """The next request's head, or None when there is none to come; mistakes in it are answered here."""
-        head: h11.Request | None = None
+        head: bytes | None = None
         try:
             head = await self._read_head(is_first=is_first)
             if head is None:
                 return None
-            fields = list(head.headers)  # once: h11's sequence is slow to walk
-            self._check_head(head, fields)
-            self._head = head
-            return Request(head.method, head.target, fields, head.http_version)
-        except (h11.RemoteProtocolError, RemoteProtocolError) as error:
+            self._head = parsed = parse_request(head, "strict")
+            self._check_head(parsed)
+            return Request(parsed.event.method, parsed.target, parsed.fields, parsed.version, parsed.authority)
+        except (BadHead, RemoteProtocolError) as error:
             # Not kept in a variable: an error that its own traceback leads to is for the garbage collector to find.
-            answer = self._runtime.refusal(_mistake_of(error, has_request_line=b"\n" in self._ahead))
+            answer = self._runtime.refusal(self._mistake_of(error))
             self._runtime.counters.requests["malformed", answer.status] += 1
-            await self._respond(answer, None, is_head=head is not None and head.method == b"HEAD")
+            # What cannot be read to its end begins with its method all the same.
+            is_head = (head or self._ahead).startswith(b"HEAD ")
+            await self._respond(answer, None, is_head=is_head)
             return None
 
-    async def _read_head(self, *, is_first: bool) -> h11.Request | None:
+    async def _read_head(self, *, is_first: bool) -> bytes | None:
         # A client sends its first request with the connection, so that it may have come with it.
         if is_first and (data := self._connection.receive_now()) is not None:
-            self._feed(data)
-        event = h11.NEED_DATA if self._h11 is None else self._h11.next_event()
-        if event is h11.NEED_DATA:
-            return await self._wait_for_head(is_first=is_first)
-        return event if isinstance(event, h11.Request) else None
+            self._ahead += data
+        reader = HeadReader(self._runtime.head_limits, "strict")
+        head = reader.take(self._ahead) if self._ahead else None
+        return head if head is not None else await self._wait_for_head(reader, is_first=is_first)
 
-    async def _wait_for_head(self, *, is_first: bool) -> h11.Request | None:
+    async def _wait_for_head(self, reader: HeadReader, *, is_first: bool) -> bytes | None:
         limits = self._runtime.config.limits
-        has_begun = is_first or self._ahead != b""
-        event: object = h11.NEED_DATA
-        with self._wait_at_most(limits.head_timeout if has_begun else limits.idle_timeout):
-            while event is h11.NEED_DATA:
-                data = await self._connection.receive()
-                if not has_begun:
+        has_begun = is_first or bool(self._ahead)
+        head = None
+        try:
+            with self._wait_at_most(limits.head_timeout if has_begun else limits.idle_timeout) as scope:
+                while head is None and (data := await self._connection.receive()):
+                    begun = self._deadline if has_begun else trio.current_time() + limits.head_timeout
                     has_begun = True
-                    self._set_deadline(trio.current_time() + limits.head_timeout)
-                event = self._feed(data).next_event()
+                    self._set_deadline(begun + len(data) / limits.receive_rate)
+                    self._ahead += data
+                    head = reader.take(self._ahead)
+        finally:
             self._scope = None
-            return event if isinstance(event, h11.Request) else None
-        # Cut off here: by the deadline, or by a drain while nothing was on its way.
-        self._scope = None
-        if self._ahead:
-            raise RemoteProtocolError(f"the head did not come within {limits.head_timeout:g} s", status=408)
-        return None
+        if head is None and self._ahead:
+            if scope.cancelled_caught:
+                raise TooSlow("limits.head_timeout", "the head", limits.head_timeout, limits.receive_rate)
+            raise RemoteProtocolError("the connection ended in the middle of the head", code="bad-http")
+        return head
 
-    def _check_head(self, request: h11.Request, fields: Headers) -> None:
-        """What h11 leaves to its user.
+    def _check_head(self, head: ParsedRequest) -> None:
+        """What is left to check of a head that is as it should be.
 
         Raises:
             RemoteProtocolError: then the connection closes, for where the next request begins is not sure.
         """
         limits = self._runtime.config.limits
-        names = {name for name, _ in fields}
-        if request.http_version not in (b"1.0", b"1.1"):
-            raise RemoteProtocolError("only HTTP/1.0 and HTTP/1.1 are spoken here", status=505)
-        if len(request.target) > limits.target_size:
-            raise LimitExceeded("limits.target_size", limits.target_size, len(request.target), status=414)
-        if len(fields) > limits.head_fields:
-            raise LimitExceeded("limits.head_fields", limits.head_fields, len(fields), status=431)
-        # h11 limits only heads that come in pieces.
-        size = len(request.target) + sum([len(name) + len(value) + 4 for name, value in fields])
-        if size > limits.head_size:
-            raise LimitExceeded("limits.head_size", limits.head_size, size, status=431)
-        if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
-            # RFC 9112 6.1: the ways to read such a message differ, which is how requests are smuggled.
-            raise RemoteProtocolError("Transfer-Encoding with Content-Length, or in HTTP/1.0")
-        expected = [value for name, value in fields if name == b"expect"] if b"expect" in names else []
-        if expected and expected[0].lower() != b"100-continue":
-            raise RemoteProtocolError("the only expectation known is 100-continue", status=417)
+        if len(head.target) > limits.target_size:
+            raise LimitExceeded("limits.target_size", limits.target_size, len(head.target), status=414)
+        if head.framing.expectation not in (None, b"100-continue"):
+            raise RemoteProtocolError("the only expectation is 100-continue", code="bad-expectation", status=417)
+
+    def _mistake_of(self, error: BadHead | RemoteProtocolError) -> RemoteProtocolError:
+        """The error with all that its answer needs: the connection cannot be used after it."""
+        if isinstance(error, RemoteProtocolError):
+            error.closes = True
+            return error
+        if error.code == TLS_HELLO:
+            self._runtime.warn_once("a client speaks TLS to a port without", peer=self._connection.peer)
+        if error.limit:
+            key = _LIMITS[error.limit]
+            allowed = getattr(self._runtime.config.limits, key)
+            return LimitExceeded(f"limits.{key}", allowed, status=error.status, closes=True)
+        return RemoteProtocolError(error.detail, code=error.code, status=error.status, closes=True)
 
     # The answer
 
     async def _answer(self, request: Request) -> tuple[str, Answer]:
         """The answer, and the label of the route that it came from."""
-        assert self._h11 is not None
         assert self._head is not None
         self._number += 1
+        self._body = RequestBody(
+            self._head.framing,
+            self._connection,
+            self._ahead,
+            self._runtime.config.limits,
+            expects=request.is_http_11 and self._head.framing.expectation is not None,
+        )
         exchange = Exchange(
             request,
             self._connection,
             self._runtime,
-            self._h11,
             self._head,
+            self._body,
             serial=self._serial,
             number=self._number,
         )
@@ -507,8 +456,6 @@ class HttpConnection:
             answer = await self._route(exchange)
         except (RemoteProtocolError, Unavailable) as error:
             answer = self._runtime.refusal(error)
-        except h11.RemoteProtocolError as error:
-            answer = self._runtime.refusal(_mistake_of(error))
         except ConnectionLost:
             raise
         except Exception:
@@ -549,7 +496,7 @@ class HttpConnection:
         if closes or self._runtime.is_draining:
             await self._connection.linger()
             return False
-        self._begin_cycle()
+        self._body = None
         return True
 
     def _free_place(self) -> None:
@@ -559,8 +506,14 @@ class HttpConnection:
 
     def _closes_after(self, request: Request) -> bool:
         # Where a request was not read to its end, the next one's beginning cannot be found.
-        is_unread = request.has_body and self._h11 is not None and self._h11.their_state in _UNREAD
-        return is_unread or self._runtime.is_draining or not request.keeps_alive or self._may_be_a_pipe(request)
+        is_unread = self._body is not None and not self._body.is_complete
+        is_last = self._runtime.is_draining or self._is_old or not request.keeps_alive
+        return is_unread or is_last or self._may_be_a_pipe(request)
+
+    @property
+    def _is_old(self) -> bool:
+        """Whether the connection has been there for long enough. An idle one is left: a request may be on its way."""
+        return self._runtime.wheel.now >= self._connection.rotates_at
 
     def _may_be_a_pipe(self, request: Request) -> bool:
         """Whether a trusted proxy may look at nothing more that comes, having seen a request for an upgrade.
@@ -569,16 +522,6 @@ class HttpConnection:
         for the proxy's own words.
         """
         return request.header(b"upgrade") is not None and self._connection.peer in self._runtime.proxies
-
-    def _begin_cycle(self) -> None:
-        """Gets ready for the next request, of which a part may be here already."""
-        assert self._h11 is not None
-        ahead, is_closed = self._h11.trailing_data
-        self._h11 = None
-        if ahead:
-            self._feed(ahead)
-        if is_closed:
-            self._feed(b"")
 
     # Waiting polls
 
@@ -589,12 +532,12 @@ class HttpConnection:
             Whether another request may follow.
 
         Raises:
-            ConnectionLost: the client is gone; a client that only closed its sending side cannot be told apart from
-                one that is, and waiting on for that one would keep its descriptor.
+            ConnectionLost: the client is gone, or has closed its sending side, and was told that there is nothing: the
+                two cannot be told apart, and waiting on for the one would keep the descriptor of the other.
         """
+        has_left = False
         self._closes = self._closes_after(request)
-        if not self._closes:
-            self._begin_cycle()  # by far most of what a connection holds while it waits is the parser
+        self._body = None
         self._asked, self._poll = (label, request), poll
         try:
             poll.answering = self
@@ -602,9 +545,9 @@ class HttpConnection:
                 self.answer_poll(200, poll.kept)
             elif self._runtime.is_draining:
                 # It began while the log was read, and found nothing here that it could end.
-                poll.give_up(self._runtime.jitter(self._runtime.config.drain.retry_after))
+                poll.give_up(self._runtime.returns.delay())
             else:
-                await self._wait_for_answer(poll.patience)
+                has_left = await self._wait_for_answer(poll.patience)
         finally:
             self._poll = self._asked = None
             poll.leave()
@@ -620,20 +563,26 @@ class HttpConnection:
             late, self._late = self._late, None
             await self._connection.send(late)
         await self._connection.drain()
+        if has_left:
+            raise ConnectionLost("left while waiting", reason="left")
         # The draining may have begun while this was sent.
         closes = self._closes or (self._runtime.is_draining and not self._ahead)
         if closes:
             await self._connection.linger()
         return not closes
 
-    async def _wait_for_answer(self, patience: float) -> None:
+    async def _wait_for_answer(self, patience: float) -> bool:
+        """Returns whether the client sends no more, for which it was answered."""
+        has_left = False
         ahead = len(self._ahead)
         with self._wait_at_most(patience) as scope:
             while ahead < _MAX_READ_AHEAD:
                 data = await self._connection.receive()
                 if self._poll is not None and not data:
-                    raise ConnectionLost("left while waiting", reason="left")
-                self._feed(data)
+                    has_left = self._closes = True
+                    self._poll.give_up()
+                    break
+                self._ahead += data
                 if self._poll is None and not scope.cancel_called:
                     break
                 ahead += len(data)
@@ -641,6 +590,7 @@ class HttpConnection:
                 await self._connection.flush()
                 await trio.sleep_forever()
         self._scope = None
+        return has_left
 
     def answer_poll(self, status: int, end: bytes) -> None:
         """See ``Answering.answer_poll``."""
@@ -652,7 +602,7 @@ class HttpConnection:
         self._free_place()
         self._log(*asked, status)
         self._set_deadline(trio.current_time() + self._runtime.config.limits.idle_timeout)
-        self._closes = self._closes or self._runtime.is_draining
+        self._closes = self._closes or self._runtime.is_draining or self._is_old
         closing = CLOSE if self._closes else b""
         answer = encode_head(status, poll.headers, self._runtime.common_headers(), closing, end)
         sent = self._connection.send_now(answer)
@@ -684,17 +634,3 @@ def _without_secrets(request: Request) -> bytes:
     if request.path.startswith(PROBE_PREFIX):
         return request.target.partition(b"?")[0]
     return without_secrets(request.target)
-
-
-def _mistake_of(
-    error: h11.RemoteProtocolError | RemoteProtocolError, *, has_request_line: bool = True
-) -> RemoteProtocolError:
-    """The error with all that its answer needs: the connection cannot be used after it."""
-    if isinstance(error, RemoteProtocolError):
-        error.closes = True
-        return error
-    error.__traceback__ = None  # h11 raises it in a method of its own, whose frame would keep it
-    status = error.error_status_hint
-    if status == 431 and not has_request_line:
-        status = 414
-    return RemoteProtocolError(str(error), code="bad-http", status=status, closes=True)

@@ -2,7 +2,6 @@
 
 import errno
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -12,6 +11,7 @@ import trio
 
 from tricast.activation import activated_listeners
 from tricast.addresses import of_peer
+from tricast.certificates import Keys
 from tricast.config import SYSTEMD_HOST, UNIX_HOST, Config
 from tricast.connection import Connection
 from tricast.descriptors import Spare
@@ -29,6 +29,9 @@ from tricast.wire.http1 import CLOSE, END_OF_HEAD, encode_head, encode_headers
 _ACCEPTS_PER_TURN = 16
 _REFUSAL_SECONDS = 1.0
 _NO_ROOM = 503
+_KEEPALIVE_SECONDS = 5
+#: Which part of its greatest age a connection may be spared of.
+_AGE_JITTER = 0.2
 #: An accept fails with these for want of something that others may give back.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -95,6 +98,12 @@ def set_options(listener: socket.socket, config: Config) -> None:
         # A peer that vanished acknowledges nothing: without this the kernel goes on trying for a quarter of an hour.
         user_timeout_ms = int(config.limits.write_timeout * 1000)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
+        # Where nothing is sent either, as to who waits for a poll or is idle, the kernel asks whether the peer is
+        # there; it has as long as that to answer.
+        keepalive_seconds = min(max(1, round(config.limits.write_timeout)), 32_767)  # the most there can be (tcp(7))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive_seconds)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_SECONDS)
         if config.limits.send_buffer:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.limits.send_buffer)
     listener.listen(config.server.backlog)
@@ -126,11 +135,11 @@ class Entrance:
         self._acceptor = acceptor
         self._nursery = nursery
         self._open: dict[socket.socket, trio.CancelScope] = {}
-        self._is_closed = False
+        self._closed = trio.Event()
 
     def accept_from(self, listeners: Iterable[socket.socket]) -> None:
         """Accepts from these listeners and no others from now on; does nothing once it is closed."""
-        if self._is_closed:
+        if self._closed.is_set():
             return
         wanted = dict.fromkeys(listeners)
         for listener in self._open.keys() - wanted.keys():
@@ -142,7 +151,16 @@ class Entrance:
     def close(self) -> None:
         """Lets nobody in any more. The listeners stay open, for others who accept from them."""
         self.accept_from(())
-        self._is_closed = True
+        self._closed.set()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed.is_set()
+
+    async def wait_closed(self) -> None:
+        """Returns when it was closed."""
+        await self._closed.wait()
 
     async def _accept(self, listener: socket.socket, scope: trio.CancelScope) -> None:
         with scope:
@@ -190,7 +208,7 @@ class Acceptor:
         spare: the descriptor for the moment when there are no others.
         capacity: how many connections there may be at a time.
         max_refusing: how many are refused politely at a time: their request is read first, so that the answer is seen.
-        tls: what connections share of TLS; None for none.
+        keys: the certificate that is shown; None for no TLS.
         is_public: whether it is for clients: then they have limits of their own, and proxies may introduce them.
     """
 
@@ -203,10 +221,10 @@ class Acceptor:
         *,
         capacity: int,
         max_refusing: int,
-        tls: ssl.SSLContext | None = None,
+        keys: Keys | None = None,
         is_public: bool = False,
     ) -> None:
-        self._tls = tls
+        self._keys = keys
         self._capacity = capacity
         self._inside = 0
         self._runtime = runtime
@@ -244,6 +262,10 @@ class Acceptor:
             return
         self._inside += 1
         self._runtime.counters.accepted += 1
+        if age := self._runtime.config.server.max_connection_age:
+            # Not all at the same age: those who came at once are not to come back at once, ever again.
+            rotates_after = age * self._runtime.random.uniform(1.0 - _AGE_JITTER, 1.0)
+            connection.rotates_at = trio.current_time() + rotates_after
         self._runtime.open[connection] = _Arrival(connection) if self._has_introductions else _beginning_of(connection)
         self._connections.start_soon(self._serve, connection, self)
 
@@ -275,7 +297,7 @@ class Acceptor:
         limits = self._runtime.config.limits
         if limits.send_buffer and sock.family == socket.AF_UNIX:  # which does not inherit it
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer)
-        if self._tls is None:
+        if self._keys is None:
             return Connection(
                 sock,
                 peer,
@@ -286,7 +308,7 @@ class Acceptor:
         return TlsConnection(
             sock,
             peer,
-            self._tls,
+            self._keys.context(),
             write_timeout=limits.write_timeout,
             write_rate=limits.write_rate,
             max_unsent=limits.unsent,
@@ -305,16 +327,13 @@ class Acceptor:
         try:
             await be_introduced(connection, self._runtime.config.limits.head_timeout)
         except RemoteProtocolError as error:
-            await self._tell(connection, error, is_introduced=False)
+            await self._turn_away(connection, error, is_introduced=False)
             return False
         self._runtime.open[connection] = _beginning_of(connection)
         try:
             self._runtime.places.arrive(connection, connection.peer)
         except LimitExceeded as error:
-            if self._may_be_told(connection, error):
-                await self._tell(connection, error)
-            else:
-                self._dismiss(connection, error)
+            await self._turn_away(connection, error)
             return False
         return True
 
@@ -326,14 +345,27 @@ class Acceptor:
     # Those who are turned away
 
     def _refuse(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> None:
-        if self._refusing < self._max_refusing and self._may_be_told(connection, error):
+        """Turns it away without waiting for it here."""
+        if self._has_time_for(connection, error):
             self._refusing += 1
             self._connections.start_soon(self._refuse_politely, connection, error)
         else:
             self._dismiss(connection, error)
 
-    def _may_be_told(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> bool:
+    async def _turn_away(
+        self, connection: Connection, error: RemoteProtocolError, *, is_introduced: bool = True
+    ) -> None:
+        """Turns it away in its own task. See ``_tell``."""
+        if self._has_time_for(connection, error):
+            self._refusing += 1
+            await self._refuse_politely(connection, error, is_introduced=is_introduced)
+        else:
+            self._dismiss(connection, error)
+
+    def _has_time_for(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> bool:
         """Whether this is worth a task and a handshake: not for each of the thousands that one client may open."""
+        if self._refusing >= self._max_refusing:
+            return False
         is_its_own_doing = isinstance(error, RemoteProtocolError) and error.status != _NO_ROOM
         return not is_its_own_doing or self._runtime.places.is_told(connection.peer)
 
@@ -343,20 +375,22 @@ class Acceptor:
         Waiting for a free place would hold up those for whom there is room again. What the client has sent may make
         the kernel reset the connection behind this answer, so not everybody will see it.
         """
-        answer = self._answer(error)
-        if self._tls is None:
+        answer = self._answer(connection, error)
+        if self._keys is None:
             with suppress(ConnectionLost):
                 connection.send_now(answer)
         connection.close()
 
-    async def _refuse_politely(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> None:
+    async def _refuse_politely(
+        self, connection: Connection, error: RemoteProtocolError | Unavailable, *, is_introduced: bool = True
+    ) -> None:
         try:
-            await self._tell(connection, error)
+            await self._tell(connection, error, is_introduced=is_introduced)
         finally:
             self._refusing -= 1
 
     async def _tell(
-        self, connection: Connection, error: RemoteProtocolError | Unavailable, *, is_introduced: bool = True
+        self, connection: Connection, error: RemoteProtocolError | Unavailable, *, is_introduced: bool
     ) -> None:
         """Turns it away so that it sees why, if it can.
 
@@ -365,13 +399,13 @@ class Acceptor:
             error: why.
             is_introduced: whether a request may follow; otherwise, with TLS, nobody is there who would understand.
         """
-        answer = self._answer(error)
+        answer = self._answer(connection, error)
         try:
             with trio.move_on_after(_REFUSAL_SECONDS):
                 if is_introduced:
                     await connection.open()
                     await connection.receive()
-                if is_introduced or self._tls is None:
+                if is_introduced or self._keys is None:
                     await connection.send(answer)
                     await connection.linger()
         except ConnectionLost:
@@ -379,9 +413,10 @@ class Acceptor:
         finally:
             connection.close()
 
-    def _answer(self, error: RemoteProtocolError | Unavailable) -> bytes:
+    def _answer(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> bytes:
         """The answer for those who are turned away, who are counted; written by hand, for nothing was parsed."""
         self._runtime.counters.refused += 1
+        self._runtime.logger.debug("connection refused", why=error.reason, **connection.named())
         answer = self._runtime.refusal(error)
         length = (b"content-length", b"%d" % len(answer.body))
         headers = encode_headers((*answer.headers, length))
@@ -396,7 +431,7 @@ class Acceptor:
         except OSError:
             pass
         else:
-            await self._tell(self._connection(sock, of_peer(address)), self._overloaded())
+            await self._tell(self._connection(sock, of_peer(address)), self._overloaded(), is_introduced=True)
         finally:
             self._spare.keep()  # also when this listener is given up meanwhile, for others have it still
         await trio.sleep(0.05)

@@ -1,14 +1,20 @@
-"""What the server says, and how: structlog on stderr for the program, the standard library for those who embed it."""
+"""What the server says, and how: structlog on stderr for the program, the standard library for those who embed it.
 
+Whatever is logged, wherever it came from: what it says cannot begin a line, move a cursor or turn the text around.
+"""
+
+import io
+import json
 import logging
 import sys
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
 from tricast.config import LoggingSection
+from tricast.errors import ConfigError
 
 #: A structlog logger; structlog's own type for it is Any.
 Logger = structlog.typing.FilteringBoundLogger
@@ -26,15 +32,16 @@ def program_logger(config: LoggingSection, stream: TextIO = sys.stderr) -> Logge
     if config.format == "json":
         render: list[structlog.typing.Processor] = [
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(_dumps),
         ]
     else:
         render = [
+            _escape,
             structlog.dev.ConsoleRenderer(
                 colors=config.format == "auto" and stream.isatty(),
                 pad_event_to=0,
-                exception_formatter=structlog.dev.plain_traceback,
-            )
+                exception_formatter=_write_traceback,
+            ),
         ]
     logger: Logger = structlog.wrap_logger(
         _Lines(stream),
@@ -46,6 +53,36 @@ def program_logger(config: LoggingSection, stream: TextIO = sys.stderr) -> Logge
         wrapper_class=structlog.make_filtering_bound_logger(config.level),
     )
     return logger
+
+
+def log_problems(logger: Logger, event: str, error: ConfigError) -> None:
+    """Logs an error for each thing that is wrong with a configuration."""
+    for problem in error.problems:
+        logger.error(event, problem=str(problem))
+
+
+def escaped(text: str) -> str:
+    r"""The text, with what cannot be seen in it as Python writes it: ``\n``, ``\x1b``, ``\u202e``."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _escape(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = escaped(value)
+    return event
+
+
+def _dumps(value: object, **options: Any) -> str:
+    # All other control characters are escaped in JSON, and so is, in ASCII, what turns text around.
+    return json.dumps(value, **options).replace("\x7f", "\\u007f")
+
+
+def _write_traceback(stream: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    """Writes a traceback whose lines are none of the log's own: a message may have several, and may be a client's."""
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    stream.writelines(f"\n  {escaped(line)}" for line in text.getvalue().strip("\n").split("\n"))
 
 
 class _Lines:
@@ -73,6 +110,7 @@ def library_logger() -> Logger:
         logging.getLogger("tricast"),
         processors=[
             structlog.stdlib.filter_by_level,
+            _escape,
             structlog.stdlib.render_to_log_kwargs,
         ],
         wrapper_class=structlog.stdlib.BoundLogger,

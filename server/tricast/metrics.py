@@ -24,7 +24,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 Expose = Callable[[], Awaitable[bytes]]
 
 #: How often the numbers on a board are renewed.
-_POST_SECONDS = 1.0
+POST_SECONDS = 1.0
 #: A board that is just being written is read again, so often at most.
 _READS = 5
 _CHECKSUM_BYTES = 4
@@ -63,9 +63,15 @@ class _RuntimeCollector(Collector):
         yield GaugeMetricFamily("tricast_subscribers", "Subscribers of all transports.", hub.subscribers)
         yield GaugeMetricFamily("tricast_subscribers_behind", "Subscribers that read from the log.", hub.behind)
         yield GaugeMetricFamily("tricast_feeds", "Distinct sets of topics subscribed to.", hub.feeds)
+        if (keys := self._runtime.keys) is not None:
+            yield GaugeMetricFamily(
+                "tricast_certificate_expiry_timestamp_seconds",
+                "When the certificate in use, or the chain behind it, expires.",
+                keys.certificate.expires_at,
+            )
         memory = self._runtime.memory.is_over
         yield GaugeMetricFamily("tricast_memory_over", "1 while there is no memory for new work.", memory)
-        yield GaugeMetricFamily("tricast_draining", "1 while the server goes down.", self._runtime.is_draining)
+        yield GaugeMetricFamily("tricast_draining", "1 while the server goes down.", self._runtime.is_leaving)
         # Of several processes each sees all events, so only what each has published itself may be added up.
         yield CounterMetricFamily("tricast_events_published", "Events taken from publishers here.", hub.published)
         yield CounterMetricFamily("tricast_events_committed", "Events of the log, from anywhere.", hub.committed)
@@ -74,7 +80,9 @@ class _RuntimeCollector(Collector):
         yield CounterMetricFamily("tricast_fell_behind", "Times a subscriber could not take a block.", hub.fell_behind)
         yield CounterMetricFamily("tricast_gaps", "Gaps announced.", hub.gaps)
         yield CounterMetricFamily("tricast_connections_accepted", "Connections accepted.", counters.accepted)
-        yield CounterMetricFamily("tricast_connections_refused", "Connections answered with 503.", counters.refused)
+        yield CounterMetricFamily(
+            "tricast_connections_refused", "Connections turned away at the door.", counters.refused
+        )
         yield CounterMetricFamily("tricast_connections_failed", "Connections ended by a bug.", counters.failed)
         yield CounterMetricFamily(
             "tricast_connections_unavailable", "Connections ended because the log was not there.", counters.unavailable
@@ -86,6 +94,13 @@ class _RuntimeCollector(Collector):
         for (path, status), count in counters.requests.items():
             requests.add_metric([path, str(status)], count)
         yield requests
+        remote = self._runtime.access.remote
+        if remote is not None:
+            stale = "1 while keys for tokens cannot be fetched."
+            failed = "Times that keys for tokens could not be fetched."
+            yield GaugeMetricFamily("tricast_auth_keys", "Keys for tokens that were fetched.", len(remote.keys))
+            yield GaugeMetricFamily("tricast_auth_keys_stale", stale, remote.is_stale)
+            yield CounterMetricFamily("tricast_auth_key_fetches_failed", failed, remote.failures)
 
 
 def _labelled(name: str, text: str, label: str, values: dict[str, int]) -> Metric:
@@ -187,7 +202,7 @@ class Noticeboards:
         """Keeps what is on this process's board up to date, until cancelled or withdrawn."""
         while not self._is_over:
             self._boards[self._worker].post(self._notice(runtime))
-            await trio.sleep(_POST_SECONDS)
+            await trio.sleep(POST_SECONDS)
 
     def exposing(self, runtime: Runtime) -> Expose:
         """The metrics of all processes, each sample with the number of its worker."""

@@ -16,7 +16,7 @@ Route = Callable[[Exchange], Awaitable[Answer]]
 _EXPOSED = (b"access-control-expose-headers", b"last-event-id, retry-after, ratelimit, ratelimit-policy")
 
 
-def refuse_foreign_origin(request: Request, runtime: Runtime) -> None:
+def refuse_foreign_origin(exchange: Exchange) -> None:
     """Lets pages only of this server's own origin, and of those configured, use what CORS does not protect.
 
     A browser opens a WebSocket, and sends a simple POST, for any page; whether to take it is the server's to decide
@@ -25,21 +25,21 @@ def refuse_foreign_origin(request: Request, runtime: Runtime) -> None:
     Raises:
         RemoteProtocolError: the page is of another origin.
     """
-    origin = request.header(b"origin")
-    if origin is None:
+    value = exchange.request.header(b"origin")
+    if value is None:
         return
-    allowed = runtime.config.server.cors_origins
-    scheme, _, host = origin.partition(b"://")
-    is_own = bool(host) and host.lower() == (request.header(b"host") or b"").lower()
-    if runtime.config.tls.certificate and scheme != b"https":
+    origin, allowed = value.decode("latin-1"), exchange.runtime.config.server.cors_origins
+    scheme, _, host = origin.partition("://")
+    is_own = bool(host) and host.lower() == exchange.authority.lower()
+    if exchange.scheme == "https" and scheme != "https":
         is_own = False  # a page that came without TLS may be anybody's; without TLS here, a proxy may have added it
-    if not is_own and "*" not in allowed and origin.decode("latin-1") not in allowed:
+    if not is_own and "*" not in allowed and origin not in allowed:
         raise RemoteProtocolError(
             "pages of this origin may not do this: see server.cors_origins", code="origin-not-allowed", status=403
         )
 
 
-def refuse_cookie_of_foreign_page(request: Request, runtime: Runtime) -> None:
+def refuse_cookie_of_foreign_page(exchange: Exchange) -> None:
     """Lets a cookie count only where it was a page of this server, or one of those configured, that used it.
 
     Browsers say which page asks with ``Origin``, but leave it out where a page of the same origin GETs, and where an
@@ -50,8 +50,9 @@ def refuse_cookie_of_foreign_page(request: Request, runtime: Runtime) -> None:
         RemoteProtocolError: the page is of another origin.
         Forbidden: it was an element of one, or what could change something did not say what it is.
     """
+    request = exchange.request
     if request.header(b"origin") is not None:
-        refuse_foreign_origin(request, runtime)
+        refuse_foreign_origin(exchange)
         return
     site = request.header(b"sec-fetch-site")
     if site is None and request.method in ("GET", "HEAD") and not request.wants_websocket:

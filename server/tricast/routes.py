@@ -20,7 +20,7 @@ from tricast.transports.event_stream import EventStream
 from tricast.transports.long_poll import LongPoll
 from tricast.transports.stream import check_topics, last_id_of, settle, start_of
 from tricast.transports.websocket import Subscription, serve_topics
-from tricast.upgrade import account_of, check_upgrade, refuse_while_draining, upgrade
+from tricast.upgrade import account_of, check_upgrade, going_down, refuse_while_draining, upgrade
 from tricast.wire import sse
 from tricast.wire.http1 import Request, Response, allow, json_response, problem
 from tricast.wire.long_poll import position_headers
@@ -208,8 +208,9 @@ async def publish_events(exchange: Exchange) -> Answer:
 async def _publish(exchange: Exchange) -> Response:
     request, runtime = exchange.request, exchange.runtime
     hub, config = runtime.hub, runtime.config.publish
-    refuse_foreign_origin(request, runtime)
+    refuse_foreign_origin(exchange)
     await let_in(exchange)
+    runtime.check_certified(exchange.connection)
     runtime.check_memory()
     account = account_of(exchange)
     check = partial(_check_draft, exchange)
@@ -278,7 +279,8 @@ async def ready(exchange: Exchange) -> Response:
 
     It is not when the server goes down, or has no memory for it, or the log is not available.
     """
-    refuse_while_draining(exchange.runtime)
+    if exchange.runtime.is_leaving:
+        raise going_down(exchange.runtime)
     exchange.runtime.check_memory()
     problem_with_log = exchange.runtime.hub.problem
     if problem_with_log is not None:

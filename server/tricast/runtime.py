@@ -10,19 +10,22 @@ from typing import Any, Protocol
 import trio
 
 from tricast.access.access import Access
-from tricast.access.identity import Identity
+from tricast.access.identity import Certified, Identity
 from tricast.accounts import Accounts
 from tricast.addresses import Networks
+from tricast.certificates import Keys
 from tricast.config import Config
 from tricast.connection import Connection
-from tricast.errors import RemoteProtocolError, Unavailable
+from tricast.errors import Forbidden, RemoteProtocolError, Unavailable
 from tricast.hub import Hub
 from tricast.leases import Leases
 from tricast.logs import Logger
 from tricast.memory import Watermark
 from tricast.places import Places
 from tricast.quotas import Buckets
+from tricast.returns import Returns
 from tricast.sweep import Turnstile, Wheel
+from tricast.wire.heads import EMPTY_LINES, HeadLimits
 from tricast.wire.http1 import Response, encode_headers, problem_of, retry_after
 
 #: An application's WebSocket handler: any ``async def handler(session)``.
@@ -32,7 +35,9 @@ _SERVER = (b"server", b"tricast")
 #: RFC 6585 4, RFC 9110 15.6.4: too many requests, and not now.
 _TRY_AGAIN = (429, 503)
 #: Each reads 64 KiB from the log and sends them, which takes half a millisecond on a busy machine.
-_CATCH_UPS_PER_TURN = 8
+_CATCH_UPS_PER_TURN = 4
+#: What a request line has beside the target: the method, the version and two spaces.
+_BESIDE_TARGET = 64
 
 
 class Drainable(Protocol):
@@ -69,6 +74,7 @@ class Runtime:
 
     Attributes:
         config: the configuration.
+        head_limits: what it says of the heads of requests.
         hub: the hub.
         wheel: where keepalives, pings and dead-peer checks are done.
         catching_up: what everybody passes who reads on from the log, for each part that is read.
@@ -83,10 +89,13 @@ class Runtime:
         open: every connection with what it is busy with.
         at_end: told how it ended, for connections that somebody asked that for: ``left``, ``own`` where this side
             ended it, or the reason of a ``ConnectionLost``.
-        is_draining: whether the server is going down.
+        keys: the certificate; None where there is no TLS.
         accounts: what each account has and does.
         memory: whether there is enough of it for new work.
         messages: how many messages and control frames each WebSocket may send.
+        returns: when those come back whom a server that goes down sends away.
+        is_leaving: whether the server is about to go down, and new work is better given to another one.
+        is_draining: whether it goes down, and takes no new work.
     """
 
     def __init__(
@@ -99,16 +108,22 @@ class Runtime:
         clock: Callable[[], float],
         logger: Logger,
         handlers: dict[str, Handler],
+        keys: Keys | None = None,
         access: Access,
         leases: Leases | None = None,
     ) -> None:
         self.config = config
+        limits = config.limits
+        self.head_limits = HeadLimits(
+            limits.target_size + _BESIDE_TARGET, limits.head_size, limits.head_size, limits.head_fields, EMPTY_LINES
+        )
         self.hub = hub
         self.wheel = wheel
         self.catching_up = Turnstile(per_turn=_CATCH_UPS_PER_TURN)
         self.random = randomness
         self.logger = logger
         self.handlers = handlers
+        self.keys = keys
         self.access = access
         self.leases = leases if leases is not None else Leases(randomness)
         self.proxies = Networks(config.server.trusted_proxies)
@@ -116,6 +131,8 @@ class Runtime:
         self.counters = Counters()
         self.open: dict[Connection, Drainable] = {}
         self.at_end: dict[Connection, Callable[[str], None]] = {}
+        self.returns = Returns(config.drain, randomness)
+        self.is_leaving = False
         self.is_draining = False
         self.accounts = Accounts(config, clock=trio.current_time)
         self.memory = Watermark(config.limits.memory, logger=logger)
@@ -124,6 +141,7 @@ class Runtime:
         self._clock = clock
         self._common = (0, b"")
         self._serial = 0
+        self._warned: set[str] = set()
 
     def common_headers(self) -> bytes:
         """What every response carries, as lines of its head: ``Date`` (RFC 9110 5.6.7) and ``Server``.
@@ -155,9 +173,34 @@ class Runtime:
             detail = "the server has no memory for new work"
             raise Unavailable(detail, code="overloaded", retry_after=seconds, reason="limits.memory")
 
+    def certified(self, connection: Connection) -> Certified | None:
+        """Who the client is by its certificate, which was good when the connection began, and has to be so still."""
+        certified = connection.certified
+        return certified if certified is not None and certified.expires_at > self._clock() else None
+
+    def check_certified(self, connection: Connection) -> None:
+        """Returns if the client may publish, as far as certificates are concerned.
+
+        Raises:
+            Forbidden: it has shown none, and has to; or it has expired since.
+        """
+        if not self.config.publish.require_client_certificate:
+            return
+        if connection.certified is None:
+            detail = "publishing takes a client certificate of an authority that this server trusts"
+            raise Forbidden(detail, code="client-certificate-missing")
+        if self.certified(connection) is None:
+            raise Forbidden("the client certificate has expired", code="client-certificate-expired")
+
     def time_left(self, identity: Identity) -> float:
         """The seconds for which somebody has been let in; infinite where that has no end."""
         return math.inf if identity.expires_at is None else identity.expires_at - self._clock()
+
+    def warn_once(self, event: str, **about: object) -> None:
+        """Logs what many clients may do, and whoever runs the server should hear of once."""
+        if event not in self._warned:
+            self._warned.add(event)
+            self.logger.warning(event, **about, told="once")
 
     def next_serial(self) -> int:
         """A number for a connection, which no other one of this server has."""

@@ -7,6 +7,8 @@ end first, then the connections, then what serves them.
 import gc
 import importlib
 import inspect
+import math
+import os
 import random
 import signal
 import socket
@@ -22,7 +24,8 @@ import trio
 from tricast import metrics
 from tricast.access.access import Access
 from tricast.access.tickets import SharedUses
-from tricast.config import SQLITE_URL, UNIX_HOST, Config, workers_of
+from tricast.certificates import open_keys
+from tricast.config import SQLITE_URL, UNIX_HOST, Config, ServerTlsSection, differences, workers_of
 from tricast.connection import Connection
 from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, Unavailable, leaf
@@ -35,15 +38,19 @@ from tricast.listening import Acceptor, Door, Entrance, announce, listen
 from tricast.log.base import Log
 from tricast.log.memory import MemoryLog
 from tricast.log.sqlite import SqliteLog
-from tricast.logs import Logger, library_logger, program_logger
+from tricast.logs import Logger, library_logger, log_problems, program_logger
 from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
 from tricast.runtime import Handler, Runtime
+from tricast.service_manager import ServiceManager
 from tricast.sweep import Wheel
 from tricast.terminal import Terminal
-from tricast.tls import load_context
 
 #: How often per second connections are ended while draining.
 _DRAIN_STEPS_PER_SECOND = 20
+
+
+#: What SIGHUP does to a server; returns whether there was anything to do but to go down.
+HangUp = Callable[["Server"], bool]
 
 
 class Share(NamedTuple):
@@ -101,6 +108,11 @@ class Server(Lifetime):
         return 0 if self.url.startswith(UNIX_HOST) else int(self.url.rpartition(":")[2])
 
     @property
+    def has_tls(self) -> bool:
+        """Whether it speaks TLS, and nothing else."""
+        return self._runtime.keys is not None
+
+    @property
     def connections(self) -> int:
         """How many connections are open."""
         return len(self._runtime.open)
@@ -114,9 +126,25 @@ class Server(Lifetime):
         self._entrance.close()
         self._admin_entrance.close()
 
+    def renew_certificate(self, config: ServerTlsSection | None = None) -> None:
+        """Shows the certificate that is in its files now to all who come from now on, and ends nobody's connection.
+
+        Args:
+            config: where its files are; the default is that they are where they were.
+
+        Raises:
+            ConfigError: it cannot be used, and then nothing has changed; or there is no TLS.
+        """
+        if self._runtime.keys is None:
+            raise ConfigError([ConfigProblem("configuration", "tls.certificate", "there is none in use")])
+        self._runtime.keys.renew(config)
+
     def drain(self) -> None:
         """See ``Lifetime.drain``."""
-        self._runtime.is_draining = True
+        self._runtime.is_leaving = True
+        # A notice is for those who might come in yet.
+        if not self._runtime.config.drain.notice or self._entrance.is_closed:
+            self._runtime.is_draining = True
         super().drain()
 
 
@@ -146,7 +174,7 @@ async def serve(
         OSError: a listener's address cannot be had.
     """
     logger = logger if logger is not None else library_logger()
-    tls = load_context(config.tls)
+    keys = open_keys(config.tls, clock=time.time, logger=logger)
     log = log or _log_of(config, logger)
     wake = _Bell()
     access = _access_of(config, share, logger)
@@ -166,6 +194,7 @@ async def serve(
         clock=time.time,
         logger=logger,
         handlers=load_handlers(config),
+        keys=keys,
         access=access,
         leases=Leases(randomness, share.folder if share is not None and access.is_on else None),
     )
@@ -194,22 +223,25 @@ async def serve(
                         spare,
                         capacity=_capacity_of(config),
                         max_refusing=config.limits.reserved_descriptors // 2,
-                        tls=tls,
+                        keys=keys,
                         is_public=True,
                     )
                     entrance = Entrance(acceptor, listening)
                     entrance.accept_from(listeners)
-                    urls = tuple(url_of(listener, has_tls=tls is not None) for listener in listeners)
+                    urls = tuple(url_of(listener, has_tls=keys is not None) for listener in listeners)
                     admin_urls = tuple(map(url_of, admin_listeners))
                     server = Server(runtime, urls, admin_urls, entrance, admin_entrance)
                     at_the_end.callback(server.stopped)
                     if share is None:
                         _warn_of_workers(config, logger)
-                        announce(listeners, admin_listeners, logger, has_tls=tls is not None)
+                        announce(listeners, admin_listeners, logger, has_tls=keys is not None)
                     else:
                         background.start_soon(share.boards.post_forever, runtime)
                     task_status.started(server)
                     await server.wait_drain_asked()
+                    with trio.move_on_after(config.drain.notice):
+                        await entrance.wait_closed()
+                    runtime.is_draining = True
                     entrance.close()
                 sockets.close()
                 await _end_connections(runtime, connections)
@@ -217,11 +249,16 @@ async def serve(
             background.cancel_scope.cancel()
 
 
-async def run(config: Config, *, logger: Logger | None = None) -> None:
+async def run(config: Config, *, logger: Logger | None = None, reload: Callable[[], Config] | None = None) -> None:
     """Serves as a program of one process does: raises the descriptor limit, and goes down on SIGTERM or SIGINT.
 
     The first signal drains, the second ends it at once. SIGHUP drains, too, when it comes because the terminal was
-    closed.
+    closed; otherwise it renews the certificate. A service manager that the environment names is told how it is.
+
+    Args:
+        config: the configuration.
+        logger: where to log; the default is stderr.
+        reload: loads the configuration again for SIGHUP; the default is that it does not change.
 
     Raises:
         ConfigError: see ``serve``.
@@ -230,13 +267,31 @@ async def run(config: Config, *, logger: Logger | None = None) -> None:
     logger = logger if logger is not None else program_logger(config.logging)
     before, after = raise_soft_limit()
 
-    async def begun(_: Server, __: trio.Nursery) -> None:
+    async def begun(server: Server, nursery: trio.Nursery) -> None:
         if before == after:
             logger.info("descriptors", limit=after)
         else:
             logger.info("descriptors", limit=after, raised_from=before)
+        manager.ready(_status_of(server))
+        nursery.start_soon(manager.keep_watched, str)  # that this task gets its turn is all there is to tell
+        await server.wait_drain_asked()
+        manager.stopping(config.drain.seconds)
 
-    await run_process(config, logger, begun)
+    terminal = Terminal()
+
+    def hang_up(server: Server) -> bool:
+        if not terminal.is_gone:
+            manager.reloading()
+            _reload(server, config, reload or (lambda: config), logger)
+            manager.ready(_status_of(server))
+        return not terminal.is_gone
+
+    with ServiceManager.take(os.environ, os.getpid(), logger) as manager:
+        await run_process(config, logger, begun, hang_up=hang_up)
+
+
+def _status_of(server: Server) -> str:
+    return f"listening on {', '.join(server.urls)}"
 
 
 async def run_process(
@@ -244,6 +299,7 @@ async def run_process(
     logger: Logger,
     begun: Callable[[Server, trio.Nursery], Awaitable[None]],
     *,
+    hang_up: HangUp | None = None,
     share: Share | None = None,
 ) -> None:
     """Serves as all that a process does: obeys its signals, and keeps the garbage collector calm.
@@ -252,18 +308,18 @@ async def run_process(
         config: the configuration.
         logger: where to log.
         begun: called once it listens, with a nursery for what has to be done beside the server.
+        hang_up: does what SIGHUP is for; None where that is somebody else's.
         share: see ``serve``.
 
     Raises:
         ConfigError: see ``serve``.
         OSError: see ``serve``.
     """
-    terminal = Terminal()
+    obey = partial(_obey_signals, hang_up) if hang_up else _obey_signals_of_one_of_several
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             server: Server = await nursery.start(partial(serve, config, logger=logger, share=share))
             _calm_garbage_collector()
-            obey = partial(_obey_signals, terminal) if share is None else _obey_signals_of_one_of_several
             nursery.start_soon(obey, signals, server, logger, nursery.cancel_scope)
             await begun(server, nursery)
             await server.wait_stopped()
@@ -271,14 +327,29 @@ async def run_process(
             nursery.cancel_scope.cancel()
 
 
+def _reload(server: Server, config: Config, reload: Callable[[], Config], logger: Logger) -> None:
+    """Does what one process can of a configuration that is loaded again: the certificate; and tells the rest."""
+    try:
+        asked = reload()
+        if server.has_tls:
+            server.renew_certificate(asked.tls)
+    except ConfigError as error:
+        log_problems(logger, "not reloaded: the configuration is wrong", error)
+        return
+    others = [key for key in differences(config, asked) if not (server.has_tls and key.startswith("tls."))]
+    if others or not server.has_tls:
+        what = {"keys": ", ".join(others)} if others else {}
+        logger.warning("not reloaded: that needs server.workers of 2 or more, or a restart", **what)
+
+
 async def _obey_signals(
-    terminal: Terminal, signals: AsyncIterator[int], server: Server, logger: Logger, everything: trio.CancelScope
+    hang_up: HangUp, signals: AsyncIterator[int], server: Server, logger: Logger, everything: trio.CancelScope
 ) -> None:
     async for number in signals:
         name = signal.Signals(number).name
-        if number == signal.SIGHUP and not terminal.is_gone:
-            logger.warning("not reloaded: that needs server.workers of 2 or more, or a restart", signal=name)
-        elif not server.is_draining:
+        if number == signal.SIGHUP and hang_up(server):
+            continue
+        if not server.is_draining:
             logger.info("draining", signal=name, connections=server.connections)
             server.drain()
         elif number != signal.SIGHUP:  # the kernel and the shell may both tell that the terminal is gone
@@ -368,6 +439,7 @@ def _tick_of(config: Config) -> float:
     """A quarter of the shortest interval that is swept for, within what is neither busy nor late."""
     websocket, limits = config.websocket, config.limits
     shortest = min(
+        config.server.max_connection_age or math.inf,
         config.sse.keepalive,
         websocket.ping_interval,
         websocket.ping_timeout,
@@ -483,23 +555,29 @@ async def _serve_connection(runtime: Runtime, route: Router, connection: Connect
         runtime.logger.exception("connection failed", **connection.named())
     finally:
         runtime.open.pop(connection, None)
-        connection.close()
-        door.left(connection)
+        steps: list[Callable[[], object]] = [connection.close, partial(door.left, connection)]
         if (ended := runtime.at_end.pop(connection, None)) is not None:
-            ended(how)
+            steps.append(partial(ended, how))
+        for step in steps:
+            try:
+                step()
+            except Exception:  # nobody is above this who could tell it from the end of the server
+                runtime.counters.failed += 1
+                runtime.logger.exception("connection failed at its end", **connection.named())
 
 
 async def _end_connections(runtime: Runtime, connections: trio.Nursery) -> None:
-    """Tells every connection to end, spread over ``drain.period``."""
-    drain = runtime.config.drain
-    everybody = list(runtime.open.items())
+    """Tells every connection to end, one after the other over ``drain.period``."""
+    period, returns = runtime.config.drain.period, runtime.returns
+    everybody = list(runtime.open)
     runtime.random.shuffle(everybody)
-    steps = max(1, round(drain.period * _DRAIN_STEPS_PER_SECOND))
+    returns.plan_for(len(everybody))
+    steps = max(1, round(period * _DRAIN_STEPS_PER_SECOND))
     for step in range(steps):
-        for connection, _ in everybody[step::steps]:
-            busy_with = runtime.open.get(connection)
+        for number in range(step * len(everybody) // steps, (step + 1) * len(everybody) // steps):
+            busy_with = runtime.open.get(everybody[number])
             if busy_with is not None:
-                busy_with.drain(runtime.jitter(drain.retry_after))
+                busy_with.drain(returns.delay(number / len(everybody)))
         if not connections.child_tasks:
             return
-        await trio.sleep(drain.period / steps)
+        await trio.sleep(period / steps)

@@ -31,7 +31,7 @@ class Swept(Protocol):
 ITEMS_PER_TURN = 200
 #: An item that ends has woken a task, which writes an answer and closes: some 300 µs, as many as that many keepalives.
 #: Thousands that sent half a head and nothing more end together.
-ENDED_WEIGHT = 20
+ENDED_WEIGHT = 40
 
 
 class Wheel:

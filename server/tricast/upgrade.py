@@ -34,7 +34,7 @@ def check_upgrade(exchange: Exchange) -> None:
             status=426,
             headers=_UPGRADE_HEADERS,
         )
-    refuse_foreign_origin(request, runtime)
+    refuse_foreign_origin(exchange)
     _check_handshake(request)
     refuse_while_draining(runtime)
     runtime.check_memory()
@@ -113,8 +113,12 @@ def refuse_while_draining(runtime: Runtime) -> None:
         Unavailable: it does.
     """
     if runtime.is_draining:
-        seconds = runtime.jitter(runtime.config.drain.retry_after)
-        raise Unavailable("the server is going down", code="draining", retry_after=seconds)
+        raise going_down(runtime)
+
+
+def going_down(runtime: Runtime) -> Unavailable:
+    """What those are told who come too late, or look whether to come."""
+    return Unavailable("the server is going down", code="draining", retry_after=runtime.returns.delay())
 
 
 def _check_handshake(request: Request) -> None:

@@ -433,6 +433,11 @@ def test_a_secret_is_in_no_representation() -> None:
         ('[auth]\nanonymous_publish = ["a..b"]', 'auth.anonymous_publish.0: expected topic patterns such as "news.>"'),
         ('[auth]\nanonymous_subscribe = ["u.{sub}"]', "auth.anonymous_subscribe.0: expected topic patterns such as"),
         ('[auth]\nanonymous_subscribe = ["a.>.b"]', "auth.anonymous_subscribe.0: expected topic patterns such as"),
+        (
+            '[auth]\nissuer = ["a"]',
+            "auth: expected a key, a jwks_url, an api_key or an anonymous rule as well: without,",
+        ),
+        ('[auth]\naudience = ["a"]', "auth: expected a key, a jwks_url, an api_key or an anonymous rule as well: "),
         ('[auth]\nticket_secret = "short"', "auth.ticket_secret: expected empty, or 32 bytes or more"),
         ('[auth]\njwks_url = "http://keys.example/"', "auth.jwks_url: expected an https URL without a password"),
         ('[auth]\njwks_url = "file:///etc/passwd"', "auth.jwks_url: expected an https URL without a password"),
@@ -459,7 +464,7 @@ def test_a_url_of_keys(load: Loader, url: str) -> None:
     ("text", "is_on"),
     [
         ("", False),
-        ('[auth]\nissuer = ["a"]\naudience = ["b"]\nleeway = "1s"', False),
+        ('[auth]\nleeway = "1s"', False),
         ('[[auth.key]]\nalgorithm = "HS256"\nsecret = "x"', True),
         ('[[auth.api_key]]\nname = "a"\nhash = "sha256:' + "0" * 64 + '"', True),
         ('[auth]\njwks_url = "https://a.example"', True),

@@ -535,10 +535,31 @@ async def test_lingering_reads_no_more_than_so_much(pair: Pair, monkeypatch: pyt
     assert len(pair.sock.recv(2000)) == 880
 
 
-async def test_lingering_does_not_take_for_ever(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tricast.connection, "_LINGER_SECONDS", 0.01)
+async def test_lingering_ends_when_nothing_comes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tricast.connection, "_LINGER_SILENCE_SECONDS", 0.01)
     await pair.connection.linger()
     assert not pair.connection.is_closed
+
+
+async def test_lingering_goes_on_while_something_comes_but_not_for_ever(
+    pair: Pair, mock_clock: trio.testing.MockClock
+) -> None:
+    has_ended = trio.Event()
+
+    async def linger() -> None:
+        await pair.connection.linger()
+        has_ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(linger)
+        while not has_ended.is_set():
+            pair.peer.send(b"x")
+            while select.select([pair.sock], [], [], 0)[0]:
+                await trio.lowlevel.checkpoint()
+            mock_clock.jump(1.5)
+            await trio.testing.wait_all_tasks_blocked()
+    # Ten seconds in all, though two of silence would have been the end.
+    assert mock_clock.current_time() == 10.5
 
 
 async def test_lingering_with_a_peer_that_is_gone(pair: Pair) -> None:

@@ -15,8 +15,11 @@ from tricast.event import (
     check_pattern,
     check_topic,
     check_type,
+    covers,
     data_as_json,
     is_pattern,
+    is_token,
+    is_valid_pattern,
     shorten,
 )
 
@@ -197,6 +200,57 @@ def test_wildcards_match_token_by_token(pattern: list[str], rest: bool, topic: l
     name = ".".join([*pattern, ">"] if rest else pattern)
     assert check_pattern(name, max_bytes=20) == name
     assert (".".join(topic) in TopicSet([name])) == expected
+
+
+# Patterns that cover others
+
+
+@pytest.mark.parametrize(
+    ("grant", "covered", "others"),
+    [
+        ("news", ["news"], ["new", "newsy", "news.a", "*", ">", "news.*", "news.>"]),
+        ("news.*", ["news.a", "news.*"], ["news", "news.a.b", "news.>", "*.a", "*.*", "*", ">"]),
+        ("news.>", ["news.a", "news.a.b", "news.*", "news.*.b", "news.>", "news.a.>"], ["news", "*", ">", "*.>"]),
+        ("*", ["a", "*"], ["a.b", "*.*", ">", "a.>"]),
+        ("*.>", ["a.b", "a.b.c", "*.*", "a.>", "*.>", "*.*.>"], ["a", "*", ">"]),
+        ("*.b", ["a.b", "*.b"], ["a.c", "a.*", "*.*", "b", "a.b.c", "a.>"]),
+        ("a.*.c", ["a.b.c", "a.*.c"], ["a.b.d", "a.b", "a.*.*", "a.>", "a.*.>"]),
+        ("a.*.>", ["a.b.c", "a.*.c", "a.b.>", "a.*.>", "a.b.c.d"], ["a.b", "a.*", "a.>", "b.c.d", ">"]),
+        (">", ["a", "a.b", "*", "*.*", "a.>", ">"], []),
+    ],
+)
+def test_what_a_pattern_covers(grant: str, covered: list[str], others: list[str]) -> None:
+    assert [name for name in covered if not covers(grant, name)] == []
+    assert [name for name in others if covers(grant, name)] == []
+
+
+_names = st.builds(
+    lambda tokens, rest: ".".join([*tokens, *rest]) or ">",
+    st.lists(st.sampled_from(["a", "b", "*"]), max_size=3),
+    st.sampled_from([[], [">"]]),
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(grant=_names, wanted=_names)
+def test_what_is_covered_is_all_that_is_wanted_and_nothing_less(grant: str, wanted: str) -> None:
+    """A pattern covers another if, and only if, it matches a topic of every kind that the other matches."""
+    assert is_valid_pattern(grant)
+    granted = TopicSet([grant])
+    # Tokens that no pattern here has stand for any; two lengths stand for the rest.
+    some = wanted.replace("*", "other")
+    kinds = [some.replace(">", "other"), some.replace(">", "other.other"), some.replace(">", "other.other.other.other")]
+    assert covers(grant, wanted) is all(topic in granted for topic in kinds)
+
+
+@pytest.mark.parametrize("text", ["a", "a-b", "user:7", "\u00fc", "{sub}", "a/b"])
+def test_one_token(text: str) -> None:
+    assert is_token(text)
+
+
+@pytest.mark.parametrize("text", ["", "a.b", "*", ">", "a*", "a>", "a b", "a\n", ".", "\x00", "\ud800", "a\u2028"])
+def test_what_is_no_token(text: str) -> None:
+    assert not is_token(text)
 
 
 # Data

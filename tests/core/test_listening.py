@@ -54,6 +54,18 @@ async def test_an_address_that_cannot_be_had_is_named() -> None:
         await listen(sockets, "ff00::1:2", 8080, Config())
 
 
+async def test_who_is_let_in_is_asked_now_and_then_whether_it_is_there() -> None:
+    with ExitStack() as sockets:
+        (listener,) = await listen(sockets, "127.0.0.1", 0, Config.model_validate({"limits": {"write_timeout": "7s"}}))
+        with socket.create_connection(listener.getsockname()):
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 7
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 5
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
+
+
 async def test_options_can_be_set_again() -> None:
     def timeout() -> int:
         return listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)

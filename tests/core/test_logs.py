@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 from tricast.config import LoggingSection
-from tricast.logs import Logger, library_logger, program_logger
+from tricast.logs import Logger, escaped, library_logger, program_logger
 
 
 class Terminal(io.StringIO):
@@ -36,15 +36,15 @@ class Broken(io.StringIO):
         raise self._error
 
 
-def raise_error() -> None:
-    raise ValueError("wrong ü\nand more")
+def raise_error(message: str) -> None:
+    raise ValueError(message)
 
 
-def fail(logger: Logger) -> None:
+def fail(logger: Logger, message: str = "wrong ü\nand more") -> None:
     """Logs an exception, with something among the local variables that is nobody's business."""
     password = "open" + str(len("sesame"))  # noqa: F841
     try:
-        raise_error()
+        raise_error(message)
     except ValueError:
         logger.exception("connection failed", peer="192.0.2.1")
 
@@ -105,7 +105,7 @@ def test_an_exception_in_text_is_a_traceback_that_names_no_variables(kind: type[
     assert "connection failed" in text
     assert "192.0.2.1" in text
     assert "Traceback (most recent call last)" in text
-    assert "ValueError: wrong ü\nand more" in text
+    assert "ValueError: wrong ü\n  and more" in text
     assert "open6" not in text
 
 
@@ -150,6 +150,56 @@ def test_characters_that_the_stream_cannot_write_do_not_raise() -> None:
     logger.info("größe")
     logger.info("plain")
     assert b"plain" in raw.getvalue()
+
+
+# What others have a hand in
+
+#: Begins a line, clears the screen, overwrites the line, turns the text around, ends a line in other ways.
+ODD = "a\nb\r\n2026-01-01 [info] forged\x1b[2J\x00\x07\x08\x7f\x85\x9b1m\u2028\u2029\u202e\u2066\ufeffz"
+
+
+def is_harmless(line: str) -> bool:
+    return line.isprintable() and "\n" not in line
+
+
+@pytest.mark.parametrize("logging_format", ["console", "json"])
+def test_a_value_cannot_be_more_than_a_value(logging_format: str) -> None:
+    stream = io.StringIO()
+    logger = program_logger(LoggingSection.model_validate({"format": logging_format}), stream)
+    logger.info("request", target=ODD, items=[ODD], error=ValueError(ODD))
+    logger.warning(f"cannot be had: {ODD}", target="plain")
+    lines = stream.getvalue().split("\n")
+    assert lines.pop() == ""
+    assert len(lines) == 2
+    assert all(map(is_harmless, lines))
+    assert all("forged" in line for line in lines)
+    if logging_format == "json":
+        assert json.loads(lines[0])["target"] == ODD
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_an_exception_cannot_begin_a_line_of_its_own(kind: type[io.StringIO]) -> None:
+    stream = kind()
+    fail(program_logger(LoggingSection(), stream), ODD)
+    first, *others, last = stream.getvalue().split("\n")
+    assert "connection failed" in first
+    assert last == ""
+    assert all(is_harmless(line) and line.startswith("  ") for line in others)
+    assert any("forged" in line for line in others)
+
+
+def test_what_is_printable_stays_as_it_is() -> None:
+    assert escaped("größe 日本 \\n") == "größe 日本 \\n"
+    assert escaped("a\tb") == "a\\tb"
+
+
+def test_the_librarys_values_cannot_be_more_than_values_either(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tricast")
+    library_logger().info(ODD, target=ODD, status=200)
+    (record,) = caplog.records
+    assert is_harmless(record.getMessage())
+    assert is_harmless(record.__dict__["target"])
+    assert record.__dict__["status"] == 200
 
 
 # The library's

@@ -63,7 +63,7 @@ def test_what_is_counted_is_what_is_told(runtime: Runtime) -> None:
     counters.streams.update({"sse": 2, "poll": 1})
     counters.lost.update({"left": 4})
     counters.requests.update({("/events", 200): 6, ("/publish", 413): 1})
-    runtime.is_draining = True
+    runtime.is_leaving = True
     found = {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(text_of(runtime))

@@ -91,6 +91,18 @@ async def test_other_pages_get_nothing_with_a_token_either(door: str) -> None:
         assert (await knock(server.url, door, bearer(token()), f"Origin: {FOREIGN}")).status == 403
 
 
+async def test_behind_a_trusted_proxy_its_origin_is_the_own_one() -> None:
+    sections = WITH_COOKIE | {"server": {"trusted_proxies": ["127.0.0.1"]}}
+    told = ("X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: https", "X-Forwarded-Host: App.example")
+    async with serving(**sections) as server:
+        for door, (_, _, _, status) in DOORS.items():
+            page = ("Origin: https://app.example", cookie())
+            assert (await knock(server.url, door, *told, *page)).status == status
+            assert (await knock(server.url, door, *page)).status == 403
+            for other in (f"Origin: {OWN}", "Origin: http://app.example"):
+                assert (await knock(server.url, door, *told, other, cookie())).status == 403
+
+
 # CORS
 
 

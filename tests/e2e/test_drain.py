@@ -4,6 +4,7 @@ import json
 import random
 import signal
 import socket
+from contextlib import ExitStack
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from clients import (
     EventStream,
     Subscription,
     WebSocket,
+    WebSocketClosed,
     Wire,
     ask,
     head,
@@ -123,7 +125,7 @@ async def test_health_is_still_told_and_readiness_is_not() -> None:
 
 async def has_read(server: tricast.Server) -> None:
     """Returns when the only connection has taken what was sent so far."""
-    await until(lambda: any(isinstance(it, HttpConnection) and it._h11.trailing_data[0] for it in busy_with(server)))
+    await until(lambda: any(isinstance(it, HttpConnection) and it._ahead for it in busy_with(server)))
 
 
 def busy_with(server: tricast.Server) -> list[object]:
@@ -146,6 +148,46 @@ async def knock_until_refused(url: str) -> None:
     while True:
         with await Wire.open(url) as late:
             await late.more()
+
+
+async def test_with_notice_readiness_goes_first_and_everything_else_goes_on() -> None:
+    drain = QUICK | {"notice": "1h"}
+    async with serving(drain=drain, admin={"enabled": True, "port": 0}) as server:
+        with ExitStack() as subscribers:
+            early = subscribers.enter_context(await subscribe("sse", server.url, "news"))
+            server.drain()
+            answer = await ask(server.admin_urls[0], "GET", "/readyz")
+            assert (answer.status, answer.code) == (503, "draining")
+            assert (await ask(server.admin_urls[0], "GET", "/healthz")).status == 200
+            assert b"tricast_draining 1.0" in (await ask(server.admin_urls[0], "GET", "/metrics")).body
+            crowd = [subscribers.enter_context(await subscribe(each, server.url, "news")) for each in TRANSPORTS]
+            await until(lambda: server.hub.statistics().subscribers == 1 + len(crowd))
+            last_id = await publish(server.url, "news", 1)
+            for subscriber in [early, *crowd]:
+                assert (await subscriber.event()).id == last_id
+            server.close_doors()  # then nobody is left who could notice
+            for subscriber in [early, *crowd[1:]]:
+                with pytest.raises((Ended, WebSocketClosed)):
+                    await subscriber.event()
+
+
+async def test_the_notice_has_an_end() -> None:
+    async with serving(drain=QUICK | {"notice": "100ms"}) as server:
+        with await subscribe("sse", server.url, "news") as stream:
+            server.drain()
+            with pytest.raises(Ended):
+                await stream.event()
+            await server.wait_stopped()
+
+
+async def test_nobody_is_given_notice_where_nobody_can_come_in() -> None:
+    async with serving(drain=QUICK | {"notice": "1h"}) as server:
+        with await Wire.open(server.url) as idle:
+            await until(lambda: server.connections == 1)
+            server.close_doors()
+            server.drain()
+            assert await idle.rest() == b""
+            await server.wait_stopped()
 
 
 async def test_grace_ends_what_does_not_end_itself() -> None:
@@ -180,6 +222,38 @@ async def test_all_are_told_within_the_period_and_the_server_is_done() -> None:
             assert len(retries) > 10  # spread, so that they do not all come back at once
         # The nursery has ended by itself.
         assert server.connections == 0
+
+
+async def test_all_transports_are_told_to_come_back_out_of_one_budget() -> None:
+    drain = {"period": "0s", "grace": "10s", "retry_after": "2s", "reconnects_per_second": 2}
+    async with serving(drain=drain) as server:
+        with ExitStack() as streams:
+            subscribers = [
+                streams.enter_context(await subscribe(transport, server.url, "news"))
+                for transport in ("sse", "ws", "poll") * 8
+            ]
+            await until(lambda: server.hub.statistics().subscribers == len(subscribers))
+            server.drain()
+            delays = sorted([await told_to_come_back_in(subscriber) for subscriber in subscribers])
+    assert 2.0 <= delays[0] <= 3.0  # a poll is told whole seconds
+    assert 13.0 <= delays[-1] <= 14.5
+    # 24 of them, two a second.
+    assert delays == pytest.approx([2.0 + number / 2 for number in range(24)], abs=1.1)
+
+
+async def told_to_come_back_in(subscriber: Subscription) -> float:
+    """The seconds, once the server has said that it goes down."""
+    if isinstance(subscriber, WebSocket):
+        reason = (await subscriber.closed()).reason
+        return float(reason.removeprefix("restarting, come back in ").removesuffix(" s"))
+    if isinstance(subscriber, EventStream):
+        with pytest.raises(Ended):
+            await subscriber.event()
+        assert subscriber.retry is not None
+        return subscriber.retry / 1000
+    answer = await read_answer(subscriber.wire)
+    assert answer.status == 204
+    return float(answer.headers["retry-after"])
 
 
 async def test_cancelling_ends_all_at_once() -> None:

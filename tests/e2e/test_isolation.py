@@ -19,10 +19,11 @@ from clients import (
     publish,
     subscribe,
 )
-from serving import failures, serving, until
+from serving import failures, open_descriptors, serving, until
 from structlog.testing import LogCapture
 
 import tricast
+from tricast.connection import Connection
 from tricast.event import Draft, EventId, TopicSet
 from tricast.hub import Hub
 from tricast.log.base import IdempotencyKey, Slice
@@ -96,6 +97,39 @@ def raise_for_events_of_victim(monkeypatch: pytest.MonkeyPatch) -> None:
         return await original(self, drafts, key)
 
     monkeypatch.setattr(Hub, "append", append)
+
+
+# The end of a connection
+
+
+@pytest.mark.parametrize("step", ["close", "at_end"])
+async def test_an_end_that_raises_is_the_end_of_one_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    async with ward() as guarded:
+        runtime, told = guarded.server._runtime, list[str]()
+        before = open_descriptors()
+        with await subscribe("sse", guarded.url, "victim"):
+            (victim,) = (it for it, stream in runtime.open.items() if "victim" in stream.feed.topics)  # type: ignore[attr-defined]
+            runtime.at_end[victim] = told.append
+            if step == "close":
+                original = Connection.close
+                monkeypatch.setattr(Connection, "close", lambda self: fail_behind(original, self, is_it=self is victim))
+            else:
+                runtime.at_end[victim] = fail
+        await guarded.failed_once()
+        assert open_descriptors() == before
+        assert told == ([] if step == "at_end" else ["left"])
+
+
+def fail(*_: object) -> None:
+    raise Bug
+
+
+def fail_behind(original: Callable[..., None], *arguments: Any, is_it: bool) -> None:
+    original(*arguments)
+    if is_it:
+        raise Bug
 
 
 # Requests

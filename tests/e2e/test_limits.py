@@ -36,6 +36,7 @@ NO_LIMITS = {
     "limits.retry_after": "what those are told who are refused",
     "limits.idle_timeout": "ends what nobody uses",
     "limits.send_buffer": "the kernel's",
+    "limits.receive_rate": "with limits.head_timeout and limits.body_timeout",
     "publish.burst": "with publish.rate",
     "publish.idempotency_window": "forgets",
     "publish.idempotency_keys": "forgets",

@@ -247,7 +247,7 @@ async def test_answers_before_a_poll_with_a_flood_behind_it_do_not_wait() -> Non
 def ahead(server: tricast.Server) -> int:
     """How much was read behind the request that is being answered."""
     (connection,) = server._runtime.open.values()
-    return len(connection._h11.trailing_data[0])  # type: ignore[attr-defined]
+    return len(connection._ahead)  # type: ignore[attr-defined]
 
 
 async def test_the_next_request_half_sent_while_a_poll_waits() -> None:
@@ -334,6 +334,18 @@ async def test_leaving_while_a_poll_waits(leave: str, cycles: int) -> None:
         await server.hub.publish("news", "unheard")
         lost = server._runtime.counters.lost
         assert lost["left"] + lost["reset"] == 1
+
+
+async def test_who_only_sends_no_more_is_told_that_there_is_nothing() -> None:
+    async with polling() as (server, wire):
+        await wire.send(head("GET", "/healthz") + poll(None))
+        await waits(server)
+        wire.finish_sending()
+        assert (await read_answer(wire)).json() == {"status": "ok"}
+        answer = await read_answer(wire)
+        assert (answer.status, answer.headers["connection"]) == (204, "close")
+        assert answer.headers["last-event-id"]
+        assert await wire.rest() == b""
 
 
 @pytest.mark.parametrize("leave", ["close", "reset", "finish_sending"])

@@ -8,6 +8,7 @@ from clients import TEXT, Answer, Wire, ask, attempt, frame, head, open_websocke
 from serving import metrics_of, serving
 
 import tricast
+from tricast.memory import Usage
 
 #: For the time of a test, nothing is measured but what it says.
 HIGH = "1000GiB"
@@ -23,7 +24,7 @@ async def short_of_memory(**sections: Any) -> AsyncIterator[tricast.Server]:
 def set_memory(server: tricast.Server, *, is_over: bool) -> None:
     """Has the server find that it takes too much, or little."""
     watermark = server._runtime.memory
-    watermark._measure = lambda: 2 * watermark.allowed if is_over else 0
+    watermark._measure = lambda: Usage(2 * watermark.allowed if is_over else 0, 0)
     watermark.sample()
 
 

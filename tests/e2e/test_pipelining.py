@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from clients import (
     PONG,
     TEXT,
     WEBSOCKET_HEADERS,
+    Closed,
     Event,
     WebSocket,
     WebSocketClosed,
@@ -28,9 +30,11 @@ from serving import harmless, serving, until
 
 import tricast
 from tricast.event import Draft, EventId
+from tricast.http import HttpConnection
 from tricast.log.base import IdempotencyKey
 from tricast.log.memory import MemoryLog
 from tricast.transports.websocket import Session
+from tricast.wire.http1 import LAST_CHUNK
 
 # HTTP
 
@@ -128,6 +132,47 @@ async def test_answers_before_a_stream_come_before_it(headers: tuple[str, ...]) 
             assert (await read_answer(wire)).json() == {"status": "ok"}
             assert (await read_answer(wire)).json()["id"]
             assert (await read_head(wire)).status in (101, 200)
+
+
+async def test_requests_that_nobody_reads_the_answers_of_take_turns_with_others() -> None:
+    limits = {"send_buffer": "4KiB", "write_timeout": "200ms"}
+    async with harmless(limits=limits) as server:
+        requests = server._runtime.counters.requests
+        most, before = 0, 0
+        with await Wire.open(server.url, receive_buffer=4096) as wire:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send_until_closed, wire, head("GET", "/healthz") * 20_000)
+                while not server._runtime.counters.lost["write-timeout"]:
+                    before = requests.total()
+                    await trio.lowlevel.checkpoint()
+                    most = max(most, requests.total() - before)
+                    assert all(len(busy._ahead) < 2**18 for busy in http_connections(server))
+                nursery.cancel_scope.cancel()
+        assert 1 <= most <= 3
+
+
+async def send_until_closed(wire: Wire, data: bytes) -> None:
+    with suppress(Closed):
+        await wire.send(data)
+
+
+def http_connections(server: tricast.Server) -> list[HttpConnection]:
+    return [busy for busy in server._runtime.open.values() if isinstance(busy, HttpConnection)]
+
+
+async def test_chunks_of_one_byte_take_turns_with_others() -> None:
+    async with harmless() as server:
+        data = head("POST", "/publish?topic=news", "Transfer-Encoding: chunked") + b"1\r\n1\r\n" * 10_000 + LAST_CHUNK
+        turns = 0
+        with await Wire.open(server.url) as wire:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wire.send, data)
+                nursery.start_soon(wire.more)
+                while not wire.buffer:
+                    turns += any(busy._body is not None for busy in http_connections(server))
+                    await trio.lowlevel.checkpoint()
+            assert (await read_answer(wire)).status == 200
+        assert turns > 10_000 // 300
 
 
 # Operations

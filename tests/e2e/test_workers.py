@@ -17,6 +17,7 @@ import pytest
 import trio
 from cli.running import COMMAND, run
 from clients import TRANSPORTS, Answer, Closed, Ended, EventStream, Wire, ask, id_of, publish, read_answer, subscribe
+from credentials import SECRET, bearer, token
 from prometheus_client.parser import text_string_to_metric_families
 from serving import ServerProcess, serving, serving_as, serving_process
 from structlog.testing import LogCapture
@@ -260,6 +261,67 @@ async def test_events_in_memory_are_in_a_private_folder(tmp_path: Path) -> None:
         await server.wait_said("log.url is memory:, which several workers cannot share")
         (folder,) = server.temporary.iterdir()
         assert folder.stat().st_mode & 0o777 == 0o700
+
+
+# Tickets
+
+AUTH = f"""
+[auth]
+issuer = ["https://issuer.test"]
+audience = ["tricast"]
+[[auth.key]]
+algorithm = "HS256"
+secret = "{SECRET}"
+"""
+
+
+async def ticket_of(url: str) -> str:
+    """A ticket that one of the processes issued."""
+    return str((await ask(url, "POST", "/ticket", bearer(token()))).json()["ticket"])
+
+
+async def uses_of(url: str, ticket: str, times: int) -> list[str]:
+    """What so many who come with the same ticket are told, sorted."""
+    told = []
+
+    async def come() -> None:
+        answer = await ask(url, "GET", f"/events?topic=news&last_id=0-0&ticket={ticket}")
+        told.append("events" if answer.status == 200 else str(answer.json()["type"]).rpartition(":")[2])
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(times):
+            nursery.start_soon(come)
+    return sorted(told)
+
+
+async def test_a_ticket_is_good_once_whichever_process_is_asked(tmp_path: Path) -> None:
+    text = QUICK_TO_END + AUTH
+    async with serving_workers(tmp_path, text) as server:
+        answer = await ask(server.url, "POST", "/publish?topic=news", bearer(token()), body=b"1")
+        assert answer.status == 200
+        for _ in range(3):
+            ticket = await ticket_of(server.url)
+            assert await uses_of(server.url, ticket, 20) == ["events"] + ["ticket-used"] * 19
+        # Those who take the place of the processes take their tickets, and know which were used.
+        used, unused = await ticket_of(server.url), await ticket_of(server.url)
+        assert await uses_of(server.url, used, 1) == ["events"]
+        await server.reload(text)
+        assert await uses_of(server.url, used, 10) == ["ticket-used"] * 10
+        assert await uses_of(server.url, unused, 10) == ["events"] + ["ticket-used"] * 9
+    assert list(server.temporary.iterdir()) == []
+
+
+async def test_access_that_is_turned_on_by_a_reload(tmp_path: Path) -> None:
+    text = QUICK_TO_END + '[log]\nurl = "sqlite:///log.db"\n'
+    async with serving_workers(tmp_path, text) as server:
+        assert (await ask(server.url, "POST", "/publish?topic=news", body=b"1")).status == 200
+        assert list(server.temporary.iterdir()) == []
+        await server.reload(text + AUTH)
+        # Until then those without it may let somebody in.
+        await server.wait_said("draining: replaced by another", 2)
+        assert (await ask(server.url, "POST", "/publish?topic=news", body=b"1")).status == 401
+        assert await uses_of(server.url, await ticket_of(server.url), 10) == ["events"] + ["ticket-used"] * 9
+    assert list(server.temporary.iterdir()) == []
 
 
 # Workers that die

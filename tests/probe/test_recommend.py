@@ -27,7 +27,7 @@ def test_nothing_is_known():
 def test_every_setting_is_one_that_the_server_takes(seconds):
     documented = tomllib.loads(SERVER_TOML.read_text())
     found = recommend(Timers(seconds, seconds, seconds, seconds, seconds))
-    assert len(found) == 4
+    assert len(found) == 5
     for setting in found:
         assert setting.key in documented[setting.section]
         assert setting.default == documented[setting.section][setting.key]
@@ -53,6 +53,11 @@ def test_what_has_to_be_longer():
     assert not settings(pool=60.0)["limits.idle_timeout"].is_needed
     assert not settings(pool=60.04)["limits.idle_timeout"].is_needed  # as a timer of 60 s is measured
     assert settings(pool=61.3)["limits.idle_timeout"].value == "76s"
+
+
+def test_what_is_cut_anyway_ends_before():
+    setting = settings(total=3600.0)["server.max_connection_age"]
+    assert (setting.value, setting.is_needed) == ("3240s", True)
 
 
 def test_what_no_setting_helps_against():

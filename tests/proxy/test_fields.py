@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from tricast.wire.heads import BadHead
 from tricast_proxy.config import HeadersSection
 from tricast_proxy.fields import FieldPolicy, Hop, forwards_left
-from tricast_proxy.heads import BadHead, Fields, RequestHead, ResponseHead
+from tricast_proxy.heads import Fields, RequestHead, ResponseHead
 
 HOP = Hop("192.0.2.7", 4711, "https", 8443)
 TRUSTED = HOP._replace(peer="127.0.0.1")

@@ -6,24 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tricast.wire.heads import BadHead, HeadLimits, HeadReader, Strictness
 from tricast_proxy.config import LimitsSection
 from tricast_proxy.heads import (
-    BadHead,
     Head,
-    HeadLimits,
-    HeadReader,
     RequestHead,
     ResponseHead,
     ResponseParser,
-    Strictness,
     encode_request,
     encode_response,
+    limits_of_requests,
+    limits_of_responses,
     parse_request,
 )
 
 STRICTNESSES: tuple[Strictness, ...] = ("strict", "rfc", "lenient")
-REQUESTS = HeadLimits.of_requests(LimitsSection())
-RESPONSES = HeadLimits.of_responses(LimitsSection())
+REQUESTS = limits_of_requests(LimitsSection())
+RESPONSES = limits_of_responses(LimitsSection())
 BEHIND = b"\n\x00\r\n\r\nGET /"
 
 

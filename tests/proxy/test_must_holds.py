@@ -11,8 +11,8 @@ from forwarding import forwarding
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from proxy.origins import Visit, origin, read_any
-from proxy.test_bodies import BROKEN
 from proxy.test_heads import CHOSEN, HEADS, REFUSED, STRICTNESSES
+from wire.test_bodies import BROKEN
 
 from tricast.wire.http1 import LAST_CHUNK, chunk
 

@@ -23,7 +23,7 @@ async def by_path(visit: Visit) -> None:
     """Does as much as the path says, and then nothing."""
     while True:
         asked = await visit.head()
-        path = asked.line.split()[1]
+        path = asked.line.split()[1].partition("?")[0]
         if path == "/ok":
             await visit.wire.send(OK)
             continue
@@ -81,6 +81,23 @@ async def test_each_request_is_logged_with_how_it_ended() -> None:
         await until(lambda: not proxy.clients)
     lines = [entry for entry in records.entries if "status" in entry]
     assert sorted(str(entry["status"]) for entry in lines) == ["101", "200", "200", "400"]
+
+
+async def test_what_clients_say_who_they_are_with_is_not_logged() -> None:
+    records = LogCapture()
+    async with (
+        origin(by_path) as server,
+        forwarding(server.url, records=records, logging={"access": True}) as proxy,
+    ):
+        await ask(proxy.url, "GET", "/ok?topic=news&ticket=s3cret")
+        with await Wire.open(proxy.url) as wire:
+            await wire.send(head("GET", "/begun?access_token=s3cret&x=1"))
+            await read_head(wire)
+            assert [view.request for view in proxy.connections()] == ["GET /begun?access_token=...&x=1"]
+        await until(lambda: not proxy.clients)
+    lines = [entry["target"] for entry in records.entries if "status" in entry]
+    assert lines == ["/ok?topic=news&ticket=...", "/begun?access_token=...&x=1"]
+    assert "s3cret" in str(server.requests)
 
 
 @pytest.mark.parametrize("who", ["client", "server"])

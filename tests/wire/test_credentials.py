@@ -1,5 +1,7 @@
 """What a request shows to say who is asking, and what of it may be logged."""
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,8 +9,9 @@ from hypothesis import strategies as st
 from tricast.access.access import Credentials
 from tricast.config import AuthSection
 from tricast.errors import RemoteProtocolError, Unauthorized
-from tricast.wire.credentials import Place, Shown, shown_by, without_secrets
+from tricast.wire.credentials import Place, Shown, shown_by
 from tricast.wire.http1 import Headers, Request
+from tricast.wire.secrecy import without_secrets
 
 OPEN = AuthSection(cookie="token", token_in_query=True)
 UPGRADE = [(b"upgrade", b"websocket"), (b"connection", b"upgrade")]
@@ -110,6 +113,26 @@ def test_more_than_one(target: bytes, headers: list[tuple[bytes, bytes]]) -> Non
 def test_nothing_of_it_is_in_its_representation() -> None:
     found = [shown((b"authorization", b"Bearer s3cret")), shown(target=b"/?ticket=s3cret")]
     assert "s3cret" not in repr(found)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"authorization", b"cookie", b"x-api-key", b"sec-websocket-protocol", b"upgrade"]),
+            st.one_of(
+                st.binary(max_size=30),
+                st.sampled_from([b"Bearer x", b"bearer\t", b"token=a;token", b"websocket", b"tricast.token."]),
+            ),
+        ),
+        max_size=6,
+    ),
+    st.sampled_from([b"/", b"/?ticket", b"/?ticket=&access_token=%ff%00x", b"/?access_token=a"]),
+)
+def test_whatever_is_shown_is_one_thing_or_a_mistake(headers: list[tuple[bytes, bytes]], target: bytes) -> None:
+    """There is an answer to everything: one thing that was shown, nothing, or an error for the client."""
+    with suppress(RemoteProtocolError):
+        found = shown(*headers, (b"connection", b"upgrade"), target=target)
+        assert bool(found.ticket) + bool(found.credentials.token) + bool(found.credentials.api_key) <= 1
 
 
 # What may be logged

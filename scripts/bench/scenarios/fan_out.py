@@ -12,10 +12,10 @@ _FAILED_RATES = 2
 _DELIVERED = (Column("p50_ms", "p50 ms"), Column("p99_ms", "p99 ms"), Column("lost", "lost", 0))
 
 
-def fan_out(session: Session, subscribers: int, events: int, rate: float) -> dict[str, float]:
+def fan_out(session: Session, subscribers: int, events: int, rate: float, *, publishers: int = 1) -> dict[str, float]:
     """Returns what so many events at a rate come to, of which each goes to all subscribers."""
     session.open(subscribers)
-    with session.publisher() as publisher:
+    with session.publisher(publishers) as publisher:
         before = session.warm_up(publisher, subscribers)
         wanted = events * subscribers
         cpu = session.read_cpu_ns()

@@ -14,6 +14,7 @@ import click
 from tricast.command_line import Failure, or_fail, run, say
 
 if TYPE_CHECKING:
+    from tricast.access.access import Access
     from tricast.access.explain import Explanation
     from tricast.access.keys import PrivateKey
     from tricast.config import AuthSection, Config
@@ -76,15 +77,19 @@ _grants_publish = _pattern_option("--publish", help="May publish to this; repeat
 
 @token.command()
 @_config_option
-@click.option("--key", "key_file", metavar="FILE", help="Sign with this private key (PEM) or secret.")
+@click.option(
+    "--key", "key_file", metavar="FILE", show_default="none", help="Sign with this private key (PEM) or secret."
+)
 @click.option(
     "--algorithm",
     type=click.Choice(["HS256", "RS256", "ES256", "EdDSA"]),
     show_default="that of the key in FILE",
     help="What --key is for.",
 )
-@click.option("--id", "key_id", metavar="KID", help="The key's id; chooses among those of the configuration.")
-@click.option("--sub", metavar="SUB", help="Whose token it is.")
+@click.option(
+    "--id", "key_id", metavar="KID", show_default="none", help="The key's id; chooses among those of the configuration."
+)
+@click.option("--sub", metavar="SUB", show_default="none", help="Whose token it is.")
 @_grants_subscribe
 @_grants_publish
 @click.option("--expires", metavar="D", default="1h", callback=_check_expires, help="Good for so long; or never.")
@@ -164,12 +169,12 @@ def _key_of_config(auth: "AuthSection", key_id: str | None) -> "tuple[str, str, 
 
 
 def _key_of_file(file: str, algorithm: str | None) -> "tuple[str, bytes | PrivateKey]":
-    from tricast.access.keys import UnusableKey, algorithm_of, private_key_of, read_key_file, secret_from
+    from tricast.access.keys import UnusableKey, algorithm_of, check_secret, private_key_of, read_key_file, secret_from
 
     try:
         data = read_key_file(file)
         if algorithm == "HS256" or (algorithm is None and b"-----BEGIN" not in data):
-            return "HS256", secret_from(data)
+            return "HS256", check_secret(secret_from(data))
         algorithm = algorithm or algorithm_of(data)
         return algorithm, private_key_of(data, algorithm)
     except UnusableKey as error:
@@ -193,18 +198,28 @@ def explain(text: str | None, file: str | None, subscribe: tuple[str, ...], publ
         raise Failure("the configuration has no [auth]: without it, everybody may do everything")
     if text is None or text == "-":
         text = sys.stdin.read(_MAX_READ)
-    run(_explain, config, text.strip(), subscribe, publish)
+    access = or_fail(partial(_access_of, config), source=file)
+    run(_explain, config, access, text.strip(), subscribe, publish)
 
 
-async def _explain(config: "Config", text: str, subscribe: tuple[str, ...], publish: tuple[str, ...]) -> None:
+def _access_of(config: "Config") -> "Access":
     import time
 
     from tricast.access.access import Access
-    from tricast.access.explain import Explanation
     from tricast.config import LoggingSection
     from tricast.logs import program_logger
 
-    access = Access(config.auth, clock=time.time, logger=program_logger(LoggingSection(level="warning")))
+    logger = program_logger(LoggingSection(level="warning"), sys.stderr)
+    return Access(config.auth, clock=time.time, logger=logger)
+
+
+async def _explain(
+    config: "Config", access: "Access", text: str, subscribe: tuple[str, ...], publish: tuple[str, ...]
+) -> None:
+    import time
+
+    from tricast.access.explain import Explanation
+
     explanation = Explanation(config.auth, access, time.time)
     async with access.open():
         await explanation.explain(text)

@@ -85,6 +85,7 @@ class RemoteKeys:
     async def open(self) -> AsyncIterator[None]:
         """The scope in which the keys are fetched, at once and then again and again."""
         self._is_open = True
+        self._fetched = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._fetch_forever)

@@ -66,7 +66,9 @@ class Key:
         self.id = id
         self._verifier: Algorithm = jwt.get_algorithm_by_name(algorithm)
         if isinstance(material, bytes):
-            self._material: Any = _checked_secret(self._verifier, algorithm, material)
+            if algorithm in PUBLIC_ALGORITHMS:
+                raise UnusableKey(f"expected {_WRONG_TYPE[algorithm]} for {algorithm}")
+            self._material: Any = check_secret(material)
         elif not _is_for(algorithm, material):
             raise UnusableKey(f"expected {_WRONG_TYPE.get(algorithm, 'a secret')} for {algorithm}")
         else:
@@ -80,13 +82,16 @@ class Key:
         return self._verifier.verify(message, self._material, signature)
 
 
-def _checked_secret(verifier: Algorithm, algorithm: str, secret: bytes) -> bytes:
-    if algorithm in PUBLIC_ALGORITHMS:
-        raise UnusableKey(f"expected {_WRONG_TYPE[algorithm]} for {algorithm}")
+def check_secret(secret: bytes) -> bytes:
+    """Returns the secret for HS256, if it can be one.
+
+    Raises:
+        UnusableKey: it is too short, or known to everybody.
+    """
     if len(secret) < MIN_SECRET_BYTES:
         raise UnusableKey(f"expected a secret of {MIN_SECRET_BYTES} bytes or more (RFC 7518 3.2), found {len(secret)}")
     try:
-        checked: bytes = verifier.prepare_key(secret)
+        checked: bytes = jwt.get_algorithm_by_name("HS256").prepare_key(secret)
     except jwt.InvalidKeyError:
         raise UnusableKey("expected a secret, found a key in PEM, SSH or JWK format: nothing that is public") from None
     return checked
@@ -128,11 +133,9 @@ def keys_of(entry: KeyEntry) -> tuple[Key, ...]:
     Raises:
         UnusableKey: it cannot be read, or is not for its algorithm.
     """
-    if entry.secret:
-        return (Key(entry.algorithm, entry.id, entry.secret.encode()),)
-    data = read_key_file(entry.file) if entry.file else entry.public.encode()
     if entry.algorithm == "HS256":
-        return (Key(entry.algorithm, entry.id, secret_from(data)),)
+        return (Key(entry.algorithm, entry.id, secret_of(entry)),)
+    data = read_key_file(entry.file) if entry.file else entry.public.encode()
     if data.lstrip().startswith(b"{"):
         return _keys_of_json(entry, data)
     key = _public_key_of(data)
@@ -190,9 +193,9 @@ def secret_of(entry: KeyEntry) -> bytes:
     """The secret of an entry for HS256.
 
     Raises:
-        UnusableKey: its file cannot be read.
+        UnusableKey: its file cannot be read, or holds none.
     """
-    return entry.secret.encode() if entry.secret else secret_from(read_key_file(entry.file))
+    return check_secret(entry.secret.encode() if entry.secret else secret_from(read_key_file(entry.file)))
 
 
 def secret_from(data: bytes) -> bytes:
@@ -220,9 +223,8 @@ def _public_key_of(data: bytes) -> PublicKey:
 def _keys_of_json(entry: KeyEntry, data: bytes) -> tuple[Key, ...]:
     keys = tuple(key for key in keys_of_set(data) if key.algorithm == entry.algorithm and entry.id in ("", key.id))
     if not keys:
-        raise UnusableKey(
-            f"the JWK set has no key for {entry.algorithm}" + (f" with this id: {entry.id}" * bool(entry.id))
-        )
+        named = f" with the id {entry.id}" if entry.id else ""
+        raise UnusableKey(f"the JWK set has no key{named} for {entry.algorithm}")
     return keys
 
 
@@ -262,11 +264,12 @@ def _usable(found: Iterable[Mapping[str, Any]]) -> Iterable[Key]:
         operations = jwk.get("key_ops", ["verify"])
         is_for_signatures = jwk.get("use", "sig") == "sig" and isinstance(operations, list) and "verify" in operations
         # A private or a shared key that is published is nobody's any more.
-        if not is_for_signatures or "d" in jwk or jwk.get("kty") == "oct":
+        is_secret = "d" in jwk or jwk.get("kty") == "oct"
+        if not is_for_signatures or is_secret or jwk.get("alg") not in (None, *PUBLIC_ALGORITHMS):
             continue
         try:
             yield _key_of_jwk(jwk)
-        except (jwt.PyJWTError, UnusableKey, ValueError, TypeError, AttributeError, UnsupportedAlgorithm):
+        except (jwt.PyJWTError, UnusableKey, ValueError, TypeError, AttributeError, KeyError, UnsupportedAlgorithm):
             # PyJWT's errors hold the key, and it lets through what it meets in a key of the wrong shape.
             continue
 

@@ -322,8 +322,11 @@ class Tokens:
 
 
 def _malformed(error: Exception) -> Unauthorized:
-    why = str(error) if isinstance(error, jwt.DecodeError) else "its head is not as RFC 7515 has it"
-    return Unauthorized(f"this is no JSON Web Token: {why[:_MAX_TOLD]}", code="token-malformed")
+    # What PyJWT says of the form is for whoever made it; some of the rest is for who called PyJWT.
+    why = str(error)[:_MAX_TOLD]
+    if not why.startswith(("Invalid ", "Not enough ")) or not isinstance(error, jwt.DecodeError):
+        why = "its head is not as RFC 7515 has it"
+    return Unauthorized(f"this is no JSON Web Token: {why}", code="token-malformed")
 
 
 def _date(claim: str, value: float) -> float:

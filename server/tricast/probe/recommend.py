@@ -10,6 +10,8 @@ from tricast.config import Config
 _PER_TIMER = 2.5
 #: An answer that has to be there before a timer ends has so many seconds for its way.
 _MARGIN_SECONDS = 5.0
+#: A connection is rotated after this part of the time after which it would be cut: the clock of each begins elsewhere.
+_PART_OF_TOTAL = 0.9
 #: How much longer than a proxy the server keeps idle connections.
 _POOL_MARGIN_SECONDS = 15.0
 
@@ -75,6 +77,10 @@ def _settings(timers: Timers, defaults: Config) -> Iterator[Setting]:
         least = math.floor(timers.pool) + _POOL_MARGIN_SECONDS
         why = f"the proxy keeps idle connections for {_seconds(timers.pool)}"
         yield Setting("limits", "idle_timeout", _written(max(default, least)), _written(default), why, default < least)
+    if timers.total is not None:
+        why = f"every connection is cut after {_seconds(timers.total)}: one that ends before is told when to come back"
+        value = _written(timers.total * _PART_OF_TOTAL)
+        yield Setting("server", "max_connection_age", value, "0s", why, is_needed=True)
 
 
 def _at_most(section: str, key: str, default: float, idle: float, why: str) -> Setting:
@@ -83,10 +89,10 @@ def _at_most(section: str, key: str, default: float, idle: float, why: str) -> S
 
 
 def remarks(timers: Timers) -> list[str]:
-    """What no setting helps against, in words."""
+    """What no setting does away with, in words."""
     if timers.total is None:
         return []
-    after = f"Connections are cut after {_seconds(timers.total)} whatever is sent, and no setting of the server helps"
+    after = f"Connections are cut after {_seconds(timers.total)} whatever is sent, and the server can only be first"
     return [f"{after}: clients come back by themselves, and get what they missed. Raise that limit where you can."]
 
 

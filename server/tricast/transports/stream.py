@@ -1,6 +1,5 @@
 """What SSE and WebSocket have in common: a subscriber that stays, and reads on from the log when it fell behind."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar, NamedTuple
@@ -54,12 +53,10 @@ class Stream(Subscriber):
         identity: who is at the other end.
         account: whom its limits count for.
         expires_at: when what the client was let in with is over, by ``trio.current_time()``.
-        rotates_at: when the connection has been there for long enough.
     """
 
     __slots__ = (
-        "_is_catching_up", "_is_leaving", "account", "connection", "expires_at", "identity", "nursery", "rotates_at",
-        "runtime",
+        "_is_catching_up", "_is_leaving", "account", "connection", "expires_at", "identity", "nursery", "runtime",
         "slot",
     )  # fmt: skip
     transport: ClassVar[str]
@@ -73,7 +70,6 @@ class Stream(Subscriber):
         self._is_catching_up = False
         self._is_leaving = False
         self.account = ""
-        self.rotates_at = math.inf
         self._let_in(identity)
 
     def _let_in(self, identity: Identity) -> None:
@@ -150,10 +146,10 @@ class Stream(Subscriber):
                 self.runtime.counters.refusals["token-expired"] += 1
                 self.depart(EXPIRED)
                 return None
-            if now >= self.rotates_at:
+            if now >= self.connection.rotates_at:
                 self.drain(self.runtime.jitter(self.runtime.config.drain.retry_after))
                 return None
-            return min(self.keep_alive(now), self.expires_at, self.rotates_at)
+            return min(self.keep_alive(now), self.expires_at, self.connection.rotates_at)
         except Exception as error:  # noqa: BLE001
             self.fail(error)
             return None

@@ -571,6 +571,7 @@ class _Publishing:
             Unavailable: the server has no memory for it.
         """
         session = self._session
+        session.runtime.check_certified(session.connection)
         draft = session.runtime.hub.check(Draft(operation.topic, operation.type, bytes(operation.data)))
         session.runtime.access.check_publish(session.identity, draft.topic)
         session.runtime.check_memory()

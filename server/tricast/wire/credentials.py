@@ -2,12 +2,12 @@
 
 from enum import Enum
 from typing import NamedTuple
-from urllib.parse import unquote_plus
 
 from tricast.access.access import Credentials
 from tricast.config import AuthSection
 from tricast.errors import RemoteProtocolError, Unauthorized
 from tricast.wire.http1 import Request
+from tricast.wire.secrecy import QUERY_TOKEN, TICKET
 
 API_KEY_HEADER = b"x-api-key"
 #: A browser's WebSocket can set no header but the list of subprotocols: a token is an entry with this in front, which
@@ -16,12 +16,6 @@ TOKEN_PROTOCOL = b"tricast.token."
 #: Offered beside it, this can be answered where the path has no subprotocol of its own: a browser gives a connection up
 #: on which it offered some and none was chosen (WHATWG WebSockets, "establish a WebSocket connection").
 TOKEN_PROTOCOL_TAKEN = b"tricast.token"
-TICKET = "ticket"
-#: RFC 6750 2.3.
-QUERY_TOKEN = "access_token"  # noqa: S105
-#: Parameters of a query that are not for logs. A probe's is its own.
-_SECRET_PARAMETERS = frozenset({TICKET, QUERY_TOKEN, "token"})
-_HIDDEN = b"..."
 
 
 class Place(Enum):
@@ -126,15 +120,3 @@ def _values(request: Request, name: bytes) -> list[bytes]:
 
 def _text(value: bytes) -> str:
     return value.decode("latin-1")
-
-
-def without_secrets(target: bytes) -> bytes:
-    """The target as it may be logged: what may be a token or a ticket in its query is taken out."""
-    path, mark, query = target.partition(b"?")
-    return path + mark + b"&".join(map(_without_secret, query.split(b"&"))) if mark else target
-
-
-def _without_secret(pair: bytes) -> bytes:
-    name, mark, _ = pair.partition(b"=")
-    is_secret = unquote_plus(name.decode("latin-1")).lower() in _SECRET_PARAMETERS
-    return name + mark + _HIDDEN if mark and is_secret else pair

@@ -13,7 +13,8 @@ async def run(config: Config, *, logger: Logger | None = None, reload: Callable[
 
     The first signal drains, the second ends it at once. With ``server.workers`` of 2 or more this process supervises as
     many others, and SIGHUP replaces them one by one. A SIGHUP that comes because the terminal was closed drains, too,
-    unless the program was started with ``nohup``. Cancelling ends all connections at once.
+    unless the program was started with ``nohup``. Cancelling ends all connections at once. A service manager that the
+    environment names is told how it is.
 
     Args:
         config: the configuration.
@@ -27,6 +28,6 @@ async def run(config: Config, *, logger: Logger | None = None, reload: Callable[
     """
     count = workers_of(config)
     if count == 1:
-        await server.run(config, logger=logger)
+        await server.run(config, logger=logger, reload=reload)
     else:
         await Supervisor(config, count, logger=logger, reload=reload or (lambda: config)).run()

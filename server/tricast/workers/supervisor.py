@@ -12,20 +12,24 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 
 import msgspec
 import trio
 
-from tricast.config import MEMORY_URL, SQLITE_URL, Config
+from tricast.certificates import Encryption, load_encryption, successor_of
+from tricast.config import MEMORY_URL, SQLITE_URL, Config, differences
 from tricast.descriptors import raise_soft_limit
 from tricast.errors import ConfigError, WorkerFailed
+from tricast.listeners import url_of
 from tricast.listening import announce, listen, listen_in_groups, set_options
-from tricast.logs import Logger, program_logger
-from tricast.metrics import Board
+from tricast.logs import Logger, log_problems, program_logger
+from tricast.metrics import POST_SECONDS, Board
+from tricast.service_manager import ServiceManager
 from tricast.terminal import Terminal
-from tricast.workers.control import Begin
+from tricast.workers.control import Begin, Renew
 from tricast.workers.process import Worker
 
 #: A worker that lived for so long has not died of what the one before died of.
@@ -35,6 +39,8 @@ _LONGEST_DELAY = 30.0
 #: How long to wait before anything is done about a worker that goes down by itself: when all processes of a service are
 #: told to, that is who may be heard of first.
 _ALL_TOLD_SECONDS = 0.5
+#: A worker that left no numbers for so long does not get around to it, and so to nothing else.
+_LONGEST_SILENCE = 5 * POST_SECONDS
 _PRIVATE_LOG = "log.db"
 #: What a reload cannot change, for the supervisor has it open or all workers must have the same.
 _FIXED = (
@@ -106,11 +112,13 @@ class Supervisor:
         terminal = Terminal()
         signals_of = trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         with signals_of as signals, ExitStack() as at_the_end, ExitStack() as doors:
+            self._manager = at_the_end.enter_context(ServiceManager.take(os.environ, os.getpid(), self._logger))
             await self._open(at_the_end, doors)
             async with trio.open_nursery() as processes:
                 self._processes = processes
                 processes.start_soon(self._obey, signals, terminal)
                 await self._supervise(limits)
+                self._manager.stopping(self._config.drain.seconds)
                 doors.close()
                 for worker in self._alive:
                     worker.drain()
@@ -122,6 +130,7 @@ class Supervisor:
     async def _open(self, at_the_end: ExitStack, doors: ExitStack) -> None:
         config = self._config
         server, admin = config.server, config.admin
+        self._encryption = load_encryption(config.tls)
         self._listeners = await listen_in_groups(doors, server.host, server.port, config, groups=self._count)
         self._admin_listeners = await listen(doors, admin.host, admin.port, config) if admin.enabled else []
         self._board_fds = [Board.create(number) for number in range(self._count)]
@@ -171,6 +180,8 @@ class Supervisor:
             )
         for number in range(self._count):
             policy.start_soon(self._keep, number)
+        self._tell_ready()
+        self._processes.start_soon(self._manager.keep_watched, self._ailment)
         policy.start_soon(self._reload_when_asked)
 
     def _start(self, number: int, config: Config) -> Worker:
@@ -178,7 +189,7 @@ class Supervisor:
         settings = config.model_dump()
         if config.log.url == MEMORY_URL:
             settings["log"] |= {"url": f"{SQLITE_URL}{self._folder}/{_PRIVATE_LOG}", "synchronous": "off"}
-        if not config.auth.ticket_secret:
+        if config.auth.is_on and not config.auth.ticket_secret:
             settings["auth"] |= {"ticket_secret": self._ticket_secret}
         begin = Begin(
             worker=number,
@@ -190,7 +201,7 @@ class Supervisor:
             boards=self._board_fds,
             folder=self._folder,
         )
-        worker = Worker(begin, config.drain.period + config.drain.grace, self._logger_for(config))
+        worker = Worker(begin, config.drain.seconds, self._logger_for(config))
         self._alive[worker] = None
         self._processes.start_soon(self._run, worker)
         return worker
@@ -203,6 +214,35 @@ class Supervisor:
 
     def _logger_for(self, config: Config) -> Logger:
         return self._own_logger if self._own_logger is not None else program_logger(config.logging)
+
+    # Whoever supervises the supervisor
+
+    def _tell_ready(self) -> None:
+        has_tls = self._config.tls.certificate != ""
+        urls = [url_of(listener, has_tls=has_tls) for listener in self._listeners[0]]
+        self._manager.ready(f"{self._count} workers, listening on {', '.join(urls)}")
+
+    def _ailment(self) -> str:
+        """What is wrong with the workers, in words; empty for nothing.
+
+        One that died is being replaced, and the others serve its clients meanwhile. But those of one that hangs wait.
+        """
+        if self._down.is_set():
+            return ""  # to go down takes as long as it may, and no longer
+        accepting = [worker for worker in self._workers if worker.is_accepting]
+        if not accepting:
+            return "no worker accepts connections"
+        for worker in accepting:
+            silence = self._silence_of(worker)
+            if silence > max(_LONGEST_SILENCE, self._manager.watchdog / 2):
+                return f"worker {worker.number} hangs: it has not told its numbers for {silence:.0f} s"
+        return ""
+
+    def _silence_of(self, worker: Worker) -> float:
+        notice = Board(self._board_fds[worker.number]).read()
+        if notice is None or notice.pid != worker.pid:
+            return worker.lived
+        return time.monotonic() - notice.posted
 
     # Workers that die
 
@@ -257,12 +297,15 @@ class Supervisor:
         while True:
             await self._reload_asked.wait()
             self._reload_asked = trio.Event()
+            self._manager.reloading()
             await self._reload_once()
+            self._tell_ready()
 
     async def _reload_once(self) -> None:
-        config = self._load_again()
-        if config is None:
+        loaded = self._load_again()
+        if loaded is None or self._renew_only(*loaded):
             return
+        config, encryption = loaded
         self._logger.info("reloading")
         for number in range(self._count):
             problem = await self._replace(number, config)
@@ -272,28 +315,42 @@ class Supervisor:
                 self._logger.error("not reloaded: a worker could not begin", worker=number, problem=problem, **about)
                 await self._set_back(changed)
                 return
-        self._config = config
+        self._config, self._encryption = config, encryption
         self._logger = self._logger_for(config)
         for listener in (listener for group in (*self._listeners, self._admin_listeners) for listener in group):
             set_options(listener, config)
         self._logger.info("reloaded", pids=[worker.pid for worker in self._workers])
 
-    def _load_again(self) -> Config | None:
-        """The configuration as it is to be now; None, and all problems told, when it is wrong."""
-        what = ""
-        problems: list[str] = []
+    def _load_again(self) -> tuple[Config, Encryption | None] | None:
+        """The configuration as it is to be now, and the certificate; None, and all problems told, when it is wrong."""
         try:
             config = self._with_what_is_fixed(self._reload())
+            encryption = successor_of(self._encryption, config.tls, time.time())
             self._make_folder_for(config)
         except ConfigError as error:
-            what, problems = "not reloaded: the configuration is wrong", list(map(str, error.problems))
+            log_problems(self._logger, "not reloaded: the configuration is wrong", error)
         except WorkerFailed as error:
-            what, problems = "not reloaded", list(error.lines)
+            for line in error.lines:
+                self._logger.error("not reloaded", problem=line)  # noqa: TRY400 - it says all
         else:
-            return config
-        for problem in problems:
-            self._logger.error(what, problem=problem)
+            return config, encryption
         return None
+
+    def _renew_only(self, config: Config, following: Encryption | None) -> bool:
+        """Has the workers show another certificate, where that is all that has changed; returns whether it is."""
+        before, changed = self._encryption, differences(self._config, config)
+        if before is None or following is None or not all(key.startswith("tls.") for key in changed):
+            return False
+        if before.fingerprint == following.fingerprint and not changed:
+            return False
+        self._encryption = following
+        self._config = config
+        self._configs = [config] * self._count
+        renewal = Renew(msgspec.Raw(json.dumps(config.tls.model_dump()).encode()))
+        for worker in self._alive:
+            worker.renew(renewal)
+        self._logger.info("certificate renewed, without replacing the workers")
+        return True
 
     async def _set_back(self, numbers: Sequence[int]) -> None:
         """Gives these workers the configuration that the others have still."""

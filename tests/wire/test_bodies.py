@@ -8,17 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tricast_proxy.bodies import (
-    BadBody,
-    BodyReader,
-    ChunkedBody,
-    LengthBody,
-    NoBody,
-    OpenBody,
-    encode_trailers,
-    reader_of,
-)
-from tricast_proxy.heads import BadHead, Head
+from tricast.wire.bodies import BadBody, BodyReader, ChunkedBody, LengthBody, NoBody, OpenBody
+from tricast.wire.heads import BadHead
+from tricast_proxy.bodies import encode_trailers, reader_of
+from tricast_proxy.heads import Head
 
 BEHIND = b"GET / HTTP/1.1\r\n"
 
@@ -298,3 +291,14 @@ def test_which_reader_is_the_one() -> None:
 def test_trailers_are_written() -> None:
     assert encode_trailers([]) == b"0\r\n\r\n"
     assert encode_trailers([(b"X", b"y"), (b"Z", b"")]) == b"0\r\nX: y\r\nZ: \r\n\r\n"
+
+
+def test_so_many_chunks_are_taken_in_a_row() -> None:
+    reader = ChunkedBody(max_extensions=20, max_trailers=200, chunks_per_take=3)
+    data = bytearray(b"1\r\nx\r\n" * 7 + b"0\r\nA: b\r\n\r\n" + BEHIND)
+    taken = []
+    while not reader.is_complete:
+        taken.append(reader.take(data))
+    assert taken == [b"xxx", b"xxx", b"x"]
+    assert reader.trailers == [(b"A", b"b")]
+    assert data == BEHIND
