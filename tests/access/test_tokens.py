@@ -20,6 +20,7 @@ from access.making import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tricast.access.api_keys import PREFIX
 from tricast.access.identity import Identity
 from tricast.access.keys import Key
 from tricast.access.tokens import Tokens
@@ -422,10 +423,11 @@ GOOD = token()
 @example("\ud800.\ud800.\ud800")
 @example("...")
 @example("a.b.c.d.e")
+@example(PREFIX)
 async def test_any_text_is_refused(text: str) -> None:
     with pytest.raises(Unauthorized) as caught:
         await Fixture().identify(text or ".")
-    assert caught.value.code.startswith("token-")
+    assert caught.value.code.startswith("api-key-" if text.startswith(PREFIX) else "token-")
 
 
 @settings(deadline=None, max_examples=300)
