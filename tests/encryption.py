@@ -7,6 +7,7 @@ import socket
 import ssl
 import tempfile
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -14,6 +15,7 @@ from typing import Self
 import trio
 import trustme
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.x509 import load_pem_x509_certificate
 
 #: Types of records (RFC 8446 5.1).
 ALERT, HANDSHAKE, APPLICATION_DATA = 21, 22, 23
@@ -50,6 +52,48 @@ def certificate_file() -> str:
     return str(path)
 
 
+def write_certificate(
+    path: Path, *names: str, by: trustme.CA | None = None, begins: float | None = None, expires: float | None = None
+) -> int:
+    """Puts another certificate with its key into a file, in the place of what is there; returns its serial number.
+
+    Args:
+        path: the file.
+        names: for which it is; the default is this machine.
+        by: who signs it.
+        begins: in so many days.
+        expires: in so many days.
+    """
+    found = (by or authority()).issue_cert(
+        *(names or ("127.0.0.1", "localhost")), not_before=_in_days(begins), not_after=_in_days(expires)
+    )
+    new = path.with_suffix(".new")
+    found.private_key_and_cert_chain_pem.write_to_path(new)
+    new.rename(path)
+    return load_pem_x509_certificate(found.cert_chain_pems[0].bytes()).serial_number
+
+
+def _in_days(days: float | None) -> datetime | None:
+    return None if days is None else datetime.now(UTC) + timedelta(days=days)
+
+
+def client_certificate(
+    *names: str, called: str | None = None, by: trustme.CA | None = None, expires: float | None = None
+) -> ssl.SSLContext:
+    """A context that trusts this run's servers, and shows them a certificate.
+
+    Args:
+        names: for which it is.
+        called: its common name.
+        by: who signs it.
+        expires: in so many days.
+    """
+    context = client_context()
+    found = (by or authority()).issue_cert(*names, common_name=called, not_after=_in_days(expires))
+    found.configure_cert(context)
+    return context
+
+
 def tls_section() -> dict[str, str]:
     """The section ``tls`` of a configuration."""
     return {"certificate": certificate_file()}
@@ -77,18 +121,27 @@ class TlsSocket:
     Args:
         sock: connected.
         context: what is offered and trusted.
+        session: to be resumed.
 
     Attributes:
         raw: the socket.
         tls: OpenSSL's side of it.
     """
 
-    def __init__(self, sock: trio.socket.SocketType, context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        sock: trio.socket.SocketType,
+        context: ssl.SSLContext | None = None,
+        *,
+        session: ssl.SSLSession | None = None,
+    ) -> None:
         self.raw = sock
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._sending = trio.Lock()
-        self.tls = (context or client_context()).wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
+        self.tls = (context or client_context()).wrap_bio(
+            self._incoming, self._outgoing, server_hostname="127.0.0.1", session=session
+        )
 
     @classmethod
     async def over(cls, sock: trio.socket.SocketType, context: ssl.SSLContext | None = None) -> Self:

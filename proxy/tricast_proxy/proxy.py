@@ -18,13 +18,14 @@ from functools import partial
 
 import trio
 
+from tricast.certificates import load_encryption
 from tricast.connection import Connection
 from tricast.descriptors import raise_soft_limit
 from tricast.errors import ConnectionLost, leaves
 from tricast.lifetime import Lifetime
 from tricast.listeners import open_listeners, url_of
 from tricast.logs import Logger, library_logger
-from tricast.tls import TlsConnection, load_context
+from tricast.tls import TlsConnection
 from tricast_proxy import admin
 from tricast_proxy.balance import Balancer
 from tricast_proxy.clients import Client
@@ -165,7 +166,8 @@ async def serve(
     faults = config.fault
     told = about if about is not None else about_one(config)
     config = sped_up(config)
-    tls = load_context(config.tls)
+    encryption = load_encryption(config.tls)
+    tls = encryption.context if encryption is not None else None
     randomness = random.Random()  # noqa: S311 - jitter
     with ExitStack() as at_the_end, ExitStack() as sockets:
         (listeners,) = await open_listeners(

@@ -32,8 +32,9 @@ def of_peer(address: object) -> str:
     """What the kernel says of a peer (``accept``), as text."""
     if not isinstance(address, tuple):
         return UNIX  # a client's end of a Unix socket has no name, or one that says nothing
+    text = str(address[0])
     # A listener for both versions sees IPv4 as IPv6 (RFC 4291 2.5.5.2).
-    return str(address[0]).removeprefix("::ffff:")
+    return text.removeprefix("::ffff:") if "." in text else text
 
 
 def of_node(node: str) -> str | None:

@@ -232,28 +232,63 @@ async def _serve(run: "Callable[[], Awaitable[None]]", config: "Config") -> None
 
 @cli.command()
 @click.argument("file")
-def check(file: str) -> None:
+@click.option(
+    "--host-name",
+    "hosts",
+    metavar="NAME",
+    multiple=True,
+    show_default="server.host, where that is a name with a dot",
+    help="What clients call the server: the certificate has to be for it. May be repeated.",
+)
+def check(file: str, hosts: tuple[str, ...]) -> None:
     """Check the configuration in FILE.
 
-    Prints everything that is wrong with it. TRICAST_SECTION__KEY variables are checked as well.
+    Prints everything that is wrong with it. TRICAST_SECTION__KEY variables are checked as well. A certificate is
+    checked to be one that clients take now, and for these names.
     """
     from tricast.access.keys import load_keys
     from tricast.errors import ConfigError
     from tricast.server import load_handlers
-    from tricast.tls import load_context
 
     _find_modules_here()
     config = _load(file, {})
     problems = []
-    load: Callable[[], object]
-    for load in (lambda: load_handlers(config), lambda: load_keys(config.auth), lambda: load_context(config.tls)):
+    remark = ""
+
+    def check_certificate() -> None:
+        nonlocal remark
+        remark = _remark_on_certificate(config, hosts)
+
+    check_one: Callable[[], object]
+    for check_one in (lambda: load_handlers(config), lambda: load_keys(config.auth), check_certificate):
         try:
-            load()
+            check_one()
         except ConfigError as error:
             problems += [str(problem._replace(source=file)) for problem in error.problems]
     if problems:
         raise Failure(*problems)
-    click.echo(f"{file}: ok")
+    click.echo(f"{file}: ok{remark}")
+
+
+def _remark_on_certificate(config: "Config", hosts: tuple[str, ...]) -> str:
+    """What is to be told of a certificate that is good; nothing of none.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    import time
+
+    from tricast.certificates import check_certificate, in_words
+
+    name = config.server.host
+    if not hosts and "." in name and not name.replace(".", "").isdigit() and "/" not in name:
+        hosts = (name,)
+    certificate = check_certificate(config.tls, hosts, now := time.time())
+    if certificate is None:
+        return ""
+    if now >= certificate.nearing_at(config.tls.expiry_warning):
+        _say("the certificate expires soon", label="warning: ", colour="yellow")
+    return f", with a certificate for {', '.join(certificate.names)} until {in_words(certificate.expires_at)}"
 
 
 @cli.command()

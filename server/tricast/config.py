@@ -231,6 +231,7 @@ class PublishSection(Section):
     max_batch: Annotated[int, Field(ge=1)] = 1000
     idempotency_window: PositiveDuration = 600.0
     idempotency_keys: Annotated[int, Field(ge=1)] = 10_000
+    require_client_certificate: bool = False
 
     @model_validator(mode="after")
     def _an_event_fits_into_a_body(self) -> Self:
@@ -343,6 +344,19 @@ class TlsSection(Section):
         return self
 
 
+class ServerTlsSection(TlsSection):
+    """The same, and whose certificates the server takes."""
+
+    client_ca: str = ""
+    expiry_warning: PositiveDuration = 14 * 86400.0
+
+    @model_validator(mode="after")
+    def _who_asks_shows_one(self) -> Self:
+        if self.client_ca and not self.certificate:
+            raise PydanticCustomError("order", "Input should be a certificate as well, where there is a client_ca")
+        return self
+
+
 class DrainSection(Section):
     """How the server goes down."""
 
@@ -392,7 +406,7 @@ class Config(Section):
     publish: PublishSection = PublishSection()
     limits: LimitsSection = LimitsSection()
     auth: Annotated[AuthSection, Field(repr=False)] = AuthSection()
-    tls: TlsSection = TlsSection()
+    tls: ServerTlsSection = ServerTlsSection()
     drain: DrainSection = DrainSection()
     admin: AdminSection = AdminSection()
     probe: Annotated[ProbeSection, Field(repr=False)] = ProbeSection()
@@ -422,6 +436,13 @@ class Config(Section):
             raise PydanticCustomError("order", "Input should be an admin.port other than server.port")
         return self
 
+    @model_validator(mode="after")
+    def _a_certificate_that_is_required_can_be_had(self) -> Self:
+        if self.publish.require_client_certificate and not self.tls.client_ca:
+            expected = "Input should be a tls.client_ca as well, where publish.require_client_certificate is true"
+            raise PydanticCustomError("order", expected)
+        return self
+
 
 #: The sections of the proxy's configuration that are in no server's, and those that are.
 PROXY_SECTIONS = frozenset(
@@ -447,6 +468,16 @@ def load_config(path: Path | str | None = None, *, overrides: Overrides | None =
         ConfigError: everything that is wrong with file and environment, not only the first problem.
     """
     return load(Config, _SOURCE, path, overrides=overrides)
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """The keys in which they differ, with their sections."""
+    return [
+        f"{section}.{key}"
+        for section, keys in one
+        for key, value in keys
+        if value != getattr(getattr(other, section), key)
+    ]
 
 
 def workers_of(config: Config) -> int:

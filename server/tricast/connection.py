@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
+from tricast.access.identity import Certified
 from tricast.errors import ConnectionLost
 from tricast.sent import ALL, NOTHING, PART, Sent
 
@@ -89,6 +90,11 @@ class Connection:
         Raises:
             ConnectionLost: the peer is gone, or cannot be agreed with.
         """
+
+    @property
+    def certified(self) -> Certified | None:
+        """Who the client is by its certificate; None where it has shown none."""
+        return None
 
     async def receive(self) -> bytes:
         """The next bytes from the peer; empty when it will send no more. Cancelling loses none.

@@ -195,7 +195,7 @@ class ConnectionLost(TricastError):
 
     Attributes:
         reason: one of a few words, to count by: ``reset``, ``left``, ``closed``, ``write-timeout``, ``ping-timeout``,
-            ``tls``.
+            ``tls``, ``tls-timeout`` for a handshake that took too long, ``client-certificate`` for a bad one in it.
     """
 
     def __init__(self, detail: str, *, reason: str = "reset") -> None:

@@ -3,7 +3,7 @@
 Owns ``POST /ticket`` and ``POST /refresh``. What an identity may do is decided by ``access``.
 """
 
-from tricast.access.identity import Identity
+from tricast.access.identity import Identity, identity_of
 from tricast.errors import RemoteProtocolError, Unauthorized
 from tricast.http import Answer, Exchange
 from tricast.origins import refuse_cookie_of_foreign_page, refuse_foreign_origin, with_cors
@@ -22,8 +22,12 @@ async def let_in(exchange: Exchange) -> None:
         RemoteProtocolError: it shows more than one thing, or a cookie that a page of another origin has used.
         Unavailable: what it shows cannot be looked at now.
     """
-    if exchange.runtime.access.is_on:
+    runtime = exchange.runtime
+    if runtime.access.is_on:
         exchange.identity = await _identify(exchange)
+    # Who says nothing else is who the certificate says.
+    if exchange.identity is runtime.access.anonymous and (certified := runtime.certified(exchange.connection)):
+        exchange.identity = identity_of(certified, exchange.identity)
 
 
 async def _identify(exchange: Exchange) -> Identity:

@@ -2,7 +2,6 @@
 
 import errno
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -12,6 +11,7 @@ import trio
 
 from tricast.activation import activated_listeners
 from tricast.addresses import of_peer
+from tricast.certificates import Keys
 from tricast.config import SYSTEMD_HOST, UNIX_HOST, Config
 from tricast.connection import Connection
 from tricast.descriptors import Spare
@@ -190,7 +190,7 @@ class Acceptor:
         spare: the descriptor for the moment when there are no others.
         capacity: how many connections there may be at a time.
         max_refusing: how many are refused politely at a time: their request is read first, so that the answer is seen.
-        tls: what connections share of TLS; None for none.
+        keys: the certificate that is shown; None for no TLS.
         is_public: whether it is for clients: then they have limits of their own, and proxies may introduce them.
     """
 
@@ -203,10 +203,10 @@ class Acceptor:
         *,
         capacity: int,
         max_refusing: int,
-        tls: ssl.SSLContext | None = None,
+        keys: Keys | None = None,
         is_public: bool = False,
     ) -> None:
-        self._tls = tls
+        self._keys = keys
         self._capacity = capacity
         self._inside = 0
         self._runtime = runtime
@@ -275,10 +275,11 @@ class Acceptor:
         limits = self._runtime.config.limits
         if limits.send_buffer and sock.family == socket.AF_UNIX:  # which does not inherit it
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer)
-        if self._tls is None:
+        if self._keys is None:
             return Connection(sock, peer, write_timeout=limits.write_timeout)
+        context = self._keys.context()
         return TlsConnection(
-            sock, peer, self._tls, write_timeout=limits.write_timeout, handshake_timeout=limits.head_timeout
+            sock, peer, context, write_timeout=limits.write_timeout, handshake_timeout=limits.head_timeout
         )
 
     async def enter(self, connection: Connection) -> bool:
@@ -293,16 +294,13 @@ class Acceptor:
         try:
             await be_introduced(connection, self._runtime.config.limits.head_timeout)
         except RemoteProtocolError as error:
-            await self._tell(connection, error, is_introduced=False)
+            await self._turn_away(connection, error, is_introduced=False)
             return False
         self._runtime.open[connection] = _beginning_of(connection)
         try:
             self._runtime.places.arrive(connection, connection.peer)
         except LimitExceeded as error:
-            if self._may_be_told(connection, error):
-                await self._tell(connection, error)
-            else:
-                self._dismiss(connection, error)
+            await self._turn_away(connection, error)
             return False
         return True
 
@@ -314,14 +312,27 @@ class Acceptor:
     # Those who are turned away
 
     def _refuse(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> None:
-        if self._refusing < self._max_refusing and self._may_be_told(connection, error):
+        """Turns it away without waiting for it here."""
+        if self._has_time_for(connection, error):
             self._refusing += 1
             self._connections.start_soon(self._refuse_politely, connection, error)
         else:
             self._dismiss(connection, error)
 
-    def _may_be_told(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> bool:
+    async def _turn_away(
+        self, connection: Connection, error: RemoteProtocolError, *, is_introduced: bool = True
+    ) -> None:
+        """Turns it away in its own task. See ``_tell``."""
+        if self._has_time_for(connection, error):
+            self._refusing += 1
+            await self._refuse_politely(connection, error, is_introduced=is_introduced)
+        else:
+            self._dismiss(connection, error)
+
+    def _has_time_for(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> bool:
         """Whether this is worth a task and a handshake: not for each of the thousands that one client may open."""
+        if self._refusing >= self._max_refusing:
+            return False
         is_its_own_doing = isinstance(error, RemoteProtocolError) and error.status != _NO_ROOM
         return not is_its_own_doing or self._runtime.places.is_told(connection.peer)
 
@@ -331,20 +342,22 @@ class Acceptor:
         Waiting for a free place would hold up those for whom there is room again. What the client has sent may make
         the kernel reset the connection behind this answer, so not everybody will see it.
         """
-        answer = self._answer(error)
-        if self._tls is None:
+        answer = self._answer(connection, error)
+        if self._keys is None:
             with suppress(ConnectionLost):
                 connection.send_now(answer)
         connection.close()
 
-    async def _refuse_politely(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> None:
+    async def _refuse_politely(
+        self, connection: Connection, error: RemoteProtocolError | Unavailable, *, is_introduced: bool = True
+    ) -> None:
         try:
-            await self._tell(connection, error)
+            await self._tell(connection, error, is_introduced=is_introduced)
         finally:
             self._refusing -= 1
 
     async def _tell(
-        self, connection: Connection, error: RemoteProtocolError | Unavailable, *, is_introduced: bool = True
+        self, connection: Connection, error: RemoteProtocolError | Unavailable, *, is_introduced: bool
     ) -> None:
         """Turns it away so that it sees why, if it can.
 
@@ -353,13 +366,13 @@ class Acceptor:
             error: why.
             is_introduced: whether a request may follow; otherwise, with TLS, nobody is there who would understand.
         """
-        answer = self._answer(error)
+        answer = self._answer(connection, error)
         try:
             with trio.move_on_after(_REFUSAL_SECONDS):
                 if is_introduced:
                     await connection.open()
                     await connection.receive()
-                if is_introduced or self._tls is None:
+                if is_introduced or self._keys is None:
                     await connection.send(answer)
                     await connection.linger()
         except ConnectionLost:
@@ -367,9 +380,10 @@ class Acceptor:
         finally:
             connection.close()
 
-    def _answer(self, error: RemoteProtocolError | Unavailable) -> bytes:
+    def _answer(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> bytes:
         """The answer for those who are turned away, who are counted; written by hand, for nothing was parsed."""
         self._runtime.counters.refused += 1
+        self._runtime.logger.debug("connection refused", why=error.reason, **connection.named())
         answer = self._runtime.refusal(error)
         length = (b"content-length", b"%d" % len(answer.body))
         headers = encode_headers((*answer.headers, length))
@@ -384,7 +398,7 @@ class Acceptor:
         except OSError:
             pass
         else:
-            await self._tell(self._connection(sock, of_peer(address)), self._overloaded())
+            await self._tell(self._connection(sock, of_peer(address)), self._overloaded(), is_introduced=True)
         finally:
             self._spare.keep()  # also when this listener is given up meanwhile, for others have it still
         await trio.sleep(0.05)

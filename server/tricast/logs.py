@@ -9,6 +9,7 @@ import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
 from tricast.config import LoggingSection
+from tricast.errors import ConfigError
 
 #: A structlog logger; structlog's own type for it is Any.
 Logger = structlog.typing.FilteringBoundLogger
@@ -46,6 +47,12 @@ def program_logger(config: LoggingSection, stream: TextIO = sys.stderr) -> Logge
         wrapper_class=structlog.make_filtering_bound_logger(config.level),
     )
     return logger
+
+
+def log_problems(logger: Logger, event: str, error: ConfigError) -> None:
+    """Logs an error for each thing that is wrong with a configuration."""
+    for problem in error.problems:
+        logger.error(event, problem=str(problem))
 
 
 class _Lines:

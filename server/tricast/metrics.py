@@ -63,6 +63,12 @@ class _RuntimeCollector(Collector):
         yield GaugeMetricFamily("tricast_subscribers", "Subscribers of all transports.", hub.subscribers)
         yield GaugeMetricFamily("tricast_subscribers_behind", "Subscribers that read from the log.", hub.behind)
         yield GaugeMetricFamily("tricast_feeds", "Distinct sets of topics subscribed to.", hub.feeds)
+        if (keys := self._runtime.keys) is not None:
+            yield GaugeMetricFamily(
+                "tricast_certificate_expiry_timestamp_seconds",
+                "When the certificate in use, or the chain behind it, expires.",
+                keys.certificate.expires_at,
+            )
         yield GaugeMetricFamily("tricast_draining", "1 while the server goes down.", self._runtime.is_draining)
         # Of several processes each sees all events, so only what each has published itself may be added up.
         yield CounterMetricFamily("tricast_events_published", "Events taken from publishers here.", hub.published)
@@ -72,7 +78,9 @@ class _RuntimeCollector(Collector):
         yield CounterMetricFamily("tricast_fell_behind", "Times a subscriber could not take a block.", hub.fell_behind)
         yield CounterMetricFamily("tricast_gaps", "Gaps announced.", hub.gaps)
         yield CounterMetricFamily("tricast_connections_accepted", "Connections accepted.", counters.accepted)
-        yield CounterMetricFamily("tricast_connections_refused", "Connections answered with 503.", counters.refused)
+        yield CounterMetricFamily(
+            "tricast_connections_refused", "Connections turned away at the door.", counters.refused
+        )
         yield CounterMetricFamily("tricast_connections_failed", "Connections ended by a bug.", counters.failed)
         yield CounterMetricFamily(
             "tricast_connections_unavailable", "Connections ended because the log was not there.", counters.unavailable

@@ -205,6 +205,7 @@ async def _publish(exchange: Exchange) -> Response:
     request, hub, config = exchange.request, exchange.runtime.hub, exchange.runtime.config.publish
     refuse_foreign_origin(exchange)
     await let_in(exchange)
+    exchange.runtime.check_certified(exchange.connection)
     check = partial(_check_draft, exchange)
     content_type = request.header(b"content-type") or b""
     is_batch = content_type.partition(b";")[0].strip().lower() == NDJSON

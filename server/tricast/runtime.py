@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import trio
 
 from tricast.access.access import Access
-from tricast.access.identity import Identity
+from tricast.access.identity import Certified, Identity
 from tricast.addresses import Networks
+from tricast.certificates import Keys
 from tricast.config import Config
 from tricast.connection import Connection
-from tricast.errors import RemoteProtocolError, Unavailable
+from tricast.errors import Forbidden, RemoteProtocolError, Unavailable
 from tricast.hub import Hub
 from tricast.leases import Leases
 from tricast.logs import Logger
@@ -78,6 +79,7 @@ class Runtime:
         open: every connection with what it is busy with.
         at_end: told how it ended, for connections that somebody asked that for: ``left``, ``own`` where this side
             ended it, or the reason of a ``ConnectionLost``.
+        keys: the certificate; None where there is no TLS.
         is_draining: whether the server is going down.
     """
 
@@ -91,6 +93,7 @@ class Runtime:
         clock: Callable[[], float],
         logger: Logger,
         handlers: dict[str, Handler],
+        keys: Keys | None = None,
         access: Access,
         leases: Leases | None = None,
     ) -> None:
@@ -101,6 +104,7 @@ class Runtime:
         self.random = randomness
         self.logger = logger
         self.handlers = handlers
+        self.keys = keys
         self.access = access
         self.leases = leases if leases is not None else Leases(randomness)
         self.proxies = Networks(config.server.trusted_proxies)
@@ -127,6 +131,25 @@ class Runtime:
         """The answer to what cannot be done, which is counted."""
         self.counters.refusals[error.reason] += 1
         return problem_of(error)
+
+    def certified(self, connection: Connection) -> Certified | None:
+        """Who the client is by its certificate, which was good when the connection began, and has to be so still."""
+        certified = connection.certified
+        return certified if certified is not None and certified.expires_at > self._clock() else None
+
+    def check_certified(self, connection: Connection) -> None:
+        """Returns if the client may publish, as far as certificates are concerned.
+
+        Raises:
+            Forbidden: it has shown none, and has to; or it has expired since.
+        """
+        if not self.config.publish.require_client_certificate:
+            return
+        if connection.certified is None:
+            detail = "publishing takes a client certificate of an authority that this server trusts"
+            raise Forbidden(detail, code="client-certificate-missing")
+        if self.certified(connection) is None:
+            raise Forbidden("the client certificate has expired", code="client-certificate-expired")
 
     def time_left(self, identity: Identity) -> float:
         """The seconds for which somebody has been let in; infinite where that has no end."""

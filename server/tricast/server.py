@@ -22,7 +22,8 @@ import trio
 from tricast import metrics
 from tricast.access.access import Access
 from tricast.access.tickets import SharedUses
-from tricast.config import SQLITE_URL, UNIX_HOST, Config, workers_of
+from tricast.certificates import open_keys
+from tricast.config import SQLITE_URL, UNIX_HOST, Config, ServerTlsSection, differences, workers_of
 from tricast.connection import Connection
 from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, Unavailable, leaf
@@ -35,15 +36,18 @@ from tricast.listening import Acceptor, Door, Entrance, announce, listen
 from tricast.log.base import Log
 from tricast.log.memory import MemoryLog
 from tricast.log.sqlite import SqliteLog
-from tricast.logs import Logger, library_logger, program_logger
+from tricast.logs import Logger, library_logger, log_problems, program_logger
 from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
 from tricast.runtime import Handler, Runtime
 from tricast.sweep import Wheel
 from tricast.terminal import Terminal
-from tricast.tls import load_context
 
 #: How often per second connections are ended while draining.
 _DRAIN_STEPS_PER_SECOND = 20
+
+
+#: What SIGHUP does to a server; returns whether there was anything to do but to go down.
+HangUp = Callable[["Server"], bool]
 
 
 class Share(NamedTuple):
@@ -101,6 +105,11 @@ class Server(Lifetime):
         return 0 if self.url.startswith(UNIX_HOST) else int(self.url.rpartition(":")[2])
 
     @property
+    def has_tls(self) -> bool:
+        """Whether it speaks TLS, and nothing else."""
+        return self._runtime.keys is not None
+
+    @property
     def connections(self) -> int:
         """How many connections are open."""
         return len(self._runtime.open)
@@ -113,6 +122,19 @@ class Server(Lifetime):
         """Lets nobody in any more, also not by the admin listener. Those who are in are served as before."""
         self._entrance.close()
         self._admin_entrance.close()
+
+    def renew_certificate(self, config: ServerTlsSection | None = None) -> None:
+        """Shows the certificate that is in its files now to all who come from now on, and ends nobody's connection.
+
+        Args:
+            config: where its files are; the default is that they are where they were.
+
+        Raises:
+            ConfigError: it cannot be used, and then nothing has changed; or there is no TLS.
+        """
+        if self._runtime.keys is None:
+            raise ConfigError([ConfigProblem("configuration", "tls.certificate", "there is none in use")])
+        self._runtime.keys.renew(config)
 
     def drain(self) -> None:
         """See ``Lifetime.drain``."""
@@ -146,7 +168,7 @@ async def serve(
         OSError: a listener's address cannot be had.
     """
     logger = logger if logger is not None else library_logger()
-    tls = load_context(config.tls)
+    keys = open_keys(config.tls, clock=time.time, logger=logger)
     log = log or _log_of(config, logger)
     wake = _Bell()
     access = _access_of(config, share, logger)
@@ -165,6 +187,7 @@ async def serve(
         clock=time.time,
         logger=logger,
         handlers=load_handlers(config),
+        keys=keys,
         access=access,
         leases=Leases(randomness, share.folder if share is not None and access.is_on else None),
     )
@@ -192,18 +215,18 @@ async def serve(
                         spare,
                         capacity=_capacity_of(config),
                         max_refusing=config.limits.reserved_descriptors // 2,
-                        tls=tls,
+                        keys=keys,
                         is_public=True,
                     )
                     entrance = Entrance(acceptor, listening)
                     entrance.accept_from(listeners)
-                    urls = tuple(url_of(listener, has_tls=tls is not None) for listener in listeners)
+                    urls = tuple(url_of(listener, has_tls=keys is not None) for listener in listeners)
                     admin_urls = tuple(map(url_of, admin_listeners))
                     server = Server(runtime, urls, admin_urls, entrance, admin_entrance)
                     at_the_end.callback(server.stopped)
                     if share is None:
                         _warn_of_workers(config, logger)
-                        announce(listeners, admin_listeners, logger, has_tls=tls is not None)
+                        announce(listeners, admin_listeners, logger, has_tls=keys is not None)
                     else:
                         background.start_soon(share.boards.post_forever, runtime)
                     task_status.started(server)
@@ -215,11 +238,16 @@ async def serve(
             background.cancel_scope.cancel()
 
 
-async def run(config: Config, *, logger: Logger | None = None) -> None:
+async def run(config: Config, *, logger: Logger | None = None, reload: Callable[[], Config] | None = None) -> None:
     """Serves as a program of one process does: raises the descriptor limit, and goes down on SIGTERM or SIGINT.
 
     The first signal drains, the second ends it at once. SIGHUP drains, too, when it comes because the terminal was
-    closed.
+    closed; otherwise it renews the certificate.
+
+    Args:
+        config: the configuration.
+        logger: where to log; the default is stderr.
+        reload: loads the configuration again for SIGHUP; the default is that it does not change.
 
     Raises:
         ConfigError: see ``serve``.
@@ -234,7 +262,14 @@ async def run(config: Config, *, logger: Logger | None = None) -> None:
         else:
             logger.info("descriptors", limit=after, raised_from=before)
 
-    await run_process(config, logger, begun)
+    terminal = Terminal()
+
+    def hang_up(server: Server) -> bool:
+        if not terminal.is_gone:
+            _reload(server, config, reload or (lambda: config), logger)
+        return not terminal.is_gone
+
+    await run_process(config, logger, begun, hang_up=hang_up)
 
 
 async def run_process(
@@ -242,6 +277,7 @@ async def run_process(
     logger: Logger,
     begun: Callable[[Server, trio.Nursery], Awaitable[None]],
     *,
+    hang_up: HangUp | None = None,
     share: Share | None = None,
 ) -> None:
     """Serves as all that a process does: obeys its signals, and keeps the garbage collector calm.
@@ -250,18 +286,18 @@ async def run_process(
         config: the configuration.
         logger: where to log.
         begun: called once it listens, with a nursery for what has to be done beside the server.
+        hang_up: does what SIGHUP is for; None where that is somebody else's.
         share: see ``serve``.
 
     Raises:
         ConfigError: see ``serve``.
         OSError: see ``serve``.
     """
-    terminal = Terminal()
+    obey = partial(_obey_signals, hang_up) if hang_up else _obey_signals_of_one_of_several
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             server: Server = await nursery.start(partial(serve, config, logger=logger, share=share))
             _calm_garbage_collector()
-            obey = partial(_obey_signals, terminal) if share is None else _obey_signals_of_one_of_several
             nursery.start_soon(obey, signals, server, logger, nursery.cancel_scope)
             await begun(server, nursery)
             await server.wait_stopped()
@@ -269,14 +305,29 @@ async def run_process(
             nursery.cancel_scope.cancel()
 
 
+def _reload(server: Server, config: Config, reload: Callable[[], Config], logger: Logger) -> None:
+    """Does what one process can of a configuration that is loaded again: the certificate; and tells the rest."""
+    try:
+        asked = reload()
+        if server.has_tls:
+            server.renew_certificate(asked.tls)
+    except ConfigError as error:
+        log_problems(logger, "not reloaded: the configuration is wrong", error)
+        return
+    others = [key for key in differences(config, asked) if not (server.has_tls and key.startswith("tls."))]
+    if others or not server.has_tls:
+        what = {"keys": ", ".join(others)} if others else {}
+        logger.warning("not reloaded: that needs server.workers of 2 or more, or a restart", **what)
+
+
 async def _obey_signals(
-    terminal: Terminal, signals: AsyncIterator[int], server: Server, logger: Logger, everything: trio.CancelScope
+    hang_up: HangUp, signals: AsyncIterator[int], server: Server, logger: Logger, everything: trio.CancelScope
 ) -> None:
     async for number in signals:
         name = signal.Signals(number).name
-        if number == signal.SIGHUP and not terminal.is_gone:
-            logger.warning("not reloaded: that needs server.workers of 2 or more, or a restart", signal=name)
-        elif not server.is_draining:
+        if number == signal.SIGHUP and hang_up(server):
+            continue
+        if not server.is_draining:
             logger.info("draining", signal=name, connections=server.connections)
             server.drain()
         elif number != signal.SIGHUP:  # the kernel and the shell may both tell that the terminal is gone

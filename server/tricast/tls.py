@@ -1,20 +1,20 @@
 """TLS on a connection: what goes out is encrypted, what comes in decrypted, and all else is as without it.
 
-The only place that knows the ``ssl`` module. OpenSSL works on memory (``ssl.MemoryBIO``), so that sending stays one
-non-blocking call, and what the kernel does not take is kept encrypted as the tail.
+OpenSSL works on memory (``ssl.MemoryBIO``), so that sending stays one non-blocking call, and what the kernel does not
+take is kept encrypted as the tail. Knows nothing of where certificates come from.
 """
 
-import re
 import socket
 import ssl
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
+from typing import Any
 
 import trio
 
-from tricast.config import TlsSection
+from tricast.access.identity import Certified
 from tricast.connection import Connection
-from tricast.errors import ConfigError, ConfigProblem, ConnectionLost
+from tricast.errors import ConnectionLost
 from tricast.sent import NOTHING, Sent
 from tricast.wire.http1 import CLOSE, END_OF_HEAD, encode_head, encode_headers, problem
 
@@ -27,66 +27,11 @@ _SPOKE_HTTP = encode_head(
     END_OF_HEAD,
     _PROBLEM.body,
 )
-#: How PEM begins (RFC 7468 2), with what OpenSSL takes as well: TRUSTED CERTIFICATE, EC PRIVATE KEY and so on.
-_CERTIFICATE = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----")
-_PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
 #: The most that a record holds (RFC 8446 5.1), and so the most that one call decrypts.
 _RECORD_BYTES = 2**14
-
-
-def load_context(config: TlsSection) -> ssl.SSLContext | None:
-    """What all connections share of TLS; None where none is configured.
-
-    Raises:
-        ConfigError: the certificate or the key cannot be used.
-    """
-    if not config.certificate:
-        return None
-    problems = _problems_with(config.certificate, "tls.certificate", _CERTIFICATE, "holds no certificate in PEM format")
-    if config.key:
-        problems += _problems_with(config.key, "tls.key", _PRIVATE_KEY, "holds no private key in PEM format")
-    elif not problems:
-        missing = "holds no private key in PEM format, and tls.key names no other file"
-        problems = _problems_with(config.certificate, "tls.certificate", _PRIVATE_KEY, missing)
-    if problems:
-        raise ConfigError(problems)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # What has neither forward secrecy nor encryption that authenticates is for clients that nobody has any more.
-    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
-    # A client that asks for new keys in the middle costs the server more than itself (and TLS 1.3 has no such thing).
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    # Who offers only other protocols should get an alert (RFC 7301 3.2), for which the ssl module has no means: they
-    # are told that nothing was chosen, and are answered in HTTP/1.1 whatever they go on with.
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(config.certificate, config.key or None, password=_no_password)
-    except (OSError, ValueError) as error:
-        message = f"the certificate in {config.certificate} cannot be used with its key: {_in_words(error)}"
-        raise ConfigError([ConfigProblem("configuration", "tls.certificate", message)]) from None
-    return context
-
-
-def _problems_with(file: str, key: str, wanted: re.Pattern[bytes], missing: str) -> list[ConfigProblem]:
-    """What is wrong with a file as such: OpenSSL does not say which of the two it was, and of many mistakes nothing."""
-    try:
-        if wanted.search(Path(file).read_bytes()):
-            return []
-    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
-        missing = getattr(error, "strerror", None) or str(error)
-    return [ConfigProblem("configuration", key, f"{file}: {missing}")]
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        # There are reasons such as KEY_VALUES_MISMATCH and EE_KEY_TOO_SMALL, but none for what is broken.
-        return error.reason.lower().replace("_", " ") if error.reason else "one is broken between BEGIN and END"
-    return str(error)
-
-
-def _no_password() -> str:
-    """Called for an encrypted key; OpenSSL would ask on the terminal, where a server has nobody to answer."""
-    raise ValueError("the key is encrypted, and a server has nobody to ask for its password")
+#: What is encrypted at a time. The memory that OpenSSL writes to never shrinks (BIO_s_mem(3)): all at once, each
+#: subscriber that ever got an event of 300 kB would keep 340 KiB.
+_SEALED_BYTES = 2**13
 
 
 class TlsConnection(Connection):
@@ -106,7 +51,7 @@ class TlsConnection(Connection):
     # All of it is decrypted at once, and in it may be key updates by the hundred, of 15 µs each.
     _receive_bytes = _RECORD_BYTES
 
-    __slots__ = ("_handshake_timeout", "_incoming", "_outgoing", "_tls", "has_begun")
+    __slots__ = ("_handshake_timeout", "_incoming", "_is_cut", "_outgoing", "_tls", "has_begun")
 
     def __init__(
         self,
@@ -122,6 +67,7 @@ class TlsConnection(Connection):
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._is_cut = False
         self.has_begun = False
 
     async def open(self) -> None:
@@ -129,7 +75,7 @@ class TlsConnection(Connection):
         with trio.move_on_after(self._handshake_timeout) as scope:
             await self._shake_hands()
         if scope.cancelled_caught:
-            raise ConnectionLost(f"no TLS handshake within {self._handshake_timeout:g} s", reason="tls")
+            raise ConnectionLost(f"no TLS handshake within {self._handshake_timeout:g} s", reason="tls-timeout")
 
     async def _shake_hands(self) -> None:
         first = b""
@@ -162,6 +108,13 @@ class TlsConnection(Connection):
         else:
             await self._send_outgoing()  # the alert, which tells the client why
         await self.linger()
+
+    @property
+    def certified(self) -> Certified | None:
+        """See ``Connection.certified``. Made from the certificate each time, which would be memory to keep."""
+        if self._tls.context.verify_mode is ssl.CERT_NONE or not (shown := self._tls.getpeercert()):
+            return None
+        return Certified(_name_in(shown), ssl.cert_time_to_seconds(str(shown["notAfter"])))
 
     async def receive(self) -> bytes:
         """See ``Connection.receive``."""
@@ -221,7 +174,8 @@ class TlsConnection(Connection):
         if sealed:
             self._incoming.write(sealed)
         else:
-            self._incoming.write_eof()
+            # Not told to OpenSSL, which would take it for an attack, and send an alert behind the answer.
+            self._is_cut = True
 
     def _opened(self) -> bytes | None:
         """All that can be decrypted; empty at the end, None when more is needed.
@@ -234,23 +188,30 @@ class TlsConnection(Connection):
             while pieces[-1] and self._incoming.pending:  # behind the end may be anything
                 pieces.append(self._tls.read(_RECORD_BYTES))
         except ssl.SSLWantReadError:
-            pass
+            if self._is_cut and not pieces:
+                return b""
         except ssl.SSLError as error:
             if pieces:  # it comes again in the next call
                 return b"".join(pieces)
-            if isinstance(error, ssl.SSLZeroReturnError) or self._incoming.eof:
+            if isinstance(error, ssl.SSLZeroReturnError):
                 return b""
             raise _failed(error) from None
         return b"".join(pieces) if pieces else None
 
     def _sealed(self, data: bytes) -> bytes:
         try:
-            if data:
-                # All of it, in as many records as it takes: memory never lacks room (SSL_write(3)).
-                self._tls.write(data)
+            if len(data) <= _SEALED_BYTES:
+                if data:
+                    self._tls.write(data)  # all of it: memory never lacks room (SSL_write(3))
+                return self._outgoing.read()
+            return b"".join(self._sealed_in_pieces(memoryview(data)))
         except ssl.SSLError as error:
             raise _failed(error) from None
-        return self._outgoing.read()
+
+    def _sealed_in_pieces(self, data: memoryview) -> Iterator[bytes]:
+        for begin in range(0, len(data), _SEALED_BYTES):
+            self._tls.write(data[begin : begin + _SEALED_BYTES])
+            yield self._outgoing.read()
 
     async def _send_outgoing(self) -> None:
         """Sends what TLS itself has to say, behind whatever still waits."""
@@ -260,6 +221,15 @@ class TlsConnection(Connection):
         await self.drain()
 
 
+def _name_in(certificate: Mapping[str, Any]) -> str:
+    """What a certificate calls its subject; the rest of it where it has no name."""
+    common = [value for part in certificate["subject"] for kind, value in part if kind == "commonName"]
+    others = [value for _, value in certificate.get("subjectAltName", ())]
+    return str(next(iter((*common, *others)), certificate["serialNumber"]))
+
+
 def _failed(error: ssl.SSLError) -> ConnectionLost:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConnectionLost(f"the client's certificate: {error.verify_message}", reason="client-certificate")
     words = (error.reason or str(error)).lower().replace("_", " ")
     return ConnectionLost(f"TLS failed: {words}", reason="tls")

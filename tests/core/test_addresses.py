@@ -36,6 +36,7 @@ def test_what_is_no_address(text: str) -> None:
         (("2001:db8::1", 4711, 0, 0), "2001:db8::1"),
         (("fe80::1%eth0", 4711, 0, 2), "fe80::1%eth0"),
         (("::ffff:192.0.2.1", 4711, 0, 0), "192.0.2.1"),
+        (("::ffff:0:c000:201", 4711, 0, 0), "::ffff:0:c000:201"),
         ("", UNIX),
         ("/somewhere", UNIX),
         (b"\0abstract", UNIX),

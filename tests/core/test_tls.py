@@ -1,6 +1,7 @@
-"""TLS on a socket that never blocks: what is encrypted when, where it ends, and what is said of certificates."""
+"""TLS on a socket that never blocks: what is encrypted when, and where it ends."""
 
 import gc
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -9,30 +10,24 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    PrivateFormat,
-    load_pem_private_key,
-)
 from encryption import (
     Sealer,
     TlsSocket,
-    authority,
     client_context,
     logging_secrets,
     sealer_of,
     tls_section,
 )
 
+from tricast.certificates import load_encryption
 from tricast.config import TlsSection
-from tricast.errors import ConfigError, ConnectionLost
+from tricast.errors import ConnectionLost
 from tricast.sent import Sent
-from tricast.tls import TlsConnection, load_context
+from tricast.tls import TlsConnection
 
 #: More than the kernel takes at once, in many records.
 MUCH = bytes(range(256)) * 2**14
-CONTEXT = load_context(TlsSection.model_validate(tls_section()))
+ENCRYPTION = load_encryption(TlsSection.model_validate(tls_section()))
 
 
 class Pair:
@@ -44,10 +39,12 @@ class Pair:
     """
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        assert CONTEXT is not None
+        assert ENCRYPTION is not None
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        self.connection = TlsConnection(ours, "the peer", CONTEXT, write_timeout=30.0, handshake_timeout=30.0)
+        self.connection = TlsConnection(
+            ours, "the peer", ENCRYPTION.context, write_timeout=30.0, handshake_timeout=30.0
+        )
         self.client = TlsSocket(trio.socket.from_stdlib_socket(theirs), context)
 
     async def open(self) -> None:
@@ -178,6 +175,30 @@ async def test_closing_when_the_peer_is_gone(pair: Pair) -> None:
     assert pair.connection.is_closed
 
 
+async def test_what_was_sent_does_not_stay_in_memory() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    async def send_much() -> Pair:
+        pair = Pair()
+        await pair.open()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.connection.send, MUCH)
+            left = len(MUCH)
+            while left > 0:  # as it comes: what the client decrypts with would grow as well
+                left -= len(await pair.client.raw.recv(2**16))
+        return pair
+
+    with trio.fail_after(20):
+        pairs = [await send_much() for _ in range(3)]
+        before = resident()
+        pairs += [await send_much() for _ in range(10)]
+        # All of it encrypted at once, each would keep more than that.
+        assert resident() - before < 5 * len(MUCH)
+    for pair in pairs:
+        pair.close()
+
+
 # Receiving
 
 
@@ -241,6 +262,17 @@ async def test_an_end_without_word_is_an_end(pair: Pair) -> None:
     pair.client.raw.shutdown(socket.SHUT_WR)
     assert pair.connection.receive_now() == b""
     assert await pair.connection.receive() == b""
+
+
+async def test_an_end_without_word_does_not_keep_an_answer_from_ending_properly(pair: Pair) -> None:
+    pair.client.seal(b"a question")
+    await pair.client.flush()
+    pair.client.raw.shutdown(socket.SHUT_WR)
+    assert await pair.connection.receive() == b"a question"
+    assert await pair.connection.receive() == b""
+    pair.connection.send_now(b"an answer")
+    await pair.connection.finish()
+    assert await pair.everything() == b"an answer"
 
 
 async def test_the_end_is_seen_on_both_sides(pair: Pair) -> None:
@@ -365,112 +397,3 @@ async def test_connections_leave_nothing_in_memory() -> None:
     for _ in range(200):
         await once()
     assert count() - before < 100  # less than one for each
-
-
-# Certificates
-
-
-class Files:
-    """Files of every kind, good and bad, in the current folder."""
-
-    def __init__(self, folder: Path) -> None:
-        certificate, other = authority().issue_cert("localhost"), authority().issue_cert("localhost")
-        (folder / "cert.pem").write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
-        certificate.private_key_pem.write_to_path(folder / "key.pem")
-        certificate.private_key_and_cert_chain_pem.write_to_path(folder / "both.pem")
-        other.private_key_pem.write_to_path(folder / "other.pem")
-        key = load_pem_private_key(certificate.private_key_pem.bytes(), None)
-        encrypted = BestAvailableEncryption(b"password")
-        (folder / "pkcs8.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encrypted))
-        traditional = PrivateFormat.TraditionalOpenSSL
-        (folder / "encrypted.pem").write_bytes(key.private_bytes(Encoding.PEM, traditional, encrypted))
-        (folder / "text.pem").write_bytes(b"hello")
-        (folder / "der.pem").write_bytes(ssl.PEM_cert_to_DER_cert(certificate.cert_chain_pems[0].bytes().decode()))
-        for name in ("CERTIFICATE", "PRIVATE KEY"):
-            broken = f"-----BEGIN {name}-----\nabcd\n-----END {name}-----\n"
-            (folder / f"broken {name.lower()}.pem").write_text(broken)
-        (folder / "empty.pem").touch()
-
-
-CANNOT = "tls.certificate: the certificate in cert.pem cannot be used with its key: "
-
-
-@pytest.mark.parametrize(
-    ("certificate", "key", "problems"),
-    [
-        ("missing.pem", "key.pem", ["tls.certificate: missing.pem: No such file or directory"]),
-        ("cert.pem", "missing.pem", ["tls.key: missing.pem: No such file or directory"]),
-        (
-            "missing.pem",
-            "text.pem",
-            [
-                "tls.certificate: missing.pem: No such file or directory",
-                "tls.key: text.pem: holds no private key in PEM format",
-            ],
-        ),
-        (".", "key.pem", ["tls.certificate: .: Is a directory"]),
-        ("a\0b", "key.pem", ["tls.certificate: a\0b: embedded null byte"]),
-        ("text.pem", "key.pem", ["tls.certificate: text.pem: holds no certificate in PEM format"]),
-        ("der.pem", "key.pem", ["tls.certificate: der.pem: holds no certificate in PEM format"]),
-        ("empty.pem", "", ["tls.certificate: empty.pem: holds no certificate in PEM format"]),
-        ("cert.pem", "text.pem", ["tls.key: text.pem: holds no private key in PEM format"]),
-        (
-            "cert.pem",
-            "",
-            ["tls.certificate: cert.pem: holds no private key in PEM format, and tls.key names no other file"],
-        ),
-        (
-            "key.pem",
-            "cert.pem",
-            [
-                "tls.certificate: key.pem: holds no certificate in PEM format",
-                "tls.key: cert.pem: holds no private key in PEM format",
-            ],
-        ),
-        ("cert.pem", "other.pem", [CANNOT + "key values mismatch"]),
-        ("cert.pem", "broken private key.pem", [CANNOT + "one is broken between BEGIN and END"]),
-        (
-            "broken certificate.pem",
-            "key.pem",
-            [CANNOT.replace("cert.pem", "broken certificate.pem") + "one is broken between BEGIN and END"],
-        ),
-        ("cert.pem", "pkcs8.pem", [CANNOT + "the key is encrypted, and a server has nobody to ask for its password"]),
-        (
-            "cert.pem",
-            "encrypted.pem",
-            [CANNOT + "the key is encrypted, and a server has nobody to ask for its password"],
-        ),
-    ],
-)
-def test_what_is_wrong_with_the_files_is_said_in_one_line_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: str, key: str, problems: list[str]
-) -> None:
-    Files(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError) as caught:
-        load_context(TlsSection(certificate=certificate, key=key))
-    assert [str(problem) for problem in caught.value.problems] == [f"configuration: {problem}" for problem in problems]
-
-
-@pytest.mark.parametrize(("certificate", "key"), [("cert.pem", "key.pem"), ("both.pem", ""), ("both.pem", "both.pem")])
-def test_certificate_and_key_may_be_in_one_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: str, key: str
-) -> None:
-    Files(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    assert load_context(TlsSection(certificate=certificate, key=key)) is not None
-
-
-def test_without_a_certificate_there_is_no_tls() -> None:
-    assert load_context(TlsSection()) is None
-
-
-def test_what_may_be_negotiated() -> None:
-    assert CONTEXT is not None
-    assert CONTEXT.minimum_version is ssl.TLSVersion.TLSv1_2
-    assert CONTEXT.options & ssl.OP_NO_RENEGOTIATION
-    assert CONTEXT.options & ssl.OP_NO_COMPRESSION
-    # Forward secrecy, and encryption that authenticates.
-    for cipher in CONTEXT.get_ciphers():
-        assert cipher["aead"], cipher
-        assert cipher["protocol"] == "TLSv1.3" or cipher["name"].startswith("ECDHE-"), cipher

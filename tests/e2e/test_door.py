@@ -9,6 +9,7 @@ import trio
 from clients import Closed, Wire, ask, head, read_answer, subscribe
 from encryption import tls_section
 from serving import open_descriptors, serving, until
+from structlog.testing import LogCapture
 
 import tricast
 
@@ -49,6 +50,15 @@ async def test_as_many_connections_as_an_address_may_have(tls: dict[str, str]) -
         assert (counters.refusals, counters.refused) == ({"limits.connections_per_address": 3}, 3)
         metrics = (await ask(second, "GET", "/metrics")).body.decode()
         assert 'tricast_refusals_total{reason="limits.connections_per_address"} 3.0\n' in metrics
+
+
+async def test_the_debug_log_names_who_is_turned_away() -> None:
+    records = LogCapture()
+    async with serving(records=records, limits={"connections_per_address": 1}) as server:
+        with await Wire.open(seen_from(FIRST, server)):
+            assert (await ask(seen_from(FIRST, server), "GET", "/healthz")).status == 429
+    (entry,) = (entry for entry in records.entries if entry["event"] == "connection refused")
+    assert (entry["peer"], entry["why"], entry["log_level"]) == (FIRST, "limits.connections_per_address", "debug")
 
 
 async def test_in_all_they_are_counted_by_reason_as_well() -> None:

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -11,6 +12,7 @@ from serving import open_descriptors, serving, until
 from structlog.testing import LogCapture
 
 import tricast
+from tricast.listening import _Arrival
 
 LINE = b"PROXY TCP4 192.0.2.1 192.0.2.2 4711 443\r\n"
 OTHER_LINE = LINE.replace(b"192.0.2.1", b"192.0.2.9")
@@ -101,6 +103,22 @@ async def test_a_client_that_opens_thousands_behind_a_proxy_is_dealt_with_shortl
                 await wire.send(head("GET", "/healthz"))
                 assert (await read_answer(wire)).status == 200
         await until(lambda: settled(server))
+
+
+async def test_all_together_who_come_too_fast_are_dealt_with_shortly() -> None:
+    """Also behind one proxy no more of them are told at length than without: their places are others'."""
+    limits: dict[str, Any] = {"accept_rate": 1, "reserved_descriptors": 8}
+    async with serving(server=SECTION, limits=limits) as server, trio.open_nursery() as nursery:
+        with ExitStack() as wires:
+            for number in range(50):
+                line = LINE.replace(b"192.0.2.1", b"192.0.2.%d" % (number + 10))
+                wires.enter_context(await introduced(server, line))
+            counters, busy = server._runtime.counters, server._runtime.open
+            await until(lambda: counters.accepted == 50 and not any(isinstance(it, _Arrival) for it in busy.values()))
+            await trio.testing.wait_all_tasks_blocked()
+            assert counters.refused > 10
+            assert len(busy) <= 50 - counters.refused + limits["reserved_descriptors"] // 2
+        nursery.cancel_scope.cancel()
 
 
 # Others

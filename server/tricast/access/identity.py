@@ -7,8 +7,8 @@ class Identity(NamedTuple):
     """Who is asking, and what that one may do.
 
     Attributes:
-        account: for whom limits count this: ``sub:`` with the subject, ``key:`` with the API key's name; empty for
-            somebody unknown, who is counted by address.
+        account: for whom limits count this: ``sub:`` with the subject, ``key:`` with the API key's name,
+            ``cert:`` with the name in a client certificate; empty for somebody unknown, who is counted by address.
         subject: the token's ``sub``, or None.
         subscribe: patterns of topics that may be subscribed to.
         publish: patterns of topics that may be published to.
@@ -24,5 +24,22 @@ class Identity(NamedTuple):
     is_anonymous: bool = False
 
 
+class Certified(NamedTuple):
+    """Who somebody is by a client certificate that one of ``tls.client_ca`` vouches for.
+
+    Attributes:
+        name: the subject's common name, or else the first of its alternative names.
+        expires_at: the unix seconds from which on it is none any more.
+    """
+
+    name: str
+    expires_at: float
+
+
 #: Everybody, where nobody is asked who they are.
 ANYBODY = Identity("", None, (">",), (">",))
+
+
+def identity_of(certified: Certified, anonymous: Identity) -> Identity:
+    """Who shows a client certificate, and nothing else: may publish to every topic, and subscribe as everybody may."""
+    return Identity(f"cert:{certified.name}", None, anonymous.subscribe, (">",), certified.expires_at)

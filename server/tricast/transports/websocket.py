@@ -520,6 +520,7 @@ class _Publishing:
             RemoteProtocolError: it may not.
         """
         session = self._session
+        session.runtime.check_certified(session.connection)
         draft = session.runtime.hub.check(Draft(operation.topic, operation.type, bytes(operation.data)))
         session.runtime.access.check_publish(session.identity, draft.topic)
         self._drafts.append(draft)

@@ -48,6 +48,16 @@ class Retire(msgspec.Struct, tag=True):
     """To a worker: another has taken its place; let nobody in any more, and drain."""
 
 
+class Renew(msgspec.Struct, tag=True):
+    """To a worker: show the certificate that is in these files now, to those who come from now on.
+
+    Attributes:
+        tls: the section of the configuration, as JSON.
+    """
+
+    tls: msgspec.Raw
+
+
 class Drain(msgspec.Struct, tag=True):
     """To a worker: drain, as the whole server goes down; nothing new for one that drains already."""
 
@@ -66,7 +76,7 @@ class Failed(msgspec.Struct, tag=True):
     lines: list[str]
 
 
-Message = Begin | Accept | Retire | Drain | Ready | Leaving | Failed
+Message = Begin | Accept | Renew | Retire | Drain | Ready | Leaving | Failed
 
 
 class Control:

@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from tricast.logs import Logger
-from tricast.workers.control import Accept, Begin, Control, Drain, Failed, Leaving, Ready, Retire
+from tricast.workers.control import Accept, Begin, Control, Drain, Failed, Leaving, Message, Ready, Renew, Retire
 
 #: How long a worker may take until it is ready.
 _START_SECONDS = 60.0
@@ -51,7 +51,8 @@ class Worker:
         self._logger = logger
         self._ready_at: float | None = None
         self._decided = trio.Event()
-        self._accepts_from = self._told_to_accept_from = [begin.worker]
+        self._accepts_from = [begin.worker]
+        self._due: dict[type[Message], Message] = {}  # what it is to be told: of each kind the last word counts
         self._is_to_be_told = trio.Event()
         self._life = trio.CancelScope()
         self._seeing_out = trio.CancelScope()
@@ -98,9 +99,16 @@ class Worker:
 
     def accept_from(self, numbers: list[int]) -> None:
         """Lets it accept from the listeners of these workers."""
-        self._accepts_from = numbers
-        if not self._tell_where_to_accept():
-            self._is_to_be_told.set()
+        if numbers != self._accepts_from:
+            self._accepts_from = numbers
+            self._due[Accept] = Accept(numbers)
+            self._tell()
+
+    def renew(self, renewal: Renew) -> None:
+        """Lets it show another certificate; one that is not ready yet is told when it is."""
+        self._due[Renew] = renewal
+        if self._ready_at is not None:
+            self._tell()
 
     def retire(self) -> None:
         """Lets it drain and end, because another is there in its place; it may have ended already."""
@@ -152,25 +160,31 @@ class Worker:
             await process.wait()
             nursery.cancel_scope.cancel()
 
-    def _tell_where_to_accept(self) -> bool:
-        """Returns whether it knows."""
-        numbers = self._accepts_from
-        if numbers != self._told_to_accept_from and self._control.tell(Accept(numbers)):
-            self._told_to_accept_from = numbers
-        return numbers == self._told_to_accept_from
+    def _tell(self) -> None:
+        if not self._tell_what_is_due():
+            self._is_to_be_told.set()
+
+    def _tell_what_is_due(self) -> bool:
+        """Returns whether it knows all."""
+        for kind, message in [*self._due.items()]:
+            if not self._control.tell(message):
+                return False
+            del self._due[kind]
+        return True
 
     async def _tell_later(self) -> None:
         """Tells what there was no room for as soon as there is some: it may only have been busy, or stopped."""
         while True:
             await self._is_to_be_told.wait()
             self._is_to_be_told = trio.Event()
-            while not self._tell_where_to_accept():
+            while not self._tell_what_is_due():
                 await self._control.wait_room()
 
     async def _listen(self) -> None:
         while (message := await self._control.next()) is not None:
             if isinstance(message, Ready):
                 self._ready_at = trio.current_time()
+                self._is_to_be_told.set()
                 self._decided.set()
             elif isinstance(message, Leaving):
                 self.is_leaving = True

@@ -27,6 +27,6 @@ async def run(config: Config, *, logger: Logger | None = None, reload: Callable[
     """
     count = workers_of(config)
     if count == 1:
-        await server.run(config, logger=logger)
+        await server.run(config, logger=logger, reload=reload)
     else:
         await Supervisor(config, count, logger=logger, reload=reload or (lambda: config)).run()

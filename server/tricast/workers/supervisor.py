@@ -12,20 +12,22 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 
 import msgspec
 import trio
 
-from tricast.config import MEMORY_URL, SQLITE_URL, Config
+from tricast.certificates import Encryption, load_encryption, successor_of
+from tricast.config import MEMORY_URL, SQLITE_URL, Config, differences
 from tricast.descriptors import raise_soft_limit
 from tricast.errors import ConfigError, WorkerFailed
 from tricast.listening import announce, listen, listen_in_groups, set_options
-from tricast.logs import Logger, program_logger
+from tricast.logs import Logger, log_problems, program_logger
 from tricast.metrics import Board
 from tricast.terminal import Terminal
-from tricast.workers.control import Begin
+from tricast.workers.control import Begin, Renew
 from tricast.workers.process import Worker
 
 #: A worker that lived for so long has not died of what the one before died of.
@@ -122,6 +124,7 @@ class Supervisor:
     async def _open(self, at_the_end: ExitStack, doors: ExitStack) -> None:
         config = self._config
         server, admin = config.server, config.admin
+        self._encryption = load_encryption(config.tls)
         self._listeners = await listen_in_groups(doors, server.host, server.port, config, groups=self._count)
         self._admin_listeners = await listen(doors, admin.host, admin.port, config) if admin.enabled else []
         self._board_fds = [Board.create(number) for number in range(self._count)]
@@ -260,9 +263,10 @@ class Supervisor:
             await self._reload_once()
 
     async def _reload_once(self) -> None:
-        config = self._load_again()
-        if config is None:
+        loaded = self._load_again()
+        if loaded is None or self._renew_only(*loaded):
             return
+        config, encryption = loaded
         self._logger.info("reloading")
         for number in range(self._count):
             problem = await self._replace(number, config)
@@ -272,28 +276,42 @@ class Supervisor:
                 self._logger.error("not reloaded: a worker could not begin", worker=number, problem=problem, **about)
                 await self._set_back(changed)
                 return
-        self._config = config
+        self._config, self._encryption = config, encryption
         self._logger = self._logger_for(config)
         for listener in (listener for group in (*self._listeners, self._admin_listeners) for listener in group):
             set_options(listener, config)
         self._logger.info("reloaded", pids=[worker.pid for worker in self._workers])
 
-    def _load_again(self) -> Config | None:
-        """The configuration as it is to be now; None, and all problems told, when it is wrong."""
-        what = ""
-        problems: list[str] = []
+    def _load_again(self) -> tuple[Config, Encryption | None] | None:
+        """The configuration as it is to be now, and the certificate; None, and all problems told, when it is wrong."""
         try:
             config = self._with_what_is_fixed(self._reload())
+            encryption = successor_of(self._encryption, config.tls, time.time())
             self._make_folder_for(config)
         except ConfigError as error:
-            what, problems = "not reloaded: the configuration is wrong", list(map(str, error.problems))
+            log_problems(self._logger, "not reloaded: the configuration is wrong", error)
         except WorkerFailed as error:
-            what, problems = "not reloaded", list(error.lines)
+            for line in error.lines:
+                self._logger.error("not reloaded", problem=line)  # noqa: TRY400 - it says all
         else:
-            return config
-        for problem in problems:
-            self._logger.error(what, problem=problem)
+            return config, encryption
         return None
+
+    def _renew_only(self, config: Config, following: Encryption | None) -> bool:
+        """Has the workers show another certificate, where that is all that has changed; returns whether it is."""
+        before, changed = self._encryption, differences(self._config, config)
+        if before is None or following is None or not all(key.startswith("tls.") for key in changed):
+            return False
+        if before.fingerprint == following.fingerprint and not changed:
+            return False
+        self._encryption = following
+        self._config = config
+        self._configs = [config] * self._count
+        renewal = Renew(msgspec.Raw(json.dumps(config.tls.model_dump()).encode()))
+        for worker in self._alive:
+            worker.renew(renewal)
+        self._logger.info("certificate renewed, without replacing the workers")
+        return True
 
     async def _set_back(self, numbers: Sequence[int]) -> None:
         """Gives these workers the configuration that the others have still."""

@@ -16,12 +16,12 @@ from pathlib import Path
 import msgspec
 import trio
 
-from tricast.config import Config
-from tricast.errors import TricastError, leaves
-from tricast.logs import Logger, program_logger
+from tricast.config import Config, ServerTlsSection
+from tricast.errors import ConfigError, TricastError, leaves
+from tricast.logs import Logger, log_problems, program_logger
 from tricast.metrics import Board, Noticeboards
 from tricast.server import Server, Share, run_process
-from tricast.workers.control import Accept, Begin, Control, Drain, Failed, Leaving, Ready, Retire
+from tricast.workers.control import Accept, Begin, Control, Drain, Failed, Leaving, Ready, Renew, Retire
 
 #: A worker that is replaced goes on for a moment after it has closed its doors: who came in last has not asked yet.
 _LAST_ARRIVALS_SECONDS = 1.0
@@ -81,6 +81,8 @@ class _Worker:
         while (message := await self._control.next()) is not None:
             if isinstance(message, Accept):
                 server.accept_from([listener for number in message.workers for listener in self._listeners[number]])
+            elif isinstance(message, Renew):
+                self._renew(server, message)
             elif isinstance(message, Retire):
                 await self._retire(server)
             elif isinstance(message, Drain) and not server.is_draining:
@@ -89,6 +91,12 @@ class _Worker:
         self._is_orphaned = True
         self._logger.warning("draining: the supervisor is gone", connections=server.connections)
         server.drain()
+
+    def _renew(self, server: Server, renewal: Renew) -> None:
+        try:
+            server.renew_certificate(ServerTlsSection.model_validate(msgspec.json.decode(renewal.tls)))
+        except ConfigError as error:  # the supervisor could use it, so the files have changed meanwhile
+            log_problems(self._logger, "certificate not renewed, the one before stays", error)
 
     async def _retire(self, server: Server) -> None:
         self._boards.withdraw()
