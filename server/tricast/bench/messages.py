@@ -25,7 +25,7 @@ class Plan(msgspec.Struct, tag="plan", frozen=True, kw_only=True):
     family: int
     address: tuple[str | int, ...]
     feed: Feed
-    headers: list[tuple[str, str]]
+    headers: list[tuple[str, str]] = msgspec.field(default_factory=list)
     subscribers: list[tuple[int, Literal["sse", "ws", "poll"]]]
 
 
