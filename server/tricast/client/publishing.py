@@ -125,16 +125,19 @@ async def _send(post: _Post, endpoint: Endpoint, settings: ClientSettings, dial:
     attempts_left = settings.publish_attempts
     while True:
         attempts_left -= 1
+        refusal: ClientError | None = None
         try:
             return await _send_once(post, endpoint, settings, dial, badge)
         except Lost as lost:
             if attempts_left <= 0:
                 raise
             delay = backoff.next_delay(lost.retry_after)
-        except ClientError as refusal:
-            if attempts_left <= 0 or not await badge.may_be_renewed(refusal):
+        except ClientError as error:
+            if attempts_left <= 0:
                 raise
-            delay = backoff.next_delay()
+            refusal, delay = error, backoff.next_delay()
+        if refusal is not None and not await badge.may_be_renewed(refusal):
+            raise refusal
         await trio.sleep(delay)
 
 
