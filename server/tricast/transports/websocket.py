@@ -154,9 +154,7 @@ class Session(Stream):
         Raises:
             ConnectionLost: the connection is closed, on either side.
         """
-        # First the tail: behind it may come a close frame, and nothing may follow that (RFC 6455 5.5.1).
-        await self.connection.drain(holding=len(message))
-        self._check_open()
+        await self._wait_turn(len(message))
         frame = wire.text_frame(message.encode()) if isinstance(message, str) else wire.binary_frame(message)
         await self.connection.send(frame)
 
@@ -166,8 +164,7 @@ class Session(Stream):
         Raises:
             ConnectionLost: the connection is closed, on either side.
         """
-        await self.connection.drain(holding=len(message))
-        self._check_open()
+        await self._wait_turn(len(message))
         await self.connection.send_soon(wire.text_frame(message))
 
     async def refuse(self, error: RemoteProtocolError | Unavailable, ref: "Reference") -> None:
@@ -178,6 +175,20 @@ class Session(Stream):
         """
         self.runtime.counters.refusals[error.reason] += 1
         await self.reply(wire.encode_reply("error", {"code": error.code, "message": error.detail}, ref))
+
+    async def _wait_turn(self, size: int) -> None:
+        """Returns when a message of this size may be sent.
+
+        Raises:
+            ConnectionLost: the connection is closed, on either side.
+        """
+        # First the tail: behind it may come a close frame, and nothing may follow that (RFC 6455 5.5.1).
+        await self.connection.drain(holding=size)
+        # One that waits for the same comes first, or who always has something to send would never leave.
+        while self._is_leaving and self._is_open:
+            await trio.lowlevel.checkpoint()
+            await self.connection.drain(holding=size)
+        self._check_open()
 
     def _check_open(self) -> None:
         if not self._is_open:
