@@ -57,6 +57,11 @@ def network_of(address: str) -> str:
     return str(ipaddress.ip_network((address.partition("%")[0], _PREFIX_BITS), strict=False))
 
 
+def is_of_this_machine(address: str) -> bool:
+    """Whether nobody from elsewhere can be there, or come from there."""
+    return address == UNIX or ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
 def parse_network(text: str) -> _Network | None:
     """A network, of which an address is the smallest; None for ``unix``.
 

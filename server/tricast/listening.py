@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Protocol
@@ -10,7 +10,7 @@ from typing import Protocol
 import trio
 
 from tricast.activation import activated_listeners
-from tricast.addresses import of_peer
+from tricast.addresses import is_of_this_machine, of_peer
 from tricast.certificates import Keys
 from tricast.config import SYSTEMD_HOST, UNIX_HOST, Config
 from tricast.connection import Connection
@@ -110,17 +110,19 @@ def set_options(listener: socket.socket, config: Config) -> None:
 
 
 def announce(
-    listeners: Iterable[socket.socket],
+    listeners: Sequence[socket.socket],
     admin_listeners: Iterable[socket.socket],
+    config: Config,
     logger: Logger,
-    *,
-    has_tls: bool,
 ) -> None:
-    """Logs where the server can be reached, in words that programs may look for."""
+    """Logs where the server can be reached, in words that programs may look for; and warns where others can do that."""
+    has_tls = config.tls.certificate != ""
     for listener in listeners:
         logger.info(f"listening on {url_of(listener, has_tls=has_tls)}")
     for listener in admin_listeners:
         logger.info(f"admin listening on {url_of(listener)}")
+    if not config.auth.is_on and not all(is_of_this_machine(of_peer(it.getsockname())) for it in listeners):
+        logger.warning("without [auth], whoever can connect may subscribe and publish to everything")
 
 
 class Entrance:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tricast.addresses import UNIX, Networks, network_of, normalized, of_node, of_peer
+from tricast.addresses import UNIX, Networks, is_of_this_machine, network_of, normalized, of_node, of_peer
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,16 @@ def test_every_address_is_understood(address: ipaddress.IPv4Address | ipaddress.
 )
 def test_whose_address_it_is(address: str, network: str) -> None:
     assert network_of(address) == network
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1", UNIX])
+def test_who_is_of_this_machine(address: str) -> None:
+    assert is_of_this_machine(address)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1", "fe80::1%eth0", "2001:db8::1"])
+def test_who_may_be_of_elsewhere(address: str) -> None:
+    assert not is_of_this_machine(address)
 
 
 def test_networks_hold_addresses() -> None:

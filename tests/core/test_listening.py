@@ -2,11 +2,14 @@
 
 import socket
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
+from serving import capturing_logger
+from structlog.testing import LogCapture
 
 from tricast.config import Config
-from tricast.listening import listen, listen_in_groups, set_options
+from tricast.listening import announce, listen, listen_in_groups, set_options
 
 
 def taken(listener: socket.socket) -> int:
@@ -79,3 +82,22 @@ async def test_options_can_be_set_again() -> None:
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 8192  # as Linux counts it
         with socket.create_connection(listener.getsockname()):
             assert taken(listener) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "auth", "is_warned"),
+    [
+        ("127.0.0.1", {}, False),
+        ("", {}, True),
+        ("", {"anonymous_subscribe": ["public.>"]}, False),
+    ],
+)
+async def test_where_others_can_connect_somebody_should_be_asked_who_they_are(
+    host: str, auth: dict[str, Any], is_warned: bool
+) -> None:
+    logged, config = LogCapture(), Config.model_validate({"auth": auth})
+    with ExitStack() as sockets:
+        listeners = await listen(sockets, host, 0, config)
+        announce(listeners, listeners, config, capturing_logger(logged))
+    levels = [entry["log_level"] for entry in logged.entries]
+    assert levels == ["info"] * 2 * len(listeners) + ["warning"] * is_warned
