@@ -146,4 +146,14 @@ def test_nobody_has_more_than_allowed_and_nothing_stays_behind(steps: list[tuple
         assert len(found) == len(held)
     for holder in list(held):
         found.give_back(holder)
-    assert len(found) == len(found._taken) == 0
+    assert len(found) == found._seats.count(CLIENT) == found._seats.count(OTHER) == 0
+
+
+def test_who_has_a_place_already_takes_no_second(clock: Clock) -> None:
+    found = places(clock, connections_per_address=1)
+    for address in (CLIENT, CLIENT, OTHER):
+        found.take("proxied", address)
+    found.take("another", CLIENT)
+    with pytest.raises(LimitExceeded):
+        found.take("more", OTHER)
+    assert len(found) == 2
