@@ -125,7 +125,7 @@ class Runtime:
         self.handlers = handlers
         self.keys = keys
         self.access = access
-        self.leases = leases if leases is not None else Leases(randomness)
+        self.leases = leases if leases is not None else Leases()
         self.proxies = Networks(config.server.trusted_proxies)
         self.places = Places(config.limits, self.proxies, clock=trio.current_time, jitter=self.jitter)
         self.counters = Counters()
