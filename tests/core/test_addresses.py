@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tricast.addresses import UNIX, Networks, is_of_this_machine, network_of, normalized, of_node, of_peer
+from tricast.addresses import UNIX, UNKNOWN, Networks, is_of_this_machine, network_of, normalized, of_node, of_peer
 
 
 @pytest.mark.parametrize(
@@ -124,3 +124,8 @@ def test_no_networks_hold_nobody() -> None:
     assert "127.0.0.1" not in networks
     assert UNIX not in networks
     assert UNIX not in Networks(("0.0.0.0/0", "::/0"))
+
+
+def test_nobody_trusts_whom_nobody_knows() -> None:
+    assert UNKNOWN not in Networks(("0.0.0.0/0", "::/0", UNIX))
+    assert network_of(UNKNOWN) == UNKNOWN
