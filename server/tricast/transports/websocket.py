@@ -617,6 +617,9 @@ async def _operate(session: Session, message: str | bytes, batch: _Publishing) -
 
 
 async def _perform(session: Session, operation: wire.Operation) -> None:
+    if isinstance(operation, wire.Subscribe | wire.Unsubscribe):
+        # A hundred topics, or patterns, take half a millisecond or more, and one read may hold many such operations.
+        await trio.lowlevel.checkpoint()
     match operation:
         case wire.Subscribe():
             await _subscribe(session, operation)
