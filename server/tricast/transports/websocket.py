@@ -454,8 +454,12 @@ class Session(Stream):
             await self._finish(error.close_code, error.detail)
             return
         except Exception as error:
+            code = INTERNAL_ERROR
+            if isinstance(error, Unavailable):
+                self.runtime.counters.refusals[error.reason] += 1
+                code = TRY_AGAIN_LATER
             with trio.move_on_after(self.runtime.config.websocket.close_timeout, shield=True):
-                await self._finish(TRY_AGAIN_LATER if isinstance(error, Unavailable) else INTERNAL_ERROR)
+                await self._finish(code)
             raise
         await self._finish(NORMAL)
 
