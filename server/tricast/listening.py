@@ -313,6 +313,7 @@ class Acceptor:
             write_rate=limits.write_rate,
             max_unsent=limits.unsent,
             handshake_timeout=limits.head_timeout,
+            turn=self._runtime.shaking_hands.pass_through,
         )
 
     async def enter(self, connection: Connection) -> bool:

@@ -36,6 +36,8 @@ _SERVER = (b"server", b"tricast")
 _TRY_AGAIN = (429, 503)
 #: Each reads 64 KiB from the log and sends them, which takes half a millisecond on a busy machine.
 _CATCH_UPS_PER_TURN = 4
+#: Each is a signature and a key exchange: half a millisecond with RSA, a quarter with ECDSA.
+_HANDSHAKES_PER_TURN = 4
 #: What a request line has beside the target: the method, the version and two spaces.
 _BESIDE_TARGET = 64
 
@@ -78,6 +80,7 @@ class Runtime:
         hub: the hub.
         wheel: where keepalives, pings and dead-peer checks are done.
         catching_up: what everybody passes who reads on from the log, for each part that is read.
+        shaking_hands: what everybody passes who shakes hands in TLS, for each step of that.
         random: for jitter only, so it need not be secret.
         logger: where to log.
         counters: what happened.
@@ -120,6 +123,7 @@ class Runtime:
         self.hub = hub
         self.wheel = wheel
         self.catching_up = Turnstile(per_turn=_CATCH_UPS_PER_TURN)
+        self.shaking_hands = Turnstile(per_turn=_HANDSHAKES_PER_TURN)
         self.random = randomness
         self.logger = logger
         self.handlers = handlers
