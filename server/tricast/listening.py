@@ -104,6 +104,8 @@ def set_options(listener: socket.socket, config: Config) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive_seconds)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_SECONDS)
+        # Beside what is on its way, on which the network decides: so it costs no speed, however far a client is.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, config.limits.send_ahead)
         if config.limits.send_buffer:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.limits.send_buffer)
     listener.listen(config.server.backlog)
@@ -235,6 +237,9 @@ class Acceptor:
         self._spare = spare
         self._is_public = is_public
         self._has_introductions = is_public and runtime.config.server.proxy_protocol
+        # Here, and not made anew for each connection: a bound method is as large as an object with two slots.
+        self._let_go = runtime.ending.pass_through
+        self._turn = runtime.shaking_hands.pass_through
 
     async def accept_forever(self, listener: socket.socket) -> None:
         """Accepts until cancelled."""
@@ -304,6 +309,7 @@ class Acceptor:
                 write_timeout=limits.write_timeout,
                 write_rate=limits.write_rate,
                 max_unsent=limits.unsent,
+                let_go=self._let_go,
             )
         return TlsConnection(
             sock,
@@ -312,8 +318,9 @@ class Acceptor:
             write_timeout=limits.write_timeout,
             write_rate=limits.write_rate,
             max_unsent=limits.unsent,
+            let_go=self._let_go,
             handshake_timeout=limits.head_timeout,
-            turn=self._runtime.shaking_hands.pass_through,
+            turn=self._turn,
         )
 
     async def enter(self, connection: Connection) -> bool:
