@@ -35,6 +35,8 @@ from tricast.wire.websocket import Kind
 
 #: Frames handled in a row before others get a turn: 64 KiB may hold ten thousand empty ones.
 _FRAMES_PER_TURN = 32
+#: One that is so many bytes longer counts once more: a hundred bytes may inflate to ``websocket.max_message``.
+_BYTES_PER_FRAME = 8 * 2**10
 #: Operations that publish are taken together, so that they cost the log one append and the client's socket one send.
 _MAX_TOGETHER = 100
 #: Close codes with their meaning (RFC 6455 7.4.1, and the registry for 1013).
@@ -371,6 +373,7 @@ class Session(Stream):
                     await self._refuse(limit)
                     return None
                 case TextMessage() | BytesMessage():
+                    self._frames += len(event.data) // _BYTES_PER_FRAME
                     if event.message_finished:
                         return self._whole_message(event)
                     self._keep(event)
