@@ -239,6 +239,9 @@ class Acceptor:
         self._spare = spare
         self._is_public = is_public
         self._has_introductions = is_public and runtime.config.server.proxy_protocol
+        # Here, and not made anew for each connection: a bound method is as large as an object with two slots.
+        self._let_go = runtime.ending.pass_through
+        self._turn = runtime.shaking_hands.pass_through
 
     async def accept_forever(self, listener: socket.socket) -> None:
         """Accepts until cancelled."""
@@ -308,7 +311,7 @@ class Acceptor:
                 write_timeout=limits.write_timeout,
                 write_rate=limits.write_rate,
                 max_unsent=limits.unsent,
-                let_go=self._runtime.ending.pass_through,
+                let_go=self._let_go,
             )
         return TlsConnection(
             sock,
@@ -317,8 +320,9 @@ class Acceptor:
             write_timeout=limits.write_timeout,
             write_rate=limits.write_rate,
             max_unsent=limits.unsent,
-            let_go=self._runtime.ending.pass_through,
+            let_go=self._let_go,
             handshake_timeout=limits.head_timeout,
+            turn=self._turn,
         )
 
     async def enter(self, connection: Connection) -> bool:

@@ -38,6 +38,8 @@ _TRY_AGAIN = (429, 503)
 _CATCH_UPS_PER_TURN = 4
 #: To unwind a connection takes some 200 µs, and when a proxy goes down, all of its connections end at the same moment.
 _ENDS_PER_TURN = 10
+#: Each is a signature and a key exchange: half a millisecond with RSA, a quarter with ECDSA.
+_HANDSHAKES_PER_TURN = 4
 #: What a request line has beside the target: the method, the version and two spaces.
 _BESIDE_TARGET = 64
 
@@ -81,6 +83,7 @@ class Runtime:
         wheel: where keepalives, pings and dead-peer checks are done.
         catching_up: what everybody passes who reads on from the log, for each part that is read.
         ending: what every connection passes that its peer has ended, or that is given up.
+        shaking_hands: what everybody passes who shakes hands in TLS, for each step of that.
         random: for jitter only, so it need not be secret.
         logger: where to log.
         counters: what happened.
@@ -124,6 +127,7 @@ class Runtime:
         self.wheel = wheel
         self.catching_up = Turnstile(per_turn=_CATCH_UPS_PER_TURN)
         self.ending = Turnstile(per_turn=_ENDS_PER_TURN)
+        self.shaking_hands = Turnstile(per_turn=_HANDSHAKES_PER_TURN)
         self.random = randomness
         self.logger = logger
         self.handlers = handlers

@@ -19,7 +19,7 @@ import pytest
 import trio
 import trio.testing
 from clients import TEXT, WEBSOCKET_HEADERS, frame, head
-from encryption import client_context, tls_section
+from encryption import client_hello, tls_section
 from serving import capturing_logger, failures, open_descriptors, serving, until
 from structlog.testing import LogCapture
 
@@ -187,15 +187,6 @@ class Phase(NamedTuple):
     reached: Reached
     is_lost: bool = True
     receive_buffer: int = 0
-
-
-def client_hello() -> bytes:
-    """What TLS begins with."""
-    outgoing = ssl.MemoryBIO()
-    tls = client_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="127.0.0.1")
-    with pytest.raises(ssl.SSLWantReadError):
-        tls.do_handshake()
-    return outgoing.read()
 
 
 def is_in_head(it: object) -> bool:

@@ -118,6 +118,9 @@ class Stream(Subscriber):
         self.runtime.open[self.connection] = self
         self.runtime.wheel.add(self, trio.current_time())
         try:
+            if self.runtime.is_draining:
+                # It began after this one was let in, and found nothing here that it could end.
+                self.drain(self.runtime.returns.delay())
             await self.serve()
         finally:
             self.runtime.open[self.connection] = NothingToEnd()
