@@ -287,8 +287,6 @@ class HttpConnection:
     async def _answer_requests(self) -> Takeover | None:
         is_first = True
         while (request := await self._next_request(is_first=is_first)) is not None:
-            if not is_first:
-                await trio.lowlevel.checkpoint()  # pipelined requests come by the thousand in one read
             is_first = False
             label, answer = await self._answer(request)
             if isinstance(answer, Handover):
@@ -378,7 +376,11 @@ class HttpConnection:
             self._ahead += data
         reader = HeadReader(self._runtime.head_limits, "strict")
         head = reader.take(self._ahead) if self._ahead else None
-        return head if head is not None else await self._wait_for_head(reader, is_first=is_first)
+        if head is None:
+            return await self._wait_for_head(reader, is_first=is_first)
+        if not is_first:
+            await trio.lowlevel.checkpoint()  # pipelined requests come by the thousand in one read
+        return head
 
     async def _wait_for_head(self, reader: HeadReader, *, is_first: bool) -> bytes | None:
         limits = self._runtime.config.limits
@@ -386,12 +388,14 @@ class HttpConnection:
         head = None
         try:
             with self._wait_at_most(limits.head_timeout if has_begun else limits.idle_timeout) as scope:
-                while head is None and (data := await self._connection.receive()):
+                while data := await self._connection.receive():
+                    self._ahead += data
+                    head = reader.take(self._ahead)
+                    if head is not None:
+                        break  # most come whole, and cost no look at the clock, nor a place on the wheel
                     begun = self._deadline if has_begun else trio.current_time() + limits.head_timeout
                     has_begun = True
                     self._set_deadline(begun + len(data) / limits.receive_rate)
-                    self._ahead += data
-                    head = reader.take(self._ahead)
         finally:
             self._scope = None
         if head is None and self._ahead:
