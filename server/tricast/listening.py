@@ -104,6 +104,8 @@ def set_options(listener: socket.socket, config: Config) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive_seconds)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_SECONDS)
+        # Beside what is on its way, on which the network decides: so it costs no speed, however far a client is.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, config.limits.send_ahead)
         if config.limits.send_buffer:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.limits.send_buffer)
     listener.listen(config.server.backlog)
@@ -304,6 +306,7 @@ class Acceptor:
                 write_timeout=limits.write_timeout,
                 write_rate=limits.write_rate,
                 max_unsent=limits.unsent,
+                let_go=self._runtime.ending.pass_through,
             )
         return TlsConnection(
             sock,
@@ -312,6 +315,7 @@ class Acceptor:
             write_timeout=limits.write_timeout,
             write_rate=limits.write_rate,
             max_unsent=limits.unsent,
+            let_go=self._runtime.ending.pass_through,
             handshake_timeout=limits.head_timeout,
         )
 

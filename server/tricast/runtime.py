@@ -36,6 +36,8 @@ _SERVER = (b"server", b"tricast")
 _TRY_AGAIN = (429, 503)
 #: Each reads 64 KiB from the log and sends them, which takes half a millisecond on a busy machine.
 _CATCH_UPS_PER_TURN = 4
+#: To unwind a connection takes some 200 µs, and when a proxy goes down, all of its connections end at the same moment.
+_ENDS_PER_TURN = 10
 #: What a request line has beside the target: the method, the version and two spaces.
 _BESIDE_TARGET = 64
 
@@ -78,6 +80,7 @@ class Runtime:
         hub: the hub.
         wheel: where keepalives, pings and dead-peer checks are done.
         catching_up: what everybody passes who reads on from the log, for each part that is read.
+        ending: what every connection passes that its peer has ended, or that is given up.
         random: for jitter only, so it need not be secret.
         logger: where to log.
         counters: what happened.
@@ -120,6 +123,7 @@ class Runtime:
         self.hub = hub
         self.wheel = wheel
         self.catching_up = Turnstile(per_turn=_CATCH_UPS_PER_TURN)
+        self.ending = Turnstile(per_turn=_ENDS_PER_TURN)
         self.random = randomness
         self.logger = logger
         self.handlers = handlers

@@ -214,6 +214,7 @@ async def serve(
             background.start_soon(runtime.memory.watch)
             background.start_soon(runtime.leases.serve)
             background.start_soon(runtime.catching_up.run)
+            background.start_soon(runtime.ending.run)
             admin_entrance = _admin_entrance(runtime, expose, background, spare)
             admin_entrance.accept_from(admin_listeners)
             async with trio.open_nursery() as connections:

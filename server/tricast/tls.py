@@ -13,7 +13,7 @@ from typing import Any
 import trio
 
 from tricast.access.identity import Certified
-from tricast.connection import Connection
+from tricast.connection import Connection, LetGo, at_once
 from tricast.errors import ConnectionLost
 from tricast.sent import NOTHING, Sent
 from tricast.wire.http1 import CLOSE, END_OF_HEAD, encode_head, encode_headers, problem
@@ -62,9 +62,12 @@ class TlsConnection(Connection):
         write_timeout: float,
         write_rate: int = 0,
         max_unsent: int = 0,
+        let_go: LetGo = at_once,
         handshake_timeout: float,
     ) -> None:
-        super().__init__(sock, peer, write_timeout=write_timeout, write_rate=write_rate, max_unsent=max_unsent)
+        super().__init__(
+            sock, peer, write_timeout=write_timeout, write_rate=write_rate, max_unsent=max_unsent, let_go=let_go
+        )
         self._handshake_timeout = handshake_timeout
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()

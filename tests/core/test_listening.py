@@ -1,7 +1,7 @@
 """Listening sockets: one for each address, or as many as there are workers to share them."""
 
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -79,3 +79,21 @@ async def test_options_can_be_set_again() -> None:
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 8192  # as Linux counts it
         with socket.create_connection(listener.getsockname()):
             assert taken(listener) == 1
+
+
+@pytest.mark.parametrize("ahead", [16 * 2**10, 128 * 2**10])
+async def test_the_kernel_takes_little_for_who_does_not_read(ahead: int) -> None:
+    with ExitStack() as sockets:
+        config = Config.model_validate({"limits": {"send_ahead": ahead}})
+        (listener,) = await listen(sockets, "127.0.0.1", 0, config)
+        client = sockets.enter_context(socket.socket())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listener.getsockname())
+        peer = sockets.enter_context(listener.accept()[0])
+        peer.setblocking(False)
+        taken = 0
+        with suppress(BlockingIOError):
+            while taken < 2**24:
+                taken += peer.send(b"x" * 8192)
+        # What the client's own window holds comes on top of it.
+        assert ahead <= taken < ahead + 2**17

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from clocks import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,16 +15,6 @@ from tricast.places import Places
 
 PROXIES = Networks(("10.0.0.0/8",))
 PROXY, CLIENT, OTHER = "10.0.0.1", "192.0.2.1", "192.0.2.2"
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
