@@ -72,7 +72,7 @@ def test_a_body_that_ends_with_the_connection() -> None:
         (b"5\r\n\r\n0\r\n\r\n0\r\n\r\n", b"\r\n0\r\n", []),
         (b"5;a\r\nhello\r\n0;b=c\r\n\r\n", b"hello", []),
         (b'5 ; a = "b;\t"\r\nhello\r\n0\r\n\r\n', b"hello", []),
-        (b"5;\xe4\r\nhello\r\n0;\r\n\r\n", b"hello", []),
+        (b'5;a="\\"\xe4"\t;b\r\nhello\r\n0;c=d;e\r\n\r\n', b"hello", []),
         (b"0\r\nX:y\r\nz-A:\t b  c \r\nEmpty:\r\n\r\n", b"", [(b"X", b"y"), (b"z-A", b"b  c"), (b"Empty", b"")]),
         (b"0\r\nContent-Digest: sha-256=:AA==:\r\n\r\n", b"", [(b"Content-Digest", b"sha-256=:AA==:")]),
     ],
@@ -111,6 +111,18 @@ BROKEN = [
     (b"5;a", b"\x00"),
     (b"5;a", b"\x7f"),
     (b"5;a\r", b"b"),
+    # That it is no extension shows when the line is over (RFC 9112 7.1.1).
+    (b"5;\r", b"\n"),
+    (b"5;;a\r", b"\n"),
+    (b"5;a=\r", b"\n"),
+    (b"5;=b\r", b"\n"),
+    (b"5;a=b=c\r", b"\n"),
+    (b"5;a b\r", b"\n"),
+    (b"5;a \r", b"\n"),
+    (b'5;"a"\r', b"\n"),
+    (b'5;a="b\r', b"\n"),
+    (b'5;a="b"c\r', b"\n"),
+    (b"5;\xe4\r", b"\n"),
     (b"000000000000005", b"0"),
     (b"fffffffffffffff", b"f"),
     (b"5\r\nhello", b"\n"),
@@ -152,7 +164,7 @@ def test_a_broken_chunk_is_refused_at_its_first_wrong_byte(begun: bytes, wrong: 
         # Extensions are counted over all chunks, or each byte of payload could bring a thousand others along.
         (b"1;" + b"a" * 19 + b"\r\n!\r\n0\r\n\r\n", b"1;" + b"a" * 20 + b"\r\n!\r\n0\r\n\r\n"),
         (b"1;" + b"a" * 9 + b"\r\n!\r\n0;" + b"a" * 9 + b"\r\n\r\n", b"1;aaaaaaaaa\r\n!\r\n0;aaaaaaaaaa\r\n\r\n"),
-        (b"1" + b" " * 19 + b";\r\n!\r\n0\r\n\r\n", b"1" + b" " * 20 + b";\r\n!\r\n0\r\n\r\n"),
+        (b"1" + b" " * 18 + b";a\r\n!\r\n0\r\n\r\n", b"1" + b" " * 19 + b";a\r\n!\r\n0\r\n\r\n"),
         (b"0\r\nX: " + b"y" * 193 + b"\r\n\r\n", b"0\r\nX: " + b"y" * 200 + b"\r\n\r\n"),
         (b"0\r\n" + b"X:\r\n" * 49 + b"\r\n", b"0\r\n" + b"X:\r\n" * 51 + b"\r\n"),
     ],
@@ -230,7 +242,7 @@ def test_trailers_that_must_not_be(name: str) -> None:
 @given(
     st.lists(st.binary(min_size=1, max_size=300), max_size=8),
     st.lists(st.integers(0, 400), max_size=20),
-    st.sampled_from([b"", b";a=b", b';\t"q"']),
+    st.sampled_from([b"", b";a=b", b';\ta = "q"']),
     st.sampled_from([[], [(b"X", b"y")], [(b"A", b""), (b"A", b"b c")]]),
 )
 def test_chunks_are_the_same_however_they_are_split_and_what_h11_makes_of_them(

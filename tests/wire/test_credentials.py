@@ -158,7 +158,7 @@ def test_targets_in_logs(target: bytes, logged: bytes) -> None:
     assert without_secrets(target) == logged
 
 
-@pytest.mark.parametrize("secret", [jwt.encode({"sub": "ada"}, "s" * 32), api_keys.make()])
+@pytest.mark.parametrize("secret", [jwt.encode({"sub": "ada"}, "s" * 32), api_keys.make()], ids=["token", "api key"])
 @pytest.mark.parametrize(
     "place", ["/events?jwt=X", "/events?a=1;token=X&b", "/events?topic=X", "/X", "/a/X/b?c", "/events?topic%3DX"]
 )

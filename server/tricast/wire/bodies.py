@@ -11,6 +11,10 @@ from typing import Protocol
 Fields = list[tuple[bytes, bytes]]
 #: RFC 9112 7.1: nothing but digits, and no more of them than a number can have; and its extensions, 7.1.1.
 _CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+#: RFC 9112 7.1.1: names with values, which are tokens or quoted.
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
+_EXTENSIONS = re.compile(rb"(?:[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?)+" % (_TOKEN, _TOKEN, _QUOTED))
 #: What can still become one.
 _BEGUN_CHUNK_HEAD = re.compile(rb"[0-9A-Fa-f]{0,15}|[0-9A-Fa-f]{1,15}(\r|[ \t]+|[ \t]*;[\t\x20-\x7e\x80-\xff]*\r?)")
 _MOST_DIGITS = 15
@@ -187,6 +191,8 @@ class ChunkedBody:
             self._extensions -= len(match[2])
             if self._extensions < 0:
                 raise BadBody("too many chunk extensions")
+            if _EXTENSIONS.fullmatch(match[2]) is None:
+                raise BadBody("what stands behind the size of a chunk is no extension")
         self._left = int(match[1], 16)
         self._state = self._DATA if self._left else self._TRAILERS
         return match.end()
