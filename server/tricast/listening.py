@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Protocol
@@ -16,6 +16,7 @@ from tricast.config import SYSTEMD_HOST, UNIX_HOST, Config
 from tricast.connection import Connection
 from tricast.descriptors import Spare
 from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
+from tricast.exposure import are_for_others, exposures
 from tricast.introduction import be_introduced
 from tricast.listeners import open_listeners, url_of
 from tricast.logs import Logger
@@ -110,17 +111,20 @@ def set_options(listener: socket.socket, config: Config) -> None:
 
 
 def announce(
-    listeners: Iterable[socket.socket],
+    listeners: Collection[socket.socket],
     admin_listeners: Iterable[socket.socket],
+    config: Config,
     logger: Logger,
-    *,
-    has_tls: bool,
 ) -> None:
-    """Logs where the server can be reached, in words that programs may look for."""
+    """Logs where the server can be reached, in words that programs may look for, and what is open to others there."""
+    has_tls = config.tls.certificate != ""
     for listener in listeners:
         logger.info(f"listening on {url_of(listener, has_tls=has_tls)}")
     for listener in admin_listeners:
         logger.info(f"admin listening on {url_of(listener)}")
+    if are_for_others(listeners):
+        for exposure in exposures(config):
+            logger.warning(exposure)
 
 
 class Entrance:

@@ -237,7 +237,7 @@ async def serve(
                     at_the_end.callback(server.stopped)
                     if share is None:
                         _warn_of_workers(config, logger)
-                        announce(listeners, admin_listeners, logger, has_tls=keys is not None)
+                        announce(listeners, admin_listeners, config, logger)
                     else:
                         background.start_soon(share.boards.post_forever, runtime)
                     task_status.started(server)

@@ -169,8 +169,7 @@ class Supervisor:
             if failed.exit_code == -signal.SIGTERM:
                 await trio.sleep(_ALL_TOLD_SECONDS)
             raise WorkerFailed(failed.lines or [f"worker {failed.number} could not begin: {_end_of(failed)}"])
-        has_tls = self._config.tls.certificate != ""
-        announce(self._listeners[0], self._admin_listeners, self._logger, has_tls=has_tls)
+        announce(self._listeners[0], self._admin_listeners, self._config, self._logger)
         before, after = limits
         raised = {} if before == after else {"raised_from": before}
         self._logger.info("workers", count=self._count, pids=[worker.pid for worker in self._workers])
