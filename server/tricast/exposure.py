@@ -35,6 +35,6 @@ def exposures(config: Config) -> list[str]:
         found.append(f"there is no [auth]: whoever can connect can {everything} to everything")
     if not config.tls.certificate and not config.server.trusted_proxies:
         found.append(
-            "there is no [tls], and no proxy in server.trusted_proxies: whoever is on the way reads everything, tokens too"
+            "there is no [tls], and no proxy in server.trusted_proxies: who is on the way reads everything, tokens too"
         )
     return found
