@@ -111,6 +111,15 @@ def client_context(*protocols: str) -> ssl.SSLContext:
     return context
 
 
+def client_hello() -> bytes:
+    """What TLS begins with."""
+    outgoing = ssl.MemoryBIO()
+    tls = client_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="127.0.0.1")
+    with suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
 class Truncated(OSError):
     """The connection ended, but not TLS: anybody in between could have cut it."""
 

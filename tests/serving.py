@@ -108,7 +108,8 @@ def no_garbage() -> Iterator[None]:
         gc.collect()
         package = str(Path(tricast.__file__).parent)
         codes = [found.f_code for found in gc.garbage if isinstance(found, FrameType)]
-        assert [code.co_name for code in codes if code.co_filename.startswith(package)] == []
+        kept = [code.co_name for code in codes if code.co_filename.startswith(package)]
+        assert not kept, kept
     finally:
         gc.set_debug(0)
         gc.garbage.clear()

@@ -5,9 +5,7 @@ and never read it. Whoever is thrown out comes back at once. Others subscribe me
 """
 
 import argparse
-import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,15 +14,14 @@ from typing import Any
 
 from attackers import Attack, Standing
 from figures import divide, spread
-from load import LoadError
 from machine import describe_machine, read_queued_bytes
 from measure import raise_descriptor_limit
-from peers.base import Capability, PeerError
+from peers.base import Capability
 from peers.tricast import Tricast
-from processes import adopt_orphans, end_descendants
-from publisher import PublishError, write_event
+from publisher import write_event
 from scenarios.base import TOPIC, MeasureError, Session, Stage
 from scenarios.fan_out import fan_out
+from standalone import run
 
 HERE = Path(__file__).resolve().parent
 NAME = "hostile"
@@ -40,25 +37,8 @@ _PUBLISHERS = 8
 def main() -> int:
     """Reads the command line and measures; returns the exit status."""
     options = parse(sys.argv[1:])
-    adopt_orphans()
     raise_descriptor_limit()
-    try:
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            figures = measure(options, Path(folder))
-    except (MeasureError, PeerError, LoadError, PublishError) as error:
-        print(f"{NAME}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{NAME}: interrupted", file=sys.stderr)
-        return 130
-    finally:
-        end_descendants()
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{NAME}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    table = render(figures)
-    (options.out / f"{NAME}.md").write_text(table, encoding="utf-8")
-    print(table, end="")
-    return 1 if options.check and not holds(figures) else 0
+    return run(NAME, options, measure, render, lambda figures: not options.check or holds(figures))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -90,7 +70,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for name in (_WITHOUT, _WITH):
             place = folder / f"{repetition}-{name}"
             place.mkdir()
-            runs[name][repetition] = run(options, place, is_attacked=name == _WITH)
+            runs[name][repetition] = run_once(options, place, is_attacked=name == _WITH)
             say(f"{name} them: p99 {runs[name][repetition]['p99_ms']:.1f} ms")
     ratio = divide(_column(runs[_WITH], "p99_ms"), _column(runs[_WITHOUT], "p99_ms"))
     return {
@@ -110,7 +90,7 @@ def _column(runs: Mapping[int, Mapping[str, float]], key: str) -> dict[int, floa
     return {repetition: figures[key] for repetition, figures in runs.items()}
 
 
-def run(options: argparse.Namespace, folder: Path, *, is_attacked: bool) -> dict[str, float]:
+def run_once(options: argparse.Namespace, folder: Path, *, is_attacked: bool) -> dict[str, float]:
     """Returns the figures of one measurement, on a server of its own."""
     stage = Stage(Tricast(), Capability.SSE, {}, folder)
     with stage.session() as session, session.publisher() as publisher:

@@ -5,27 +5,24 @@ processes take, how long an event is on its way to everybody, and whether anythi
 """
 
 import argparse
-import json
 import math
 import resource
-import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
-from load import Again, Load, LoadError, Opened, Received, Target
+from load import Again, Load, Opened, Received, Target
 from machine import describe_machine, read_kernel_bytes
-from peers.base import PeerError, Running
+from peers.base import Running
 from peers.tricast import Tricast
-from processes import adopt_orphans, end_descendants, read_cpu_ns, read_memory
-from publisher import Publisher, PublishError, write_event
+from processes import read_cpu_ns, read_memory
+from publisher import Publisher, write_event
 from scenarios.base import EVENT_BYTES, TOPIC, MeasureError
+from standalone import run
 
 HERE = Path(__file__).resolve().parent
 NAME = "hundred-thousand"
@@ -37,26 +34,7 @@ _GRACE_SECONDS = 30
 
 def main() -> int:
     """Reads the command line and holds the connections; returns the exit status."""
-    options = parse(sys.argv[1:])
-    adopt_orphans()
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            figures = measure(options, Path(folder))
-    except (MeasureError, PeerError, LoadError, PublishError) as error:
-        print(f"{NAME}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{NAME}: interrupted", file=sys.stderr)
-        return 130
-    finally:
-        end_descendants()
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{NAME}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    table = render(figures)
-    (options.out / f"{NAME}.md").write_text(table, encoding="utf-8")
-    print(table, end="")
-    return 0 if figures["lost"] == figures["dropped"] == 0 else 1
+    return run(NAME, parse(sys.argv[1:]), measure, render, lambda found: found["lost"] == found["dropped"] == 0)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -274,10 +252,6 @@ def _megabytes(count: int) -> str:
 def say(message: str) -> None:
     """Tells the user one line."""
     print(f"{NAME}: {message}", file=sys.stderr, flush=True)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from functools import lru_cache
 
 #: What stands for the address of whoever comes over a Unix socket, and in a list of networks for all of those.
 UNIX = "unix"
+#: What stands for the address of whoever comes by a proxy that cannot tell it; nobody trusts those.
+UNKNOWN = "unknown"
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -57,6 +59,11 @@ def network_of(address: str) -> str:
     return str(ipaddress.ip_network((address.partition("%")[0], _PREFIX_BITS), strict=False))
 
 
+def is_of_this_machine(address: str) -> bool:
+    """Whether nobody from elsewhere can be there, or come from there."""
+    return address == UNIX or ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
 def parse_network(text: str) -> _Network | None:
     """A network, of which an address is the smallest; None for ``unix``.
 
@@ -84,7 +91,7 @@ class Networks:
         return bool(self._networks) and isinstance(address, str) and self._holds(address)
 
     def _look(self, address: str) -> bool:
-        if address == UNIX:
-            return None in self._networks
+        if address in (UNIX, UNKNOWN):
+            return address == UNIX and None in self._networks
         found = ipaddress.ip_address(address.partition("%")[0])
         return any(network is not None and found in network for network in self._networks)

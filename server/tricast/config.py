@@ -267,6 +267,7 @@ class LimitsSection(Section):
     receive_rate: PositiveSize = 512
     idle_timeout: PositiveDuration = 75.0
     write_timeout: PositiveDuration = 30.0
+    send_ahead: Annotated[PositiveSize, Field(le=2**30)] = 128 * 2**10
     send_buffer: Annotated[Size, Field(le=2**30)] = 0
     write_rate: Size = 256
     unsent: PositiveSize = 2**20

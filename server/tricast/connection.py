@@ -8,7 +8,7 @@ answer), and nothing is sent while a tail waits, so pieces of different writers 
 import math
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import trio
@@ -29,6 +29,14 @@ _MAX_HELD_BYTES = 64 * 2**10
 _MAX_HELD = 100
 
 
+#: Returns when a peer may be let go.
+LetGo = Callable[[], Awaitable[object]]
+
+
+async def at_once() -> None:
+    """Lets go without waiting."""
+
+
 class _Sized(Protocol):
     """Something that takes so many bytes."""
 
@@ -47,6 +55,8 @@ class Connection:
         write_timeout: seconds in which at least one byte must be taken when the peer is waited for.
         write_rate: bytes a second that the peer must take, on the average of such a time, while it is waited for.
         max_unsent: bytes that may wait in pieces behind the one that is being sent; 0 for any number.
+        let_go: waited for before anybody is told that the peer has ended or is given up: many of them at once are let
+            go a few at a time.
 
     Attributes:
         peer: the address, as text, of who is at the other end, or of whom that one says it speaks for.
@@ -54,6 +64,7 @@ class Connection:
         last_received: ``trio.current_time()`` of the last byte that came in.
         is_closed: whether ``close`` was called.
         has_ended: whether the peer was heard to send no more.
+        let_go: see above; for those who give the peer up for their own reasons.
         rotates_at: when it will have been there for long enough, by ``trio.current_time()``.
     """
 
@@ -75,12 +86,20 @@ class Connection:
         "has_ended",
         "is_closed",
         "last_received",
+        "let_go",
         "peer",
         "rotates_at",
     )
 
     def __init__(
-        self, sock: socket.socket, peer: str, *, write_timeout: float, write_rate: int = 0, max_unsent: int = 0
+        self,
+        sock: socket.socket,
+        peer: str,
+        *,
+        write_timeout: float,
+        write_rate: int = 0,
+        max_unsent: int = 0,
+        let_go: LetGo = at_once,
     ) -> None:
         self._sock = sock
         self._tail: memoryview | None = None
@@ -88,6 +107,7 @@ class Connection:
         self._write_timeout = write_timeout
         self._write_rate = write_rate
         self._max_unsent = max_unsent
+        self.let_go = let_go
         #: Seconds for which the peer may still be waited for. Each that it takes to take a byte is one less, and what
         #: it takes then is worth as many as the rate allows for it: so a byte a second is no progress.
         self._patience = write_timeout
@@ -137,11 +157,20 @@ class Connection:
             except trio.ClosedResourceError:
                 raise ConnectionLost("closed", reason="closed") from None
             except OSError as error:
-                raise _lost(error) from None
-            self.last_received = trio.current_time()
-            if not data:
+                lost: ConnectionLost | None = _lost(error)
+            else:
+                self.last_received = trio.current_time()
+                if data:
+                    return data
                 self.has_ended = True
-            return data
+                lost = None
+            await self.let_go()
+            if lost is None:
+                return b""
+            try:
+                raise lost
+            finally:
+                del lost  # its traceback holds this frame
 
     def receive_now(self) -> bytes | None:
         """What has come in already, without waiting; empty when the peer will send no more, None when nothing is there.
@@ -318,11 +347,12 @@ class Connection:
                 raise ConnectionLost("closed", reason="closed") from None
         if not scope.cancelled_caught:
             self._patience = max(self._patience - (trio.current_time() - began), 0.0)
-        elif self._patience == self._write_timeout:
+            return
+        await self.let_go()
+        if self._patience == self._write_timeout:
             raise ConnectionLost(f"took no data for {self._write_timeout:g} s", reason="write-timeout")
-        else:
-            detail = f"took less than {self._write_rate} bytes a second for {self._write_timeout:g} s"
-            raise ConnectionLost(detail, reason="write-rate")
+        detail = f"took less than {self._write_rate} bytes a second for {self._write_timeout:g} s"
+        raise ConnectionLost(detail, reason="write-rate")
 
     def _check_open(self) -> None:
         # A closed socket's descriptor is -1, which Trio would go on to wait for.

@@ -3,8 +3,6 @@
 Knows addresses and the configuration; whoever calls it decides where it is told.
 """
 
-import socket
-from collections.abc import Iterable
 from ipaddress import ip_address
 
 from tricast.config import SYSTEMD_HOST, UNIX_HOST, Config
@@ -20,19 +18,12 @@ def is_host_for_others(host: str) -> bool:
         return True
 
 
-def are_for_others(listeners: Iterable[socket.socket]) -> bool:
-    """Whether other machines can connect to one of them."""
-    return any(
-        listener.family != socket.AF_UNIX and is_host_for_others(listener.getsockname()[0]) for listener in listeners
-    )
-
-
 def exposures(config: Config) -> list[str]:
     """What anybody can do, or see, of a server that other machines reach, in words for the log."""
     found = []
     if not config.auth.is_on:
-        everything = "subscribe" if config.publish.require_client_certificate else "publish and subscribe"
-        found.append(f"there is no [auth]: whoever can connect can {everything} to everything")
+        everything = "subscribe" if config.publish.require_client_certificate else "subscribe and publish"
+        found.append(f"without [auth], whoever can connect may {everything} to everything")
     if not config.tls.certificate and not config.server.trusted_proxies:
         found.append(
             "there is no [tls], and no proxy in server.trusted_proxies: who is on the way reads everything, tokens too"

@@ -40,4 +40,5 @@ async def chat(session: Session) -> None:
     finally:
         # The others are told even when this connection is being cancelled, as long as that does not take long.
         with trio.move_on_after(1, shield=True):
-            await session.publish(topic, {"name": name}, type="left")
+            # In the room's name: a client that is let go for its token or its rate could not say so any more.
+            await session.runtime.hub.publish(topic, {"name": name}, type="left")

@@ -239,6 +239,7 @@ class HttpConnection:
         "_deadline",
         "_failure",
         "_head",
+        "_is_proxied",
         "_late",
         "_look_at",
         "_number",
@@ -270,6 +271,8 @@ class HttpConnection:
         self._head: ParsedRequest | None = None  # while its answer is looked for
         self._serial = runtime.next_serial()
         self._number = 0
+        #: Whether what is at the other end may say whom it speaks for.
+        self._is_proxied = connection.peer in runtime.proxies
         self.slot = -1
 
     async def run(self) -> Takeover | None:
@@ -287,8 +290,6 @@ class HttpConnection:
     async def _answer_requests(self) -> Takeover | None:
         is_first = True
         while (request := await self._next_request(is_first=is_first)) is not None:
-            if not is_first:
-                await trio.lowlevel.checkpoint()  # pipelined requests come by the thousand in one read
             is_first = False
             label, answer = await self._answer(request)
             if isinstance(answer, Handover):
@@ -357,7 +358,16 @@ class HttpConnection:
         """The next request's head, or None when there is none to come; mistakes in it are answered here."""
         head: bytes | None = None
         try:
-            head = await self._read_head(is_first=is_first)
+            reader = HeadReader(self._runtime.head_limits, "strict")
+            # A client sends its first request with the connection, so that it may have come with it.
+            if is_first and (data := self._connection.receive_now()) is not None:
+                self._ahead += data
+            if self._ahead:
+                head = reader.take(self._ahead)
+            if head is None:
+                head = await self._wait_for_head(reader, is_first=is_first)
+            elif not is_first:
+                await trio.lowlevel.checkpoint()  # pipelined requests come by the thousand in one read
             if head is None:
                 return None
             self._head = parsed = parse_request(head, "strict")
@@ -372,26 +382,20 @@ class HttpConnection:
             await self._respond(answer, None, is_head=is_head)
             return None
 
-    async def _read_head(self, *, is_first: bool) -> bytes | None:
-        # A client sends its first request with the connection, so that it may have come with it.
-        if is_first and (data := self._connection.receive_now()) is not None:
-            self._ahead += data
-        reader = HeadReader(self._runtime.head_limits, "strict")
-        head = reader.take(self._ahead) if self._ahead else None
-        return head if head is not None else await self._wait_for_head(reader, is_first=is_first)
-
     async def _wait_for_head(self, reader: HeadReader, *, is_first: bool) -> bytes | None:
         limits = self._runtime.config.limits
         has_begun = is_first or bool(self._ahead)
         head = None
         try:
             with self._wait_at_most(limits.head_timeout if has_begun else limits.idle_timeout) as scope:
-                while head is None and (data := await self._connection.receive()):
+                while data := await self._connection.receive():
+                    self._ahead += data
+                    head = reader.take(self._ahead)
+                    if head is not None:
+                        break  # most come whole, and cost no look at the clock, nor a place on the wheel
                     begun = self._deadline if has_begun else trio.current_time() + limits.head_timeout
                     has_begun = True
                     self._set_deadline(begun + len(data) / limits.receive_rate)
-                    self._ahead += data
-                    head = reader.take(self._ahead)
         finally:
             self._scope = None
         if head is None and self._ahead:
@@ -450,7 +454,7 @@ class HttpConnection:
         self._head = None  # it would be kept while a poll waits
         answer: Answer
         try:
-            if self._connection.peer in self._runtime.proxies:
+            if self._is_proxied:
                 exchange.take_origin()
                 self._runtime.places.take(self._connection, self._connection.client)
             answer = await self._route(exchange)
@@ -501,7 +505,7 @@ class HttpConnection:
 
     def _free_place(self) -> None:
         """Behind a proxy, lets another one of the same client take the place of a request that is answered."""
-        if self._connection.peer in self._runtime.proxies:
+        if self._is_proxied:
             self._runtime.places.give_back(self._connection)
 
     def _closes_after(self, request: Request) -> bool:
@@ -521,7 +525,7 @@ class HttpConnection:
         Varnish does not wait for the answer (``pipe``), so that what its client sends behind a refusal would be taken
         for the proxy's own words.
         """
-        return request.header(b"upgrade") is not None and self._connection.peer in self._runtime.proxies
+        return self._is_proxied and request.header(b"upgrade") is not None
 
     # Waiting polls
 

@@ -8,7 +8,9 @@ from tricast.wire.proxy_protocol import MAX_HEADER_BYTES, parse_introduction
 
 
 async def be_introduced(connection: Connection, seconds: float) -> None:
-    """Has the connection be the client's that the peer names; its own where it names none.
+    """Has the connection be the client's that the peer names; its own where it speaks for itself.
+
+    Of a client whose address it cannot tell, no more is believed than of any other: its requests are its own words.
 
     Cancelling leaves a connection that can only be closed.
 

@@ -6,7 +6,7 @@ those of its streams begin.
 """
 
 import os
-import random
+import secrets
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +22,9 @@ _NAME_BYTES = 4
 _STREAM_BYTES = 12
 #: How long another worker may take. It only does what is there to be done at once.
 _ANSWER_SECONDS = 2.0
+#: A process takes ten messages before it has read one (net.unix.max_dgram_qlen).
+_ASKED_AT_ONCE = 8
+_PAUSE_SECONDS = 0.002
 #: An identity has a hundred patterns of 255 bytes in each of two lists, unless limits are changed.
 _MAX_MESSAGE_BYTES = 2**18
 
@@ -63,20 +66,20 @@ _decoder: msgspec.msgpack.Decoder[_Ask | _Answer] = msgspec.msgpack.Decoder(_Ask
 class Leases:
     """The event streams of this process that can be renewed, by their names, and the way to those of others.
 
-    A name is not secret: only the account that has opened a stream can renew it.
+    Only the account that has opened a stream can renew it. Tokens without a subject are of no account, so for those the
+    name is all that tells one from another: it cannot be guessed.
 
     Args:
-        randomness: for names.
         folder: where the processes of this server find each other; None for one that is alone.
     """
 
-    def __init__(self, randomness: random.Random, folder: Path | None = None) -> None:
-        self._random = randomness
-        self._own = f"{randomness.getrandbits(8 * _NAME_BYTES):0{2 * _NAME_BYTES}x}"
+    def __init__(self, folder: Path | None = None) -> None:
+        self._own = secrets.token_hex(_NAME_BYTES)
         self._streams: dict[str, Leased] = {}
         self._folder = folder
         self._post: _Post | None = None
         self._asked: dict[int, tuple[trio.Event, list[_Answer]]] = {}
+        self._asking = trio.CapacityLimiter(_ASKED_AT_ONCE)
         self._number = 0
 
     def __len__(self) -> int:
@@ -84,7 +87,7 @@ class Leases:
 
     def new_name(self) -> str:
         """A name for a stream."""
-        return f"{self._own}{self._random.getrandbits(8 * _STREAM_BYTES):0{2 * _STREAM_BYTES}x}"
+        return self._own + secrets.token_hex(_STREAM_BYTES)
 
     def add(self, name: str, stream: Leased) -> None:
         """From now on the stream can be renewed."""
@@ -115,10 +118,11 @@ class Leases:
         answers: list[_Answer] = []
         self._asked[number] = (answered, answers)
         try:
-            if not post.send(name[: 2 * _NAME_BYTES], _Ask(number, self._own, name, identity)):
-                raise _unknown()
             with trio.move_on_after(_ANSWER_SECONDS):
-                await answered.wait()
+                async with self._asking:
+                    if not await post.send(name[: 2 * _NAME_BYTES], _Ask(number, self._own, name, identity)):
+                        raise _unknown()
+                    await answered.wait()
         finally:
             del self._asked[number]
         if not answers:
@@ -134,16 +138,24 @@ class Leases:
         with _Post(self._folder, self._own) as post:
             self._post = post
             try:
-                while True:
-                    await self._take(post, await post.receive())
+                async with trio.open_nursery() as nursery:
+                    while True:
+                        message = await post.receive()
+                        if isinstance(message, _Ask):
+                            # Not here: two who wait for room with each other would both read nothing.
+                            nursery.start_soon(self._answer, post, message)
+                        elif message is not None:
+                            self._hear(message)
+                        await trio.lowlevel.checkpoint()
             finally:
                 self._post = None
 
-    async def _take(self, post: "_Post", message: "_Ask | _Answer | None") -> None:
-        await trio.lowlevel.checkpoint()
-        if isinstance(message, _Ask):
-            post.send(message.answer_to, self._answer_to(message))
-        elif message is not None and message.number in self._asked:
+    async def _answer(self, post: "_Post", message: _Ask) -> None:
+        with trio.move_on_after(_ANSWER_SECONDS):
+            await post.send(message.answer_to, self._answer_to(message))
+
+    def _hear(self, message: _Answer) -> None:
+        if message.number in self._asked:
             answered, answers = self._asked[message.number]
             answers[:] = [message]
             answered.set()
@@ -195,15 +207,22 @@ class _Post:
             os.unlink(self._file(self._name), dir_fd=self._folder)
         self._close()
 
-    def send(self, name: str, message: _Ask | _Answer) -> bool:
-        """Sends without waiting; returns whether anybody has that name and took it."""
+    async def send(self, name: str, message: _Ask | _Answer) -> bool:
+        """Sends when there is room; returns whether anybody has that name and took it. Cancelling sends nothing."""
         if not name.isalnum():
             return False
-        try:
-            self._socket.sendto(msgspec.msgpack.encode(message), self._address(name))
-        except OSError:
-            return False
-        return True
+        data = msgspec.msgpack.encode(message)
+        while True:
+            await trio.lowlevel.checkpoint()
+            try:
+                self._socket.sendto(data, self._address(name))
+            except BlockingIOError:
+                # Somebody else's queue, of which poll(2) tells nothing without a connection.
+                await trio.sleep(_PAUSE_SECONDS)
+            except OSError:
+                return False
+            else:
+                return True
 
     async def receive(self) -> _Ask | _Answer | None:
         """The next message; None for one that is none."""

@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Protocol
@@ -10,13 +10,13 @@ from typing import Protocol
 import trio
 
 from tricast.activation import activated_listeners
-from tricast.addresses import of_peer
+from tricast.addresses import is_of_this_machine, of_peer
 from tricast.certificates import Keys
 from tricast.config import SYSTEMD_HOST, UNIX_HOST, Config
 from tricast.connection import Connection
 from tricast.descriptors import Spare
 from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
-from tricast.exposure import are_for_others, exposures
+from tricast.exposure import exposures
 from tricast.introduction import be_introduced
 from tricast.listeners import open_listeners, url_of
 from tricast.logs import Logger
@@ -105,24 +105,26 @@ def set_options(listener: socket.socket, config: Config) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive_seconds)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_SECONDS)
+        # Beside what is on its way, on which the network decides: so it costs no speed, however far a client is.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, config.limits.send_ahead)
         if config.limits.send_buffer:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.limits.send_buffer)
     listener.listen(config.server.backlog)
 
 
 def announce(
-    listeners: Collection[socket.socket],
+    listeners: Sequence[socket.socket],
     admin_listeners: Iterable[socket.socket],
     config: Config,
     logger: Logger,
 ) -> None:
-    """Logs where the server can be reached, in words that programs may look for, and what is open to others there."""
+    """Logs where the server can be reached, in words that programs may look for; and warns where others can do that."""
     has_tls = config.tls.certificate != ""
     for listener in listeners:
         logger.info(f"listening on {url_of(listener, has_tls=has_tls)}")
     for listener in admin_listeners:
         logger.info(f"admin listening on {url_of(listener)}")
-    if are_for_others(listeners):
+    if not all(is_of_this_machine(of_peer(it.getsockname())) for it in listeners):
         for exposure in exposures(config):
             logger.warning(exposure)
 
@@ -239,6 +241,9 @@ class Acceptor:
         self._spare = spare
         self._is_public = is_public
         self._has_introductions = is_public and runtime.config.server.proxy_protocol
+        # Here, and not made anew for each connection: a bound method is as large as an object with two slots.
+        self._let_go = runtime.ending.pass_through
+        self._turn = runtime.shaking_hands.pass_through
 
     async def accept_forever(self, listener: socket.socket) -> None:
         """Accepts until cancelled."""
@@ -308,6 +313,7 @@ class Acceptor:
                 write_timeout=limits.write_timeout,
                 write_rate=limits.write_rate,
                 max_unsent=limits.unsent,
+                let_go=self._let_go,
             )
         return TlsConnection(
             sock,
@@ -316,7 +322,9 @@ class Acceptor:
             write_timeout=limits.write_timeout,
             write_rate=limits.write_rate,
             max_unsent=limits.unsent,
+            let_go=self._let_go,
             handshake_timeout=limits.head_timeout,
+            turn=self._turn,
         )
 
     async def enter(self, connection: Connection) -> bool:

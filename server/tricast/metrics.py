@@ -85,7 +85,7 @@ class _RuntimeCollector(Collector):
         )
         yield CounterMetricFamily("tricast_connections_failed", "Connections ended by a bug.", counters.failed)
         yield CounterMetricFamily(
-            "tricast_connections_unavailable", "Connections ended because the log was not there.", counters.unavailable
+            "tricast_connections_unavailable", "Connections ended for want of the log or memory.", counters.unavailable
         )
         yield _labelled("tricast_connections_lost", "Connections that clients broke off.", "reason", counters.lost)
         yield _labelled("tricast_refusals", "What clients asked for and did not get.", "reason", counters.refusals)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 from tricast.addresses import Networks, network_of
 from tricast.config import LimitsSection
 from tricast.errors import LimitExceeded
-from tricast.quotas import Buckets, Tally
+from tricast.quotas import Buckets, Seats
 from tricast.wire.http1 import retry_after
 
 #: As many answers a second does a client get of those that are read to their end, and so many at once. See ``is_told``.
@@ -39,8 +39,7 @@ class Places:
         self._proxies = proxies
         self._jitter = jitter
         self._retry_after = limits.retry_after
-        self._taken: Tally[str] = Tally(limits.connections_per_address)
-        self._held: dict[Hashable, str] = {}
+        self._seats: Seats[Hashable, str] = Seats(limits.connections_per_address)
         self._arrivals: Buckets[str] = Buckets(
             limits.accept_rate_per_address, limits.accept_rate_per_address, clock=clock
         )
@@ -48,7 +47,7 @@ class Places:
         self._told: Buckets[str] = Buckets(_TOLD_RATE, _TOLD_AT_ONCE, clock=clock)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._seats)
 
     def arrive(self, holder: Hashable, address: str) -> None:
         """Lets a connection in, which then has a place until it is given back.
@@ -71,23 +70,17 @@ class Places:
             raise
 
     def take(self, holder: Hashable, address: str) -> None:
-        """Gives a holder that has no place one of its client's.
+        """Gives a holder one of its client's places, in place of the one that it has, if it has one.
 
         Raises:
             LimitExceeded: the client has all it may have.
         """
-        if not self._taken.allowed or address in self._proxies:
-            return
-        network = network_of(address)
-        if not self._taken.take(network):
-            raise self._refusal("limits.connections_per_address", self._taken.allowed, 429)
-        self._held[holder] = network
+        if address not in self._proxies and self._seats.hold(holder, (network_of(address),)) is not None:
+            raise self._refusal("limits.connections_per_address", self._seats.allowed, 429)
 
     def give_back(self, holder: Hashable) -> None:
         """Takes the holder's place back, if it has one."""
-        network = self._held.pop(holder, None)
-        if network is not None:
-            self._taken.give_back(network)
+        self._seats.let_go(holder)
 
     def is_told(self, address: str) -> bool:
         """Whether a client is turned away so that it sees for sure why, which costs this side more than the client."""

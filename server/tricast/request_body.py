@@ -105,6 +105,7 @@ class RequestBody:
         with trio.move_on_at(self._deadline) as scope:
             data = await self._connection.receive()
         if scope.cancelled_caught:
+            await self._connection.let_go()
             raise TooSlow("limits.body_timeout", "the body", limits.body_timeout, limits.receive_rate)
         if not data:
             raise RemoteProtocolError("the connection ended in the middle of the body", code="bad-http", closes=True)

@@ -223,6 +223,7 @@ async def _publish(exchange: Exchange) -> Response:
     elif not exchange.identity.publish:
         refuse_nobody(exchange)
     body = await exchange.read_body("publish.max_body", config.max_body)
+    runtime.check_certified(exchange.connection)  # which may be over by now, as may be what _check_draft looks at
     runtime.accounts.check(account)  # before it is looked at; having read it, the connection can go on
     key = _idempotency_key(exchange, (request.target, content_type, body), config)
     if is_batch:

@@ -36,6 +36,10 @@ _SERVER = (b"server", b"tricast")
 _TRY_AGAIN = (429, 503)
 #: Each reads 64 KiB from the log and sends them, which takes half a millisecond on a busy machine.
 _CATCH_UPS_PER_TURN = 4
+#: To unwind a connection takes some 200 µs, and when a proxy goes down, all of its connections end at the same moment.
+_ENDS_PER_TURN = 10
+#: Each is a signature and a key exchange: half a millisecond with RSA, a quarter with ECDSA.
+_HANDSHAKES_PER_TURN = 4
 #: What a request line has beside the target: the method, the version and two spaces.
 _BESIDE_TARGET = 64
 
@@ -78,6 +82,8 @@ class Runtime:
         hub: the hub.
         wheel: where keepalives, pings and dead-peer checks are done.
         catching_up: what everybody passes who reads on from the log, for each part that is read.
+        ending: what every connection passes that its peer has ended, or that is given up.
+        shaking_hands: what everybody passes who shakes hands in TLS, for each step of that.
         random: for jitter only, so it need not be secret.
         logger: where to log.
         counters: what happened.
@@ -120,12 +126,14 @@ class Runtime:
         self.hub = hub
         self.wheel = wheel
         self.catching_up = Turnstile(per_turn=_CATCH_UPS_PER_TURN)
+        self.ending = Turnstile(per_turn=_ENDS_PER_TURN)
+        self.shaking_hands = Turnstile(per_turn=_HANDSHAKES_PER_TURN)
         self.random = randomness
         self.logger = logger
         self.handlers = handlers
         self.keys = keys
         self.access = access
-        self.leases = leases if leases is not None else Leases(randomness)
+        self.leases = leases if leases is not None else Leases()
         self.proxies = Networks(config.server.trusted_proxies)
         self.places = Places(config.limits, self.proxies, clock=trio.current_time, jitter=self.jitter)
         self.counters = Counters()

@@ -181,7 +181,7 @@ async def serve(
     wake = _Bell()
     uses = None if share is None else share.tickets
     access = Access(config.auth, clock=time.time, logger=logger, uses=uses)
-    randomness = random.Random()  # noqa: S311 - jitter, and names that are not secret
+    randomness = random.Random()  # noqa: S311 - jitter
     hub = Hub(
         log,
         max_topic_bytes=config.limits.topic_size,
@@ -199,7 +199,7 @@ async def serve(
         handlers=load_handlers(config),
         keys=keys,
         access=access,
-        leases=Leases(randomness, share.folder if share is not None and access.is_on else None),
+        leases=Leases(share.folder if share is not None and access.is_on else None),
     )
     # Two scopes: what the drain closes first, and what stays to the end.
     with ExitStack() as at_the_end, ExitStack() as sockets:
@@ -213,7 +213,8 @@ async def serve(
             background.start_soon(runtime.wheel.run)
             background.start_soon(runtime.memory.watch)
             background.start_soon(runtime.leases.serve)
-            background.start_soon(runtime.catching_up.run)
+            for turnstile in (runtime.catching_up, runtime.ending, runtime.shaking_hands):
+                background.start_soon(turnstile.run)
             admin_entrance = _admin_entrance(runtime, expose, background, spare)
             admin_entrance.accept_from(admin_listeners)
             async with trio.open_nursery() as connections:

@@ -112,18 +112,23 @@ class Turnstile:
     def __init__(self, *, per_turn: int) -> None:
         self._per_turn = per_turn
         self._waiting = trio.lowlevel.ParkingLot()
+        self._passed = 0  # in this turn
         self._somebody = trio.Event()
 
     async def pass_through(self) -> None:
-        """Returns when it is this task's turn. Cancelling leaves the queue."""
+        """Returns when it is this task's turn, which is at once where nobody waits. Cancelling leaves the queue."""
         self._somebody.set()
-        await self._waiting.park()
+        if self._passed < self._per_turn:
+            self._passed += 1
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._waiting.park()
 
     async def run(self) -> None:
         """Lets them through until cancelled."""
         while True:
             await self._somebody.wait()
             self._somebody = trio.Event()
-            while self._waiting:
-                self._waiting.unpark(count=self._per_turn)
+            while self._passed:
                 await trio.lowlevel.checkpoint()
+                self._passed = len(self._waiting.unpark(count=self._per_turn))

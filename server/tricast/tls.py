@@ -6,14 +6,14 @@ take is kept encrypted as the tail. Knows nothing of where certificates come fro
 
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 import trio
 
 from tricast.access.identity import Certified
-from tricast.connection import Connection
+from tricast.connection import Connection, LetGo, at_once
 from tricast.errors import ConnectionLost
 from tricast.sent import NOTHING, Sent
 from tricast.wire.http1 import CLOSE, END_OF_HEAD, encode_head, encode_headers, problem
@@ -43,6 +43,7 @@ class TlsConnection(Connection):
         context: certificate, key and what may be negotiated.
         write_timeout: as without TLS; so are the others of ``Connection``.
         handshake_timeout: seconds that the handshake may take.
+        turn: waited for before each step of the handshake that the client has asked for; the default is not to wait.
 
     Attributes:
         has_begun: whether the client has sent anything.
@@ -51,7 +52,7 @@ class TlsConnection(Connection):
     # All of it is decrypted at once, and in it may be key updates by the hundred, of 15 µs each.
     _receive_bytes = _RECORD_BYTES
 
-    __slots__ = ("_handshake_timeout", "_incoming", "_is_cut", "_outgoing", "_tls", "has_begun")
+    __slots__ = ("_handshake_timeout", "_incoming", "_is_cut", "_outgoing", "_tls", "_turn", "has_begun")
 
     def __init__(
         self,
@@ -62,10 +63,15 @@ class TlsConnection(Connection):
         write_timeout: float,
         write_rate: int = 0,
         max_unsent: int = 0,
+        let_go: LetGo = at_once,
         handshake_timeout: float,
+        turn: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        super().__init__(sock, peer, write_timeout=write_timeout, write_rate=write_rate, max_unsent=max_unsent)
+        super().__init__(
+            sock, peer, write_timeout=write_timeout, write_rate=write_rate, max_unsent=max_unsent, let_go=let_go
+        )
         self._handshake_timeout = handshake_timeout
+        self._turn = turn
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -100,6 +106,8 @@ class TlsConnection(Connection):
             self.has_begun = True
             first = first or sealed[:1]
             self._incoming.write(sealed)
+            if self._turn is not None:
+                await self._turn()
         await self._refuse_handshake(first)
         raise _failed(failure)
 

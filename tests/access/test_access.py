@@ -195,3 +195,30 @@ async def test_nothing_is_logged() -> None:
         except Unauthorized as error:
             assert not [text for text in shown if text and text in f"{error!r}"]  # noqa: PT017 - of some of them
     assert fixture.log.entries == []
+
+
+# Who was somebody
+
+
+async def test_who_is_over_may_do_nothing() -> None:
+    fixture = Fixture(leeway="0s")
+    identity = await fixture.identify(token(exp=NOW + 60))
+    for now, is_over in ((NOW + 59, False), (NOW + 60, True)):
+        fixture.clock.now = now
+        for doing, topic in (("subscribe", "users.bob.a"), ("publish", "chat.a")):
+            if is_over:
+                assert refusal_of(fixture, doing, identity, topic).code == "token-expired"
+            else:
+                fixture.access.check_subscribe(identity, ["users.bob.a"])
+                fixture.access.check_publish(identity, "chat.a")
+
+
+# Memory
+
+
+async def test_names_that_are_too_long_are_not_remembered() -> None:
+    fixture = Fixture()
+    identity = await fixture.identify(token())
+    for size in (200, 300):
+        refusal_of(fixture, "publish", identity, "x" * size)
+        assert fixture.access._remembering.cache_info().currsize == 2  # of the token's patterns, and of everybody's

@@ -3,20 +3,11 @@
 from typing import Any
 
 import pytest
+from clocks import Clock
 
 from tricast.accounts import Accounts
 from tricast.config import Config
 from tricast.errors import LimitExceeded, TooFast
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tricast.addresses import UNIX, Networks, network_of, normalized, of_node, of_peer
+from tricast.addresses import UNIX, UNKNOWN, Networks, is_of_this_machine, network_of, normalized, of_node, of_peer
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,16 @@ def test_whose_address_it_is(address: str, network: str) -> None:
     assert network_of(address) == network
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1", UNIX])
+def test_who_is_of_this_machine(address: str) -> None:
+    assert is_of_this_machine(address)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1", "fe80::1%eth0", "2001:db8::1"])
+def test_who_may_be_of_elsewhere(address: str) -> None:
+    assert not is_of_this_machine(address)
+
+
 def test_networks_hold_addresses() -> None:
     networks = Networks(("10.0.0.0/8", "192.0.2.7", "2001:db8::1/32", UNIX))
     for inside in ("10.0.0.1", "10.255.255.255", "192.0.2.7", "2001:db8:ffff::1", UNIX):
@@ -114,3 +124,8 @@ def test_no_networks_hold_nobody() -> None:
     assert "127.0.0.1" not in networks
     assert UNIX not in networks
     assert UNIX not in Networks(("0.0.0.0/0", "::/0"))
+
+
+def test_nobody_trusts_whom_nobody_knows() -> None:
+    assert UNKNOWN not in Networks(("0.0.0.0/0", "::/0", UNIX))
+    assert network_of(UNKNOWN) == UNKNOWN

@@ -1,7 +1,6 @@
 """Streams that are renewed from another process: here two that only share a folder."""
 
 import os
-import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -38,7 +37,7 @@ def files_in(folder: Path) -> list[Path]:
 @asynccontextmanager
 async def two(folder: Path) -> AsyncIterator[tuple[Leases, Leases]]:
     """Two processes of a server."""
-    first, second = Leases(random.Random(1), folder), Leases(random.Random(2), folder)
+    first, second = Leases(folder), Leases(folder)
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first.serve)
@@ -49,7 +48,7 @@ async def two(folder: Path) -> AsyncIterator[tuple[Leases, Leases]]:
 
 
 async def test_a_stream_of_this_process() -> None:
-    alone, stream = Leases(random.Random(1)), Stream()
+    alone, stream = Leases(), Stream()
     name = alone.new_name()
     alone.add(name, stream)
     await alone.renew(name, ADA)
@@ -89,6 +88,19 @@ async def test_the_largest_identity_gets_through(tmp_path: Path) -> None:
         second.add(name, stream)
         await first.renew(name, ADA._replace(subscribe=patterns, publish=patterns))
         assert stream.renewed[0].publish == patterns
+
+
+async def test_many_at_once(tmp_path: Path) -> None:
+    """More than the kernel keeps for a process that has not read yet, both ways."""
+    async with two(tmp_path) as (first, second):
+        streams = [Stream() for _ in range(200)]
+        async with trio.open_nursery() as nursery:
+            for number, stream in enumerate(streams):
+                here, there = (first, second) if number % 2 else (second, first)
+                name = there.new_name()
+                there.add(name, stream)
+                nursery.start_soon(here.renew, name, ADA)
+        assert all(stream.renewed == [ADA] for stream in streams)
 
 
 @pytest.mark.parametrize("name", ["", "0", "ffffffff", "../../../x", "a/b", "\0" * 8, "é" * 8, "0" * 5000])

@@ -1,12 +1,15 @@
 """Listening sockets: one for each address, or as many as there are workers to share them."""
 
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import pytest
+from serving import capturing_logger
+from structlog.testing import LogCapture
 
 from tricast.config import Config
-from tricast.listening import listen, listen_in_groups, set_options
+from tricast.listening import announce, listen, listen_in_groups, set_options
 
 
 def taken(listener: socket.socket) -> int:
@@ -79,3 +82,40 @@ async def test_options_can_be_set_again() -> None:
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 8192  # as Linux counts it
         with socket.create_connection(listener.getsockname()):
             assert taken(listener) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "auth", "is_warned"),
+    [
+        ("127.0.0.1", {}, False),
+        ("", {}, True),
+        ("", {"anonymous_subscribe": ["public.>"]}, False),
+    ],
+)
+async def test_where_others_can_connect_somebody_should_be_asked_who_they_are(
+    host: str, auth: dict[str, Any], is_warned: bool
+) -> None:
+    logged, config = LogCapture(), Config.model_validate({"auth": auth})
+    with ExitStack() as sockets:
+        listeners = await listen(sockets, host, 0, config)
+        announce(listeners, listeners, config, capturing_logger(logged))
+    levels = [entry["log_level"] for entry in logged.entries]
+    assert levels == ["info"] * 2 * len(listeners) + ["warning"] * is_warned
+
+
+@pytest.mark.parametrize("ahead", [16 * 2**10, 128 * 2**10])
+async def test_the_kernel_takes_little_for_who_does_not_read(ahead: int) -> None:
+    with ExitStack() as sockets:
+        config = Config.model_validate({"limits": {"send_ahead": ahead}})
+        (listener,) = await listen(sockets, "127.0.0.1", 0, config)
+        client = sockets.enter_context(socket.socket())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listener.getsockname())
+        peer = sockets.enter_context(listener.accept()[0])
+        peer.setblocking(False)
+        taken = 0
+        with suppress(BlockingIOError):
+            while taken < 2**24:
+                taken += peer.send(b"x" * 8192)
+        # What the client's own window holds comes on top of it.
+        assert ahead <= taken < ahead + 2**17

@@ -1,5 +1,8 @@
 """The watermark: over it and below nine tenths of it are two things; between them nothing changes."""
 
+import gc
+from collections.abc import Callable
+
 import pytest
 import trio
 import trio.testing
@@ -112,6 +115,34 @@ async def test_what_was_freed_is_given_back_now_and_then(
         await watermark.watch()
     assert len(at) == memory.samples // 10
     assert watermark.is_over
+
+
+async def test_garbage_is_looked_for_once_because_that_holds_up_everybody(
+    memory: Memory, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = 0
+
+    async def run_here(function: Callable[..., object], *arguments: object) -> object:
+        await trio.lowlevel.checkpoint()  # in a thread, the clock would not wait for it
+        return function(*arguments)
+
+    def count(phase: str, about: dict[str, int]) -> None:
+        nonlocal whole
+        whole += phase == "start" and about["generation"] == 2
+
+    monkeypatch.setattr("trio.to_thread.run_sync", run_here)
+    memory.resident = 2000
+    watermark = Watermark(1000, logger=capturing_logger(LogCapture()), measure=memory)
+    gc.disable()
+    gc.callbacks.append(count)
+    try:
+        with trio.move_on_after(60):
+            await watermark.watch()
+    finally:
+        gc.callbacks.remove(count)
+        gc.enable()
+    assert watermark.is_over
+    assert whole == 1
 
 
 async def test_no_watermark_is_nothing_to_look_at(memory: Memory) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from clocks import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,16 +15,6 @@ from tricast.places import Places
 
 PROXIES = Networks(("10.0.0.0/8",))
 PROXY, CLIENT, OTHER = "10.0.0.1", "192.0.2.1", "192.0.2.2"
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -146,4 +137,14 @@ def test_nobody_has_more_than_allowed_and_nothing_stays_behind(steps: list[tuple
         assert len(found) == len(held)
     for holder in list(held):
         found.give_back(holder)
-    assert len(found) == len(found._taken) == 0
+    assert len(found) == found._seats.count(CLIENT) == found._seats.count(OTHER) == 0
+
+
+def test_who_has_a_place_already_takes_no_second(clock: Clock) -> None:
+    found = places(clock, connections_per_address=1)
+    for address in (CLIENT, CLIENT, OTHER):
+        found.take("proxied", address)
+    found.take("another", CLIENT)
+    with pytest.raises(LimitExceeded):
+        found.take("more", OTHER)
+    assert len(found) == 2

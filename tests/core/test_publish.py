@@ -1,11 +1,15 @@
 """Bodies to drafts, and headers to idempotency keys."""
 
+import tracemalloc
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tricast.errors import LimitExceeded, RemoteProtocolError
 from tricast.event import Draft, check_topic, check_type
 from tricast.log.base import IdempotencyKey
-from tricast.publish import batch_drafts, idempotency_key
+from tricast.publish import _numbered_lines, batch_drafts, idempotency_key
 
 
 def check(draft: Draft) -> Draft:
@@ -85,14 +89,34 @@ def test_one_bad_line_and_its_number(line: bytes, code: str) -> None:
     assert caught.value.code == code
     assert caught.value.status == (413 if line.count(b"x") == 99 else 400)
     assert len(caught.value.detail) < 300
+    # A limit is counted by its key, also where it is a line that exceeds it.
+    assert (caught.value.reason == code) == (code != "limit-exceeded")
 
 
 def test_a_batch_of_too_many() -> None:
     line = b'{"topic":"a","data":1}'
     assert len(batch(b"\n\n".join([line] * 3), max_events=3)) == 3
-    with pytest.raises(LimitExceeded, match=r"publish\.max_batch allows 3, found 4") as caught:
+    with pytest.raises(LimitExceeded, match=r"publish\.max_batch allows 3, found more") as caught:
         batch(b"\n\n".join([line] * 4), max_events=3)
     assert caught.value.status == 413
+
+
+@pytest.mark.parametrize("body", [b"\n" * 10**6, b" \r\n" * 300_000, b"x\n" * 500_000], ids=["empty", "blank", "short"])
+def test_lines_that_are_nothing_are_not_made(body: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteProtocolError):
+            batch(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 200_000  # a list of them would be megabytes, and holding up everybody meanwhile
+
+
+@given(st.lists(st.sampled_from([b"\n", b"\r", b" ", b"\t", b"\x0b", b"x", b"y"])).map(b"".join))
+def test_lines_are_numbered_as_they_were_sent(body: bytes) -> None:
+    expected = [(number, line) for number, line in enumerate(body.split(b"\n"), start=1) if line.strip()]
+    assert list(_numbered_lines(body)) == expected
 
 
 # Idempotency keys

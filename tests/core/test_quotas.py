@@ -1,20 +1,11 @@
 """How much each of many has: never more than allowed, and nothing is kept of those who are gone."""
 
 import pytest
+from clocks import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tricast.quotas import Buckets, Seats, Tally
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

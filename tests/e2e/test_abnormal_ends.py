@@ -15,12 +15,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
-import h11
 import pytest
 import trio
 import trio.testing
 from clients import TEXT, WEBSOCKET_HEADERS, frame, head
-from encryption import client_context, tls_section
+from encryption import client_hello, tls_section
 from serving import capturing_logger, failures, open_descriptors, serving, until
 from structlog.testing import LogCapture
 
@@ -105,7 +104,7 @@ def objects() -> Counter[str]:
     names = Counter(
         f"{type(each).__module__}.{type(each).__qualname__}"
         for each in gc.get_objects()
-        if isinstance(each, kinds) or type(each).__module__.startswith(("tricast.", "h11.", "wsproto."))
+        if isinstance(each, kinds) or str(type(each).__module__).startswith(("tricast.", "h11.", "wsproto."))
     )
     return Counter({name: n for name, n in names.items() if not name.startswith(("tricast.event.", "tricast.log."))})
 
@@ -190,21 +189,12 @@ class Phase(NamedTuple):
     receive_buffer: int = 0
 
 
-def client_hello() -> bytes:
-    """What TLS begins with."""
-    outgoing = ssl.MemoryBIO()
-    tls = client_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="127.0.0.1")
-    with pytest.raises(ssl.SSLWantReadError):
-        tls.do_handshake()
-    return outgoing.read()
-
-
 def is_in_head(it: object) -> bool:
     return isinstance(it, HttpConnection) and it._ahead != b""
 
 
 def is_in_body(it: object) -> bool:
-    return isinstance(it, HttpConnection) and it._h11 is not None and it._h11.their_state is h11.SEND_BODY
+    return isinstance(it, HttpConnection) and it._body is not None and not it._body.is_complete
 
 
 def is_closing(it: object) -> bool:

@@ -12,9 +12,11 @@ from clients import (
     WebSocket,
     Wire,
     ask,
+    head,
     open_websocket,
     query_of,
     read_answer,
+    read_head,
     subscribe,
 )
 from credentials import API_KEY, API_KEY_HASH, AUTH, bearer, token
@@ -22,6 +24,7 @@ from serving import serving, serving_process, until
 from structlog.testing import LogCapture
 
 import tricast
+from tricast.transports.stream import Stream
 
 #: Long enough to bring a newer token on a busy machine.
 SOON = 3.0
@@ -50,6 +53,19 @@ async def refresh(server: tricast.Server, stream: EventStream, seconds: float = 
     assert stream.lease is not None
     shown = bearer(token(exp=time.time() + seconds, **claims))
     return await ask(server.url, "POST", f"/refresh?stream={stream.lease['stream']}", shown)
+
+
+def be_late(server: tricast.Server) -> None:
+    """Lets a minute go by for all that is asked of who was let in; no connection has been ended for that yet."""
+    server._runtime.access.tokens._clock = lambda: time.time() + 60
+
+
+def let_out(server: tricast.Server) -> None:
+    """Has the end come in a moment for the only one who is there."""
+    hurry(server)
+    (stream,) = server._runtime.open.values()
+    assert isinstance(stream, Stream)
+    stream.renew(stream.identity)
 
 
 def expired(server: tricast.Server) -> int:
@@ -115,6 +131,61 @@ async def test_what_is_behind_ends_as_well() -> None:
             await until(lambda: server.connections == 0)
             assert stream.last_id is not None
         assert server.hub.statistics().subscribers == 0
+
+
+async def test_who_is_always_sent_something_is_let_out_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that never lets the socket run empty leaves no gap for the goodbye by itself."""
+
+    async def flood(session: tricast.Session) -> None:
+        while True:
+            await session.send(b"x" * 2**20)
+
+    monkeypatch.setattr("tricast.handlers.flood", flood, raising=False)
+    handlers = {"handler": [{"path": "/flood", "handler": "tricast.handlers:flood"}]}
+    async with serving(auth=AUTH, websocket=handlers, limits={"send_buffer": "16KiB"}) as server:
+        with await open_websocket(server.url, "/flood", bearer(token())) as websocket:
+            await websocket.message()
+            let_out(server)
+            assert (await websocket.closed()).code == 4401
+        await until(lambda: server.connections == 0)
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+async def test_a_body_that_takes_its_time_is_not_published_behind_the_end(is_batch: bool) -> None:
+    target, content_type = ("/publish", "application/x-ndjson") if is_batch else ("/publish?topic=news", "text/plain")
+    body = b'{"topic":"news","data":1}' if is_batch else b"1"
+    async with serving(auth=AUTH) as server:
+        with await Wire.open(server.url) as wire:
+            fields = (bearer(token()), f"Content-Type: {content_type}", f"Content-Length: {len(body)}")
+            await wire.send(head("POST", target, *fields, "Expect: 100-continue"))
+            assert (await read_head(wire)).status == 100
+            be_late(server)
+            await wire.send(body)
+            answer = await read_answer(wire)
+            assert (answer.status, answer.code) == (401, "token-expired")
+        assert server.hub.statistics().published == 0
+
+
+async def test_nothing_more_can_be_done_behind_the_end_on_a_connection_that_is_still_there() -> None:
+    async with serving(auth=AUTH) as server:
+        with await open_websocket(server.url, "/ws?topic=news", bearer(token())) as websocket:
+            await websocket.begun()
+            be_late(server)
+            for operation in ({"op": "publish", "topic": "a", "data": 1}, {"op": "subscribe", "topics": ["a"]}):
+                assert (await websocket.operate(**operation))["error"]["code"] == "token-expired"
+            assert server.hub.statistics().published == 0
+
+
+async def test_chat_says_who_has_left_for_a_token_that_is_over() -> None:
+    chat = {"handler": [{"path": "/chat", "handler": "tricast.handlers:chat"}]}
+    async with serving(auth=AUTH, websocket=chat) as server:
+        with await open_websocket(server.url, "/chat?name=Ada", bearer(token())) as websocket:
+            assert (await websocket.event()).type == "joined"
+            let_out(server)
+            be_late(server)
+            assert (await websocket.closed()).code == 4401
+        await until(lambda: server.connections == 0)
+        assert server.hub.statistics().published == 2
 
 
 async def test_a_key_has_no_end() -> None:

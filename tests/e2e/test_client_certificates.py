@@ -125,6 +125,18 @@ async def test_where_it_is_not_required_everybody_may_publish() -> None:
         await publish(server.url, "news", 1)
 
 
+async def test_one_that_expires_while_the_body_comes_publishes_nothing() -> None:
+    async with serving(**REQUIRED) as server:
+        with await opened(server, client_certificate(called="press", expires=1)) as wire:
+            await wire.send(head("POST", "/publish?topic=news", "Content-Length: 1", "Expect: 100-continue"))
+            assert (await read_head(wire)).status == 100
+            clock = server._runtime._clock
+            server._runtime._clock = lambda: clock() + 2 * 86400
+            await wire.send(b"1")
+            assert (await read_answer(wire)).code == "client-certificate-expired"
+        assert server.hub.statistics().published == 0
+
+
 async def test_one_that_expires_while_its_connection_lives_is_none_any_more() -> None:
     async with serving(**REQUIRED) as server:
         with await opened(server, client_certificate(called="press", expires=1)) as wire:

@@ -4,6 +4,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 import trio
@@ -300,3 +301,18 @@ def without(url: str) -> str:
 async def test_websockets_is_told_no_unless_it_is_switched_on() -> None:
     async with serving() as server:
         assert json.loads(await trio.to_thread.run_sync(without, server.url)) == {"ok": "ping"}
+
+
+async def test_messages_that_inflate_to_much_let_others_have_their_turn() -> None:
+    count = 200
+    message = frame(TEXT, deflate(b" " * 60_000), reserved=RSV1)
+    async with serving(websocket=ON) as server:
+        with await open_websocket(server.url, "/ws", OFFER) as websocket:
+            refusals = server._runtime.counters.refusals
+            await websocket.wire.send(message * count)
+            seen = [0]
+            while seen[-1] < count:
+                await trio.lowlevel.checkpoint()
+                seen.append(refusals["bad-operation"])
+    # Five at a time; the turns of two tasks come in any order, so that this one may miss one.
+    assert max(after - before for before, after in pairwise(seen)) <= 10

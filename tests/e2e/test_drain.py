@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 from clients import (
     TRANSPORTS,
     Closed,
@@ -30,7 +31,7 @@ from structlog.testing import LogCapture
 
 import tricast
 from tricast.event import Draft
-from tricast.http import HttpConnection
+from tricast.http import Handover, HttpConnection
 
 QUICK = {"period": "0s", "grace": "10s"}
 
@@ -110,6 +111,33 @@ async def test_a_request_under_way_is_told_that_it_is_too_late(target: str) -> N
             answer = await read_answer(wire)
             assert (answer.status, answer.code) == (503, "draining")
             assert int(answer.headers["retry-after"]) >= 2
+
+
+@pytest.mark.parametrize("transport", ["sse", "ws"])
+async def test_who_was_let_in_before_and_begins_after_it_is_told_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    hand_over, is_let_in, may_begin = HttpConnection._hand_over, trio.Event(), trio.Event()
+
+    async def late(self: HttpConnection, handover: Handover) -> None:
+        is_let_in.set()
+        await may_begin.wait()
+        await hand_over(self, handover)
+
+    monkeypatch.setattr(HttpConnection, "_hand_over", late)
+    async with serving(drain={"retry_after": "7s"} | QUICK) as server, trio.open_nursery() as nursery:
+        nursery.start_soon(begin_late, server, is_let_in, may_begin)
+        with await subscribe(transport, server.url, "news") as subscriber:
+            assert 7 <= await told_to_come_back_in(subscriber) <= 11
+
+
+async def begin_late(server: tricast.Server, is_let_in: trio.Event, may_begin: trio.Event) -> None:
+    """Has the only connection begin what it was let in for when all have been told to end."""
+    await is_let_in.wait()
+    server.drain()
+    await until(lambda: server._runtime.is_draining)
+    await trio.testing.wait_all_tasks_blocked()
+    may_begin.set()
 
 
 async def test_health_is_still_told_and_readiness_is_not() -> None:

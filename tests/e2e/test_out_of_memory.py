@@ -75,4 +75,6 @@ async def test_a_handler_that_publishes_is_told_and_its_client_comes_back_later(
             set_memory(server, is_over=True)
             await websocket.wire.send(frame(TEXT, b"hello"))
             assert (await websocket.closed()).code == 1013
-        assert (await metrics_of(server.url))["connections_failed_total",] == 0
+        metrics = await metrics_of(server.url)
+        assert metrics["connections_failed_total",] == 0
+        assert metrics["refusals_total", "limits.memory"] == 1

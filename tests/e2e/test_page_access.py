@@ -54,8 +54,8 @@ async def test_the_page_asks_for_a_token_and_shows_it_over_all_three_transports(
         assert "$TRICAST_TOKEN" in await page.evaluate("document.getElementById('curl').textContent")
         assert await page.evaluate("location.search + location.hash + document.cookie") == ""
         assert await page.evaluate("localStorage.length + sessionStorage.length") == 0
-        # Chromium's own words for a 401, and for the 426 with which the page finds out why a WebSocket was refused; and
-        # nothing that went wrong in the page.
+        # Chromium's own words for a 401, and for the 426 of the page's look at what became of its WebSocket; nothing
+        # that went wrong in the page.
         expected = (" 401", " 426", "HTTP Authentication failed")
         assert [error for error in page.errors if not any(words in error for words in expected)] == []
     text = str(logged.entries)

@@ -374,6 +374,31 @@ async def test_thousands_of_frames_in_one_read_let_others_have_their_turn(data: 
             assert turns >= count // 150
 
 
+async def test_operations_of_many_topics_let_others_have_their_turn() -> None:
+    async with serving() as server:
+        with await open_websocket(server.url, "/ws") as websocket:
+            await until(lambda: len(server._runtime.open) == 1)
+            session = session_of(server)
+            topics = [f"t{number}.*" for number in range(100)]
+            operations = [json.dumps({"op": op, "topics": topics}).encode() for op in ("subscribe", "unsubscribe")] * 15
+            turns = 0
+            done = trio.Event()
+
+            async def watch() -> None:
+                nonlocal turns
+                while not done.is_set():
+                    turns += bool(session._received)
+                    await trio.lowlevel.checkpoint()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch)
+                await websocket.wire.send(b"".join(frame(TEXT, operation) for operation in operations))
+                for _ in operations:
+                    await websocket.reply()
+                done.set()
+            assert turns >= len(operations) // 2
+
+
 async def test_a_drain_in_the_middle_of_many_frames_ends_it_all_the_same() -> None:
     async with serving(websocket={"close_timeout": "1h"}) as server:
         for _ in range(10):

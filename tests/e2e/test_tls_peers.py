@@ -1,6 +1,7 @@
 """Slow, dead and hostile peers in the TLS handshake: each costs its own connection, for a bounded time, and no more."""
 
 import itertools
+import os
 import shutil
 import socket
 import ssl
@@ -18,12 +19,15 @@ from encryption import (
     authority_file,
     certificate_file,
     client_certificate,
+    client_hello,
     connected,
     tls_section,
 )
 from serving import ended, harmless, open_descriptors, serving, until
 
 import tricast
+from tricast.runtime import _HANDSHAKES_PER_TURN
+from tricast.tls import TlsConnection
 
 TLS = {"tls": tls_section()}
 ASKED = {"tls": tls_section() | {"client_ca": authority_file()}}
@@ -187,6 +191,32 @@ async def test_many_who_do_not_shake_hands_leave_the_others_alone() -> None:
         for sock in socks:
             sock.close()
         await until(lambda: open_descriptors() == before)
+
+
+async def test_many_who_shake_hands_at_once_take_turns_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+    send_outgoing = TlsConnection._send_outgoing
+
+    async def counted(self: TlsConnection) -> None:
+        nonlocal steps
+        steps += 1
+        await send_outgoing(self)
+
+    monkeypatch.setattr(TlsConnection, "_send_outgoing", counted)
+    async with serving(**TLS) as server:
+        socks = [await connected(server.url) for _ in range(60)]
+        await until(lambda: steps == len(socks))
+        for sock in socks:  # without giving anybody a turn between
+            os.write(sock.fileno(), client_hello())
+        seen = [steps]
+        while steps < 2 * len(socks):
+            await trio.lowlevel.checkpoint()
+            seen.append(steps)
+        # The turns of two tasks come in any order, so that this one may miss one.
+        assert max(after - before for before, after in itertools.pairwise(seen)) <= 2 * _HANDSHAKES_PER_TURN
+        for sock in socks:
+            sock.close()
+        await until(lambda: server.connections == 0)
 
 
 # Half-closed

@@ -2,10 +2,12 @@
 
 from contextlib import suppress
 
+import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tricast.access import api_keys
 from tricast.access.access import Credentials
 from tricast.config import AuthSection
 from tricast.errors import RemoteProtocolError, Unauthorized
@@ -154,6 +156,29 @@ def test_whatever_is_shown_is_one_thing_or_a_mistake(headers: list[tuple[bytes, 
 )
 def test_targets_in_logs(target: bytes, logged: bytes) -> None:
     assert without_secrets(target) == logged
+
+
+@pytest.mark.parametrize("secret", [jwt.encode({"sub": "ada"}, "s" * 32), api_keys.make()])
+@pytest.mark.parametrize(
+    "place", ["/events?jwt=X", "/events?a=1;token=X&b", "/events?topic=X", "/X", "/a/X/b?c", "/events?topic%3DX"]
+)
+def test_what_looks_like_a_secret_is_in_no_log_wherever_it_was_put(secret: str, place: str) -> None:
+    for written in (secret, secret.replace(".", "%2E"), secret.replace(".", "%2e")):
+        assert without_secrets(place.replace("X", written).encode()) == place.replace("X", "...").encode()
+
+
+@pytest.mark.parametrize(
+    "target", [b"/events?topic=tricast_news.eyJ.eyes", b"/events?topic=honeyJar.a.b", b"/events?topic=eyJa.b&c=d.e"]
+)
+def test_what_does_not_is(target: bytes) -> None:
+    assert without_secrets(target) == target
+
+
+def test_a_long_target_is_looked_at_once() -> None:
+    """Each of these could be where a token begins: looked at from each on, this would take minutes."""
+    for part in (b"eyJ", b"tricast_", b"eyJ.", b"%00eyJ.a."):
+        target = b"/" + part * 200_000
+        assert without_secrets(target).startswith(b"/")
 
 
 @given(st.lists(st.tuples(st.sampled_from(["ticket", "access_token", "a", "%"]), st.text("xyz%=+?/", max_size=8))))

@@ -2,11 +2,21 @@
 
 import re
 
+import h11
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tricast.wire.heads import TLS_HELLO, BadHead, HeadLimits, HeadReader, ParsedRequest, checked_lines, parse_request
+from tricast.wire.heads import (
+    TLS_HELLO,
+    BadHead,
+    HeadLimits,
+    HeadReader,
+    ParsedRequest,
+    Strictness,
+    checked_lines,
+    parse_request,
+)
 
 LIMITS = HeadLimits(100, 200, 400, 5, 2)
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
@@ -151,3 +161,37 @@ def test_nothing_odd_gets_past_the_quick_look(odd: bytes) -> None:
             checked_lines(head, "strict", is_request=True)
     else:
         assert checked_lines(head, "strict", is_request=True) == head
+
+
+_LINE_PARTS = st.sampled_from(
+    [
+        *(b"GET", b" ", b"/a", b"*", b"http://b/", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/1.10", b"Host", b":", b"\t"),
+        *(b"\r\n", b"\n", b"\r\n\r\n", b"\r\n ", b"\x0b", b"\x7f", b"\x00", b"\xff", b"Host: a", b"(", b'"', b"a"),
+        *(b"Content-Length: 5", b"Transfer-Encoding: Chunked", b"Expect: 100-continue", b"Connection: upgrade"),
+        *(b", 5", b""),
+    ]
+)
+
+
+@given(
+    st.lists(_LINE_PARTS, max_size=4).map(b"".join),
+    st.lists(st.lists(_LINE_PARTS, max_size=4).map(b"".join), max_size=4),
+    st.sampled_from(("strict", "rfc", "lenient")),
+)
+@example(b"", [], "strict")
+@example(b"", [b"X:\t1 "], "strict")
+@example(b"", [b"Content-Length: 5, 5"], "rfc")
+@example(b"", [b"\r\nX: y"], "lenient")
+def test_what_h11_is_handed_it_would_have_found_itself(odd: bytes, fields: list[bytes], strictness: Strictness) -> None:
+    head = b"\r\n".join([odd or b"GET / HTTP/1.1", b"Host: a", *fields, b"", b""])
+    try:
+        found = parse_request(head, strictness).event
+    except BadHead:
+        return
+    parser = h11.Connection(h11.SERVER)
+    parser.receive_data(checked_lines(head, strictness, is_request=True))
+    event = parser.next_event()
+    assert isinstance(event, h11.Request)
+    assert event == found
+    assert event.headers.raw_items() == found.headers.raw_items()
+    assert parser.trailing_data[0] == b""

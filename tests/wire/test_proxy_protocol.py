@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tricast.addresses import normalized
+from tricast.addresses import UNKNOWN, normalized
 from tricast.errors import RemoteProtocolError
 from tricast.wire.proxy_protocol import MAX_HEADER_BYTES, Introduction, parse_introduction
 
@@ -29,16 +29,16 @@ INTRODUCTIONS = [
     (b"PROXY TCP6 2001:db8::1 2001:db8::2 4711 443\r\n", "2001:db8::1"),
     (b"PROXY TCP6 ::ffff:192.0.2.1 ::ffff:192.0.2.2 4711 443\r\n", "192.0.2.1"),
     (b"PROXY TCP6" + b" ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff" * 2 + b" 65535 65535\r\n", "ffff:" * 7 + "ffff"),
-    (b"PROXY UNKNOWN\r\n", None),
-    (b"PROXY UNKNOWN" + b" ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff" * 2 + b" 65535 65535\r\n", None),
+    (b"PROXY UNKNOWN\r\n", UNKNOWN),
+    (b"PROXY UNKNOWN" + b" ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff" * 2 + b" 65535 65535\r\n", UNKNOWN),
     (binary(1, 0x11, V4), "192.0.2.1"),
     (binary(1, 0x11, V4 + TLVS), "192.0.2.1"),
     (binary(1, 0x11, V4 + bytes(MAX_HEADER_BYTES - 28)), "192.0.2.1"),
     (binary(1, 0x21, V6), "2001:db8::1"),
     (binary(1, 0x21, V6 + TLVS), "2001:db8::1"),
-    (binary(1, 0x31, bytes(216)), None),
-    (binary(1, 0x00, b""), None),
-    (binary(1, 0x00, TLVS), None),
+    (binary(1, 0x31, bytes(216)), UNKNOWN),
+    (binary(1, 0x00, b""), UNKNOWN),
+    (binary(1, 0x00, TLVS), UNKNOWN),
     (binary(0, 0x00, b""), None),
     (binary(0, 0x11, V4), None),
     # All but the length is to be skipped.

@@ -23,6 +23,8 @@ from tricast.logs import Logger
 _MAX_TOLD = 5
 #: So many answers are remembered to whether patterns cover a name.
 _REMEMBERED = 4096
+#: Longer names are looked at before anybody says that they are too long, and would be a lot of memory.
+_MAX_REMEMBERED_CHARS = 256
 
 
 class Credentials(NamedTuple):
@@ -82,7 +84,7 @@ class Access:
         self.tokens = Tokens(auth, keys, self.remote, clock=clock)
         self.api_keys = ApiKeys(auth.api_key)
         # Publishers mostly publish to the same topics again.
-        self._is_covered = lru_cache(_REMEMBERED)(_is_covered)
+        self._remembering = lru_cache(_REMEMBERED)(_is_covered)
         self._tickets = Tickets(auth, OwnUses(auth.max_tickets) if uses is None else uses, clock=clock)
 
     @asynccontextmanager
@@ -122,12 +124,13 @@ class Access:
 
         Raises:
             Forbidden: it may not.
-            Unauthorized: nobody said who they are, and not everybody may.
+            Unauthorized: nobody said who they are, and not everybody may; or what was shown for it is over by now.
         """
         if identity is ANYBODY:
             return
+        self.tokens.check_not_over(identity)
         for name in names:
-            if not self._is_covered(identity.subscribe, name) and not self._is_covered(self.anonymous.subscribe, name):
+            if not self._covers(identity.subscribe, name) and not self._covers(self.anonymous.subscribe, name):
                 raise _refusal(identity, "subscribe to", "subscribe", identity.subscribe, name)
 
     def check_publish(self, identity: Identity, topic: str) -> None:
@@ -135,11 +138,13 @@ class Access:
 
         Raises:
             Forbidden: it may not.
-            Unauthorized: nobody said who they are, and not everybody may.
+            Unauthorized: nobody said who they are, and not everybody may; or what was shown for it is over by now.
         """
         if identity is ANYBODY:
             return
-        if not self._is_covered(identity.publish, topic) and not self._is_covered(self.anonymous.publish, topic):
+        # A body may take its time, and a connection that is being ended for this may still be read from.
+        self.tokens.check_not_over(identity)
+        if not self._covers(identity.publish, topic) and not self._covers(self.anonymous.publish, topic):
             raise _refusal(identity, "publish to", "publish", identity.publish, topic)
 
     def issue_ticket(self, identity: Identity) -> str:
@@ -157,6 +162,9 @@ class Access:
             LimitExceeded: so many were used just now that no more can be remembered.
         """
         return self._tickets.redeem(ticket)
+
+    def _covers(self, patterns: tuple[str, ...], name: str) -> bool:
+        return (self._remembering if len(name) <= _MAX_REMEMBERED_CHARS else _is_covered)(patterns, name)
 
     def _forget_tokens(self) -> None:
         self.tokens.forget()

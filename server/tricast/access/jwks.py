@@ -4,17 +4,19 @@ How a JWK set is read is in ``keys.py``. What cannot be fetched leaves the keys 
 """
 
 import random
-import time
+import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from http import HTTPStatus
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import (
+    AbstractHTTPHandler,
     HTTPDefaultErrorHandler,
     HTTPErrorProcessor,
-    HTTPHandler,
-    HTTPSHandler,
     OpenerDirector,
     ProxyHandler,
     Request,
@@ -152,16 +154,88 @@ class RemoteKeys:
 
 
 def fetching_in_threads() -> Fetch:
-    """Fetches in a thread, of which there is one at most: one that was given up may live on for a while."""
+    """Fetches in a thread, of which there is one at most.
+
+    When its time is over, it is cut off from its peer, so that it ends, whatever comes and however slowly. Only while a
+    name is looked up, or a connection is made, it may live on for a while.
+    """
     limiter = trio.CapacityLimiter(1)
 
     async def fetch(url: str, max_bytes: int, seconds: float) -> bytes:
-        return await trio.to_thread.run_sync(_fetch, url, max_bytes, seconds, abandon_on_cancel=True, limiter=limiter)
+        line = _Line()
+        fetching = partial(_fetch, url, max_bytes, seconds, line)
+        try:
+            with trio.fail_after(seconds):
+                return await trio.to_thread.run_sync(fetching, abandon_on_cancel=True, limiter=limiter)
+        except trio.TooSlowError:
+            raise TimeoutError("it took too long") from None
+        finally:
+            line.cut()
 
     return fetch
 
 
-def _fetch(url: str, max_bytes: int, seconds: float) -> bytes:
+class _Line:
+    """The connections of a fetch, seen from another thread than its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_cut = False
+        self._sockets: list[socket.socket] = []
+
+    def hold(self, sock: socket.socket) -> None:
+        """Takes a connection that has just been made.
+
+        Raises:
+            TimeoutError: it was cut already.
+        """
+        with self._lock:
+            if self._is_cut:
+                raise TimeoutError("it took too long")
+            self._sockets.append(sock.dup())  # TLS takes the descriptor over, and what is connected is the same
+
+    def cut(self) -> None:
+        """Ends all of them: who reads or writes there, in whatever thread, gets to the end."""
+        with self._lock:
+            self._is_cut = True
+            for sock in self._sockets:
+                with sock, suppress(OSError):  # it may have ended
+                    sock.shutdown(socket.SHUT_RDWR)
+            self._sockets.clear()
+
+
+class _Connection(HTTPConnection):
+    line: _Line
+
+    def connect(self) -> None:
+        super().connect()
+        self.line.hold(self.sock)
+
+
+class _TlsConnection(HTTPSConnection, _Connection):
+    """Held before it shakes hands: HTTPSConnection has what stands behind it here connect, and goes on from there."""
+
+
+class _Handler(AbstractHTTPHandler):
+    def __init__(self, line: _Line) -> None:
+        super().__init__()
+        self._line = line
+
+    http_request = https_request = AbstractHTTPHandler.do_request_
+
+    def http_open(self, request: Request) -> HTTPResponse:
+        return self.do_open(partial(self._connection, _Connection), request)
+
+    def https_open(self, request: Request) -> HTTPResponse:
+        return self.do_open(partial(self._connection, _TlsConnection), request)
+
+    def _connection(self, kind: type[_Connection], host: str, **options: Any) -> _Connection:
+        connection = kind(host, **options)
+        connection.line = self._line
+        return connection
+
+
+def _fetch(url: str, max_bytes: int, seconds: float, line: _Line) -> bytes:
     """What is at the URL; see ``Fetch``.
 
     Redirects are not followed: where one leads to need not be as safe as what was configured.
@@ -169,25 +243,18 @@ def _fetch(url: str, max_bytes: int, seconds: float) -> bytes:
     opener = OpenerDirector()
     # Proxies of the environment are for the world outside, and http is for this machine.
     proxies = {scheme: proxy for scheme, proxy in getproxies().items() if scheme == "https"}
-    for handler in (
-        ProxyHandler(proxies),
-        HTTPHandler(),
-        HTTPSHandler(),
-        HTTPErrorProcessor(),
-        HTTPDefaultErrorHandler(),
-    ):
+    for handler in (ProxyHandler(proxies), _Handler(line), HTTPErrorProcessor(), HTTPDefaultErrorHandler()):
         opener.add_handler(handler)
     request = Request(url, headers={"Accept": "application/jwk-set+json, application/json"})  # noqa: S310 - see config
-    until = time.monotonic() + seconds
     try:
         with opener.open(request, timeout=seconds) as response:
-            return _read(response, max_bytes, until)
+            return _read(response, max_bytes)
     except HTTPError as error:
         error.close()
         raise UnusableKey(f"the answer was {error.code}") from None
 
 
-def _read(response: HTTPResponse, max_bytes: int, until: float) -> bytes:
+def _read(response: HTTPResponse, max_bytes: int) -> bytes:
     if response.status != HTTPStatus.OK:
         raise UnusableKey(f"the answer was {response.status}")
     body = bytearray()
@@ -195,8 +262,6 @@ def _read(response: HTTPResponse, max_bytes: int, until: float) -> bytes:
         body += chunk
         if len(body) > max_bytes:
             raise UnusableKey(f"the answer is longer than auth.jwks_size: {max_bytes} bytes")
-        if time.monotonic() > until:
-            raise UnusableKey("it took too long")
     return bytes(body)
 
 

@@ -45,7 +45,7 @@ class EventStream(Stream):
         self._start = start
         self._is_chunked = is_chunked
         self._last_sent = trio.current_time()
-        #: Under which name it can be renewed. It is not secret: only the account that opened it can use it.
+        #: Under which name it can be renewed, by the account that opened it.
         self._lease = "" if identity.expires_at is None else runtime.leases.new_name()
 
     def opening(self) -> bytes:

@@ -1,5 +1,6 @@
 """What SSE and WebSocket have in common: a subscriber that stays, and reads on from the log when it fell behind."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar, NamedTuple
@@ -74,7 +75,9 @@ class Stream(Subscriber):
 
     def _let_in(self, identity: Identity) -> None:
         self.identity = identity
-        self.expires_at = trio.current_time() + self.runtime.time_left(identity)
+        left = self.runtime.time_left(identity)
+        # The sum would be a number of its own for each of those that may stay for ever.
+        self.expires_at = math.inf if left == math.inf else trio.current_time() + left
 
     def renew(self, identity: Identity) -> None:
         """See ``tricast.leases.Leased``."""
@@ -118,6 +121,9 @@ class Stream(Subscriber):
         self.runtime.open[self.connection] = self
         self.runtime.wheel.add(self, trio.current_time())
         try:
+            if self.runtime.is_draining:
+                # It began after this one was let in, and found nothing here that it could end.
+                self.drain(self.runtime.returns.delay())
             await self.serve()
         finally:
             self.runtime.open[self.connection] = NothingToEnd()

@@ -35,6 +35,8 @@ from tricast.wire.websocket import Kind
 
 #: Frames handled in a row before others get a turn: 64 KiB may hold ten thousand empty ones.
 _FRAMES_PER_TURN = 32
+#: One that is so many bytes longer counts once more: a hundred bytes may inflate to ``websocket.max_message``.
+_BYTES_PER_FRAME = 8 * 2**10
 #: Operations that publish are taken together, so that they cost the log one append and the client's socket one send.
 _MAX_TOGETHER = 100
 #: Close codes with their meaning (RFC 6455 7.4.1, and the registry for 1013).
@@ -154,9 +156,7 @@ class Session(Stream):
         Raises:
             ConnectionLost: the connection is closed, on either side.
         """
-        # First the tail: behind it may come a close frame, and nothing may follow that (RFC 6455 5.5.1).
-        await self.connection.drain(holding=len(message))
-        self._check_open()
+        await self._wait_turn(len(message))
         frame = wire.text_frame(message.encode()) if isinstance(message, str) else wire.binary_frame(message)
         await self.connection.send(frame)
 
@@ -166,8 +166,7 @@ class Session(Stream):
         Raises:
             ConnectionLost: the connection is closed, on either side.
         """
-        await self.connection.drain(holding=len(message))
-        self._check_open()
+        await self._wait_turn(len(message))
         await self.connection.send_soon(wire.text_frame(message))
 
     async def refuse(self, error: RemoteProtocolError | Unavailable, ref: "Reference") -> None:
@@ -178,6 +177,20 @@ class Session(Stream):
         """
         self.runtime.counters.refusals[error.reason] += 1
         await self.reply(wire.encode_reply("error", {"code": error.code, "message": error.detail}, ref))
+
+    async def _wait_turn(self, size: int) -> None:
+        """Returns when a message of this size may be sent.
+
+        Raises:
+            ConnectionLost: the connection is closed, on either side.
+        """
+        # First the tail: behind it may come a close frame, and nothing may follow that (RFC 6455 5.5.1).
+        await self.connection.drain(holding=size)
+        # One that waits for the same comes first, or who always has something to send would never leave.
+        while self._is_leaving and self._is_open:
+            await trio.lowlevel.checkpoint()
+            await self.connection.drain(holding=size)
+        self._check_open()
 
     def _check_open(self) -> None:
         if not self._is_open:
@@ -371,6 +384,7 @@ class Session(Stream):
                     await self._refuse(limit)
                     return None
                 case TextMessage() | BytesMessage():
+                    self._frames += len(event.data) // _BYTES_PER_FRAME
                     if event.message_finished:
                         return self._whole_message(event)
                     self._keep(event)
@@ -454,8 +468,12 @@ class Session(Stream):
             await self._finish(error.close_code, error.detail)
             return
         except Exception as error:
+            code = INTERNAL_ERROR
+            if isinstance(error, Unavailable):
+                self.runtime.counters.refusals[error.reason] += 1
+                code = TRY_AGAIN_LATER
             with trio.move_on_after(self.runtime.config.websocket.close_timeout, shield=True):
-                await self._finish(TRY_AGAIN_LATER if isinstance(error, Unavailable) else INTERNAL_ERROR)
+                await self._finish(code)
             raise
         await self._finish(NORMAL)
 
@@ -617,6 +635,9 @@ async def _operate(session: Session, message: str | bytes, batch: _Publishing) -
 
 
 async def _perform(session: Session, operation: wire.Operation) -> None:
+    if isinstance(operation, wire.Subscribe | wire.Unsubscribe):
+        # A hundred topics, or patterns, take half a millisecond or more, and one read may hold many such operations.
+        await trio.lowlevel.checkpoint()
     match operation:
         case wire.Subscribe():
             await _subscribe(session, operation)

@@ -1,8 +1,8 @@
 """The heads of requests and responses: found in what came in, and checked, on the bytes as they came. No I/O.
 
-h11 takes them apart, and refuses a good deal; what it leaves to its user is checked here. ``strict`` refuses whatever
-the RFC lets a recipient refuse; ``rfc`` accepts what it lets a recipient accept; ``lenient`` is what proxies do that
-forward what they do not understand. The server is strict; for the proxy that is a setting.
+h11 says what may be in them, and refuses a good deal; what it leaves to its user is checked here. ``strict`` refuses
+whatever the RFC lets a recipient refuse; ``rfc`` accepts what it lets a recipient accept; ``lenient`` is what proxies
+do that forward what they do not understand. The server is strict; for the proxy that is a setting.
 """
 
 import re
@@ -38,6 +38,10 @@ _HOST = re.compile(
 )
 _ABSOLUTE_FORM = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _DIGITS = re.compile(rb"[0-9]+")
+#: RFC 9112 3, as far as it says where the parts begin.
+_REQUEST_LINE = re.compile(rb"([^ ]+) ([^ ]+) HTTP/([0-9]\.[0-9])")
+#: Where h11 begins to repeat what was sent.
+_REPEATED = re.compile(r":? (?:bytearray\(|b['\"])")
 
 
 class BadHead(Exception):
@@ -199,15 +203,7 @@ def parse_request(head: bytes, strictness: Strictness) -> ParsedRequest:
     Raises:
         BadHead: it must not be acted on.
     """
-    lines = checked_lines(head, strictness, is_request=True)
-    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(lines))
-    parser.receive_data(lines)
-    try:
-        event = parser.next_event()
-    except h11.RemoteProtocolError as error:
-        raise refused_by_h11(error) from None
-    if not isinstance(event, h11.Request):
-        raise BadHead("not a request")
+    event = _request_of(checked_lines(head, strictness, is_request=True))
     version = _known_version(event)
     authority, target = _split_target(event.method, event.target)
     fields = list(event.headers)  # once: h11's sequence is slow to walk
@@ -221,6 +217,35 @@ def parse_request(head: bytes, strictness: Strictness) -> ParsedRequest:
         if name and _HOST.fullmatch(name) is None:
             raise BadHead("the host is not valid")
     return ParsedRequest(event, fields, version, authority, target, framing)
+
+
+def _request_of(lines: bytes) -> h11.Request:
+    """The request that these lines are.
+
+    They are only parted here. What a method, a target and the fields may be is decided by h11, which is handed the
+    parts. Its ``Connection`` would part them as well, but most of what that costs is for a state that nobody looks at.
+
+    Args:
+        lines: a head that was checked, so that each CR ends a line.
+
+    Raises:
+        BadHead: they are none.
+    """
+    first, *others = lines.replace(b"\r\n", b"\n").removesuffix(b"\n\n").split(b"\n")
+    match = _REQUEST_LINE.fullmatch(first)
+    if match is None:
+        raise BadHead("illegal request line")
+    method, target, version = match.groups()
+    fields = []
+    for line in others:
+        name, colon, value = line.partition(b":")
+        if not colon:
+            raise BadHead("illegal header line")
+        fields.append((name, value.strip(b" \t")))
+    try:
+        return h11.Request(method=method, target=target, headers=fields, http_version=version)
+    except h11.LocalProtocolError as error:
+        raise refused_by_h11(error) from None
 
 
 def check_only_length(head: bytes) -> None:
@@ -237,10 +262,10 @@ def check_only_length(head: bytes) -> None:
         raise BadHead("more than one Content-Length")
 
 
-def refused_by_h11(error: h11.RemoteProtocolError) -> BadHead:
+def refused_by_h11(error: h11.ProtocolError) -> BadHead:
     """The same in our own words: its own repeat what was sent."""
     error.__traceback__ = None  # h11 raises it in a method of its own, whose frame would keep it: a cycle
-    detail = str(error).partition(": bytearray")[0].replace("Receive buffer too long", "the head is too large")
+    detail = _REPEATED.split(str(error))[0].replace("Receive buffer too long", "the head is too large")
     return BadHead(detail, status=error.error_status_hint)
 
 

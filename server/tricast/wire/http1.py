@@ -58,7 +58,10 @@ class Request:
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header, or None."""
-        return next((value for found, value in self.headers if found == name), None)
+        for found, value in self.headers:  # with ``next`` and a generator it takes twice as long
+            if found == name:
+                return value
+        return None
 
     def members(self, name: bytes) -> list[bytes]:
         """A comma-separated header's members, over all its lines (RFC 9110 5.6.1)."""

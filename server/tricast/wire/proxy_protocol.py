@@ -7,7 +7,7 @@ import ipaddress
 import re
 from typing import NamedTuple
 
-from tricast.addresses import normalized
+from tricast.addresses import UNKNOWN, normalized
 from tricast.errors import RemoteProtocolError
 
 #: The longest line of version 1, with its end (2.1).
@@ -28,7 +28,7 @@ class Introduction(NamedTuple):
 
     Attributes:
         size: bytes that it takes.
-        client: the client's address; None where the proxy speaks for itself, or does not say.
+        client: the client's address; ``unknown`` where the proxy does not say, None where it speaks for itself.
     """
 
     size: int
@@ -58,7 +58,7 @@ def _parse_line(data: bytes) -> Introduction | None:
     if line is None:
         raise _malformed("its line is malformed")
     if line[1] is None:
-        return Introduction(end, None)
+        return Introduction(end, UNKNOWN)
     version = int(line[1])
     source, _ = (_address(text, version) for text in (line[2], line[3]))
     if any(int(port) > 65535 for port in (line[4], line[5])):
@@ -96,7 +96,7 @@ def _parse_binary(data: bytes) -> Introduction | None:
     if size < _FIXED_BYTES + both_bytes:
         raise _malformed("it is too short for its addresses")
     source = data[_FIXED_BYTES : _FIXED_BYTES + source_bytes]
-    return Introduction(size, normalized(str(ipaddress.ip_address(source))) if source else None)
+    return Introduction(size, normalized(str(ipaddress.ip_address(source))) if source else UNKNOWN)
 
 
 def _malformed(detail: str) -> RemoteProtocolError:

@@ -49,10 +49,12 @@ def _client_in(data: bytes) -> str | None:
     """The source in a whole introduction, as proxy-protocol.txt 2.1 and 2.2 have it."""
     if not data.startswith(_SIGNATURE):
         words = data.decode("latin-1").split(" ")
-        return None if words[1].startswith("UNKNOWN") else _address(ipaddress.ip_address(words[2]))
+        return "unknown" if words[1].startswith("UNKNOWN") else _address(ipaddress.ip_address(words[2]))
     family = data[13] >> 4
-    if data[12] & 0xF == 0 or family not in (1, 2):
+    if data[12] & 0xF == 0:
         return None
+    if family not in (1, 2):
+        return "unknown"
     return _address(ipaddress.ip_address(data[16 : 20 if family == 1 else 32]))
 
 
