@@ -29,6 +29,7 @@ from tricast.listening import announce
         ("push.example", True),
     ],
 )
+def test_which_hosts_are_for_others(host: str, *, expected: bool) -> None:
     assert is_host_for_others(host) is expected
 
 
