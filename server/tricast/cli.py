@@ -243,11 +243,12 @@ async def _serve(run: "Callable[[], Awaitable[None]]", config: "Config") -> None
 def check(file: str, hosts: tuple[str, ...]) -> None:
     """Check the configuration in FILE.
 
-    Prints everything that is wrong with it. TRICAST_SECTION__KEY variables are checked as well. A certificate is
-    checked to be one that clients take now, and for these names.
+    Prints everything that is wrong with it, and what it leaves open to other machines. TRICAST_SECTION__KEY variables
+    are checked as well. A certificate is checked to be one that clients take now, and for these names.
     """
     from tricast.access.keys import load_keys
     from tricast.errors import ConfigError
+    from tricast.exposure import exposures, is_host_for_others
     from tricast.server import load_handlers
 
     _find_modules_here()
@@ -267,6 +268,9 @@ def check(file: str, hosts: tuple[str, ...]) -> None:
             problems += [str(problem._replace(source=file)) for problem in error.problems]
     if problems:
         raise Failure(*problems)
+    if is_host_for_others(config.server.host):
+        for exposure in exposures(config):
+            _say(exposure, label="warning: ", colour="yellow")
     click.echo(f"{file}: ok{remark}")
 
 

@@ -16,6 +16,7 @@ from tricast.config import SYSTEMD_HOST, UNIX_HOST, Config
 from tricast.connection import Connection
 from tricast.descriptors import Spare
 from tricast.errors import ConnectionLost, LimitExceeded, RemoteProtocolError, Unavailable
+from tricast.exposure import exposures
 from tricast.introduction import be_introduced
 from tricast.listeners import open_listeners, url_of
 from tricast.logs import Logger
@@ -123,8 +124,9 @@ def announce(
         logger.info(f"listening on {url_of(listener, has_tls=has_tls)}")
     for listener in admin_listeners:
         logger.info(f"admin listening on {url_of(listener)}")
-    if not config.auth.is_on and not all(is_of_this_machine(of_peer(it.getsockname())) for it in listeners):
-        logger.warning("without [auth], whoever can connect may subscribe and publish to everything")
+    if not all(is_of_this_machine(of_peer(it.getsockname())) for it in listeners):
+        for exposure in exposures(config):
+            logger.warning(exposure)
 
 
 class Entrance:

@@ -1,6 +1,7 @@
 """Keys: from where they are read, and what is not taken for one."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tricast.config import KeyEntry
 from tricast.errors import ConfigError
 
 PUBLIC = ("RS256", "ES256", "EdDSA")
+ROOT = Path(__file__).parents[2]
 
 
 def has_signed(key: Key, text: str) -> bool:
@@ -52,6 +54,13 @@ def test_a_secret_that_is_too_short(secret: str) -> None:
     with pytest.raises(UnusableKey, match=r"^expected a secret of 32 bytes or more .* found") as caught:
         keys_of(entry("HS256", secret=secret))
     assert secret * 2 not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["README.md", "config/server.toml"])
+def test_the_secret_of_the_examples_is_none(file: str) -> None:
+    (secret,) = re.findall(r'(?m)^#?secret = "(.*)"$', (ROOT / file).read_text())
+    with pytest.raises(UnusableKey, match="which everybody knows: use the output of: openssl rand"):
+        keys_of(entry("HS256", secret=secret))
 
 
 @pytest.mark.parametrize("algorithm", PUBLIC)

@@ -16,7 +16,7 @@ LAYERS = (
     ("command_line", "lifetime", "listeners", "unix_sockets", "activation"),
     ("event", "schema"),
     ("config",),
-    ("logs", "returns"),
+    ("logs", "returns", "exposure"),
     ("access", "certificates"),
     ("wire",),
     ("log",),

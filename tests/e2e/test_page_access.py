@@ -39,6 +39,7 @@ async def test_the_page_asks_for_a_token_and_shows_it_over_all_three_transports(
     async with serving(auth=AUTH, records=logged, logging={"access": True, "level": "debug"}, within=60) as server:
         page = await browser.open_page(f"{server.url}/")
         await give(page, given[0])
+        await page.wait_for(f"{ASKED} && document.getElementById('identity-why').className === 'problem'")
         await page.wait_for(f"{ASKED} && document.getElementById('identity-why').textContent.includes('audience')")
         await give(page, given[1])
         await page.wait_for(ALL_OPEN)
@@ -71,6 +72,24 @@ async def test_the_page_works_with_a_cookie(browser: Browser) -> None:
         await page.click("#publish .primary")
         await received(page, 1)
         assert not await page.evaluate(ASKED)
+
+
+async def test_who_may_do_something_else_is_asked_for_another_token(browser: Browser) -> None:
+    async with serving(auth=AUTH, within=40) as server:
+        page = await browser.open_page(f"{server.url}/")
+        await give(page, token(subscribe=["other"]))
+        await page.wait_for(f"{ASKED} && document.getElementById('identity-why').textContent.includes('not cover')")
+        await give(page, token(publish=["other"], exp=time.time() + 5))
+        await page.wait_for(ALL_OPEN)
+        await page.click("#publish .primary")
+        await page.wait_for(f"{ASKED} && document.getElementById('identity-why').textContent.includes('not cover')")
+        # The end of this token comes before the end of the connections' own, so all three are asked.
+        await give(page, token(subscribe=["other"]))
+        await page.wait_for(f"{ASKED} && document.querySelectorAll('.pane[data-state=refused]').length === 3")
+        await give(page, token())
+        await page.wait_for(ALL_OPEN)
+        await page.click("#publish .primary")
+        await received(page, 1)
 
 
 async def test_who_may_read_and_not_publish_is_asked_then(browser: Browser) -> None:

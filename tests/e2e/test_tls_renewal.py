@@ -320,7 +320,8 @@ async def test_check_says_what_clients_would_not_like(
     # An address to listen on is not what clients call it.
     (tmp_path / "server.toml").write_text('[server]\nhost = "0.0.0.0"\n[tls]\ncertificate = "server.pem"\n')
     code, out, said = await run("check", "server.toml")
-    assert (code, said) == (0, "warning: the certificate expires soon\n")
+    everybody = "without [auth], whoever can connect may subscribe and publish to everything"
+    assert (code, said) == (0, f"warning: the certificate expires soon\nwarning: {everybody}\n")
     assert out.startswith("server.toml: ok, with a certificate for push.example until ")
     hosts = ("--host-name", "push.example", "--host-name", "other.example")
     assert await run("check", "server.toml", *hosts) == (

@@ -25,6 +25,8 @@ from jwt.algorithms import Algorithm
 from tricast.config import MIN_SECRET_BYTES, AuthSection, KeyEntry
 from tricast.errors import ConfigError, ConfigProblem
 
+#: The secret in the examples of the documentation: long enough, and known to everybody.
+EXAMPLE_SECRET = b"use the output of: openssl rand -base64 32"
 #: Algorithms with a public key; those of a JWK set are for these.
 PUBLIC_ALGORITHMS = ("RS256", "ES256", "EdDSA")
 
@@ -88,6 +90,8 @@ def check_secret(secret: bytes) -> bytes:
     Raises:
         UnusableKey: it is too short, or known to everybody.
     """
+    if secret == EXAMPLE_SECRET:
+        raise UnusableKey("this is the example's, which everybody knows: use the output of: openssl rand -base64 32")
     if len(secret) < MIN_SECRET_BYTES:
         raise UnusableKey(f"expected a secret of {MIN_SECRET_BYTES} bytes or more (RFC 7518 3.2), found {len(secret)}")
     try:

@@ -335,6 +335,7 @@ async function ticket(signal) {
 /** Shows the field for a token; resolves when another one was given. */
 function askForToken(why) {
   byId("identity-why").textContent = why;
+  byId("identity-why").className = identity.token ? "problem" : "hint";
   byId("identity").hidden = false;
   identity.changed ??= new Promise((resolve) => {
     byId("identity").onsubmit = (event) => {
@@ -415,7 +416,9 @@ async function eventStream(reader, signal) {
     source.onerror = () => {
       reader.isInterrupted = true;
       if (source.readyState === EventSource.CLOSED) {
-        reject(new Ended("the stream was refused"));
+        // An EventSource does not tell why (HTML 9.2.3); with a token, it may be that which the server refuses.
+        const asked = identity.token ? headOfEvents(signal) : Promise.resolve();
+        asked.then(() => reject(new Ended("the stream was refused")), reject);
       } else {
         const { message } = reader.isAnswered ? reader.lost("the stream ended") : reader.failed();
         reader.isAnswered = false;
@@ -476,10 +479,10 @@ async function whyNoWebSocket(signal) {
   try {
     const plain = await fetch("/ws", { signal, cache: "no-store" });
     if (plain.status !== 426) {
-      return new Ended("refused", { retryAfterMs: retryAfter(plain), why: `Refused: ${await saying(plain)}.` });
+      return new Ended("refused", { retryAfterMs: retryAfter(plain), why: `Refused: ${(await problemOf(plain)).detail}.` });
     }
+    await headOfEvents(signal);
     const posted = await fetch("/publish", { method: "POST", signal, headers: withToken() });
-    if (posted.status === 401) return await refusal(posted);
     const isForeign = posted.status === 403 && isOurs(posted);
     return new Ended("refused", { why: isForeign ? FOREIGN_ORIGIN : NO_UPGRADE });
   } catch (error) {
@@ -488,16 +491,27 @@ async function whyNoWebSocket(signal) {
   }
 }
 
+/** The answer to HEAD /events, where it is a good one. What is wrong is told in a body, so it is asked for with a GET. */
+async function headOfEvents(signal) {
+  const options = { signal, cache: "no-store", headers: withToken() };
+  const response = await fetch(eventsUrl({}), { ...options, method: "HEAD" });
+  if (!response.ok) throw await refusal(await fetch(eventsUrl({}), options));
+  return response;
+}
+
 /** The error of an HTTP answer, in the server's own words where it gave some (RFC 9457). */
 async function refusal(response) {
   const isFinal = response.status >= 400 && response.status < 500 && ![408, 425, 429].includes(response.status);
-  const needsToken = response.status === 401 && isOurs(response);
-  return new Ended(await saying(response), { retryAfterMs: retryAfter(response), isFinal, needsToken });
+  const { type, detail } = await problemOf(response);
+  // With another token more may be allowed.
+  const needsToken = type !== null && (response.status === 401 || type === "urn:tricast:topic-not-allowed");
+  return new Ended(detail, { retryAfterMs: retryAfter(response), isFinal, needsToken });
 }
 
-/** What an answer says went wrong. */
-async function saying(response) {
-  return (isOurs(response) && (await response.json()).detail) || `the server answered ${response.status}`;
+/** What an answer says went wrong; no type where it is not Tricast that says so. */
+async function problemOf(response) {
+  const { type = null, detail = "" } = isOurs(response) ? await response.json() : {};
+  return { type, detail: detail || `the server answered ${response.status}` };
 }
 
 function isOurs(response) {
@@ -564,9 +578,7 @@ function backoff(failures) {
 async function learnStart() {
   const signal = AbortSignal.timeout(START_TIMEOUT_MS);
   try {
-    const response = await fetch(eventsUrl({}), { method: "HEAD", signal, cache: "no-store", headers: withToken() });
-    // What is wrong is told in a body, which the answer to a HEAD does not have.
-    if (!response.ok) throw await refusal(await fetch(eventsUrl({}), { signal, cache: "no-store", headers: withToken() }));
+    const response = await headOfEvents(signal);
     return response.headers.get("Last-Event-ID") ?? "0-0";
   } catch (error) {
     if (error instanceof Ended && error.isFinal) throw error;
