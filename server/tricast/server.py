@@ -387,15 +387,14 @@ def _warn_of_workers(config: Config, logger: Logger) -> None:
 def _calm_garbage_collector() -> None:
     """Keeps the cycle collector from walking what lives as long as the process, again and again.
 
-    A connection makes some fifty container objects and no cycles, so with the default threshold of 700 every 14th
-    accept would start a collection. Each object is looked at twice, among the youngest and among those that survived
-    that, for some 10 µs of a connection in all. At these thresholds that takes a few milliseconds at a time, where all
-    that 20,000 new connections made would take a second. The oldest, which take that long, have hardly anything to
-    find.
+    A connection makes some fifty container objects and no cycles, so each is looked at for nothing, twice: among the
+    youngest and among those that survived that, some 20 µs of a connection in all. At these thresholds that takes some
+    milliseconds at a time, where all that 20,000 new connections made would take a second. The oldest, which take that
+    long, have hardly anything to find.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(5_000, 5, 1_000)
+    gc.set_threshold(1_000, 4, 5_000)
 
 
 async def _listeners_of(
