@@ -112,6 +112,7 @@ def objects() -> Counter[str]:
 async def census(server: tricast.Server) -> dict[str, Any]:
     """All that a connection could leave behind, once nothing is under way."""
     await trio.testing.wait_all_tasks_blocked()
+    gc.collect()  # also what other tests in this process have left to it
     runtime, statistics, acceptor = server._runtime, server.hub.statistics(), server._entrance._acceptor
     return {
         "tasks": trio.lowlevel.current_statistics().tasks_living,
