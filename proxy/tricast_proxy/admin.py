@@ -11,13 +11,10 @@ from tricast.errors import RemoteProtocolError
 from tricast.listeners import url_of
 from tricast.logs import Logger
 from tricast.wire.http1 import (
-    CLOSE,
     CONTINUE,
-    END_OF_HEAD,
     Request,
     Response,
-    encode_head,
-    encode_headers,
+    encode_response,
     problem,
     problem_of,
 )
@@ -147,13 +144,7 @@ class _Conversation:
         return event
 
     async def _send(self, answer: Response, *, has_body: bool = True) -> bool:
-        head = encode_head(
-            answer.status,
-            encode_headers((*answer.headers, (b"content-length", b"%d" % len(answer.body)))),
-            CLOSE if answer.closes else b"",
-            END_OF_HEAD,
-        )
-        await self._stream.send_all(head + (answer.body if has_body else b""))
+        await self._stream.send_all(encode_response(answer, has_body=has_body))
         if answer.closes:
             await self._linger()
         return not answer.closes

@@ -23,7 +23,7 @@ from tricast.logs import Logger
 from tricast.runtime import Drainable, NothingToEnd, Runtime
 from tricast.tls import TlsConnection
 from tricast.unix_sockets import open_unix_listener
-from tricast.wire.http1 import CLOSE, END_OF_HEAD, encode_head, encode_headers
+from tricast.wire.http1 import encode_response
 
 #: Connections taken per wake-up, so that a storm of them does not hold up those that are there: each of them then
 #: parses a request in its first step, which takes some 200 µs. With 16 instead of 4, thousands that were thrown out and
@@ -427,13 +427,10 @@ class Acceptor:
             connection.close()
 
     def _answer(self, connection: Connection, error: RemoteProtocolError | Unavailable) -> bytes:
-        """The answer for those who are turned away, who are counted; written by hand, for nothing was parsed."""
+        """The answer for those who are turned away, who are counted."""
         self._runtime.counters.refused += 1
         self._runtime.logger.debug("connection refused", why=error.reason, **connection.named())
-        answer = self._runtime.refusal(error)
-        length = (b"content-length", b"%d" % len(answer.body))
-        headers = encode_headers((*answer.headers, length))
-        return encode_head(answer.status, headers, CLOSE, END_OF_HEAD, answer.body)
+        return encode_response(self._runtime.refusal(error)._replace(closes=True))
 
     async def _exhausted(self, listener: socket.socket, error: OSError) -> None:
         """Tells one client, on the spare descriptor, that there are no more; then gives the others time to end."""

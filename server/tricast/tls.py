@@ -16,17 +16,10 @@ from tricast.access.identity import Certified
 from tricast.connection import Connection, LetGo, at_once
 from tricast.errors import ConnectionLost
 from tricast.sent import NOTHING, Sent
-from tricast.wire.http1 import CLOSE, END_OF_HEAD, encode_head, encode_headers, problem
+from tricast.wire.http1 import encode_response, problem
 
-_PROBLEM = problem(400, "this port speaks HTTPS", code="https-required")
 #: For clients that speak plain HTTP to it: an alert of TLS would tell them nothing.
-_SPOKE_HTTP = encode_head(
-    400,
-    encode_headers((*_PROBLEM.headers, (b"content-length", b"%d" % len(_PROBLEM.body)))),
-    CLOSE,
-    END_OF_HEAD,
-    _PROBLEM.body,
-)
+_SPOKE_HTTP = encode_response(problem(400, "this port speaks HTTPS", code="https-required", closes=True))
 #: The most that a record holds (RFC 8446 5.1), and so the most that one call decrypts.
 _RECORD_BYTES = 2**14
 #: What is encrypted at a time. The memory that OpenSSL writes to never shrinks (BIO_s_mem(3)): all at once, each

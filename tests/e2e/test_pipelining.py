@@ -2,7 +2,8 @@
 
 import json
 import random
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -349,6 +350,23 @@ def session_of(server: tricast.Server) -> Session:
     return session
 
 
+@asynccontextmanager
+async def turns_of_others(session: Session) -> AsyncIterator[list[float]]:
+    """When others get their turns in the block while the session has more to parse."""
+    turns: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            if session._received:
+                turns.append(trio.current_time())
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        yield turns
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("data", [frame(TEXT, b'{"op":"ping"}'), publishing(1), frame(TEXT, b"{}"), frame(PING)])
 async def test_thousands_of_frames_in_one_read_let_others_have_their_turn(data: bytes) -> None:
     async with serving() as server:
@@ -356,22 +374,11 @@ async def test_thousands_of_frames_in_one_read_let_others_have_their_turn(data: 
             await until(lambda: len(server._runtime.open) == 1)
             session = session_of(server)
             count = 60_000 // len(data)
-            turns = 0
-            done = trio.Event()
-
-            async def watch() -> None:
-                nonlocal turns
-                while not done.is_set():
-                    turns += bool(session._received)
-                    await trio.lowlevel.checkpoint()
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(watch)
+            async with turns_of_others(session) as turns:
                 await websocket.wire.send(data * count)
                 for _ in range(count):
                     await websocket._frame()
-                done.set()
-            assert turns >= count // 150
+            assert len(turns) >= count // 150
 
 
 async def test_operations_of_many_topics_let_others_have_their_turn() -> None:
@@ -381,22 +388,11 @@ async def test_operations_of_many_topics_let_others_have_their_turn() -> None:
             session = session_of(server)
             topics = [f"t{number}.*" for number in range(100)]
             operations = [json.dumps({"op": op, "topics": topics}).encode() for op in ("subscribe", "unsubscribe")] * 15
-            turns = 0
-            done = trio.Event()
-
-            async def watch() -> None:
-                nonlocal turns
-                while not done.is_set():
-                    turns += bool(session._received)
-                    await trio.lowlevel.checkpoint()
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(watch)
+            async with turns_of_others(session) as turns:
                 await websocket.wire.send(b"".join(frame(TEXT, operation) for operation in operations))
                 for _ in operations:
                     await websocket.reply()
-                done.set()
-            assert turns >= len(operations) // 2
+            assert len(turns) >= len(operations) // 2
 
 
 async def test_a_drain_in_the_middle_of_many_frames_ends_it_all_the_same() -> None:

@@ -16,10 +16,12 @@ from tricast.wire.http1 import (
     LAST_CHUNK,
     Headers,
     Request,
+    Response,
     allow,
     chunk,
     encode_head,
     encode_headers,
+    encode_response,
     json_response,
     problem,
     problem_of,
@@ -287,3 +289,11 @@ def test_the_problem_of_what_cannot_be_done_now() -> None:
 )
 def test_retry_after_is_rounded_up(seconds: float, expected: bytes) -> None:
     assert retry_after(seconds) == (b"retry-after", expected)
+
+
+@pytest.mark.parametrize("closes", [False, True])
+@pytest.mark.parametrize("has_body", [False, True])
+def test_a_whole_answer(*, closes: bool, has_body: bool) -> None:
+    found = encode_response(Response(404, ((b"x-a", b"b"),), b"gone", closes), has_body=has_body)
+    head = b"HTTP/1.1 404 Not Found\r\nx-a: b\r\ncontent-length: 4\r\n%b\r\n" % (b"connection: close\r\n" * closes)
+    assert found == head + b"gone" * has_body

@@ -217,10 +217,19 @@ class Session(Stream):
                 where a handler lets it through, the connection is closed with its code, and that is no failure.
             Unavailable: not now; the client is told to come back, where a handler lets it through.
         """
+        self.charge_for_event(topic)
+        return await self.runtime.hub.publish(topic, data, type=type)
+
+    def charge_for_event(self, topic: str) -> None:
+        """Counts one event that the client is about to publish, if it may.
+
+        Raises:
+            RemoteProtocolError: see ``publish``.
+            Unavailable: the server has no memory for it.
+        """
         self.runtime.access.check_publish(self.identity, topic)
         self.runtime.check_memory()
         self.runtime.accounts.charge(self.account, 1)
-        return await self.runtime.hub.publish(topic, data, type=type)
 
     async def subscribe(self, *topics: str, last_id: str | None = None) -> EventId:
         """Adds topics: their events are sent as JSON, like those of ``tricast.v1``, between this handler's messages.
@@ -591,9 +600,7 @@ class _Publishing:
         session = self._session
         session.runtime.check_certified(session.connection)
         draft = session.runtime.hub.check(Draft(operation.topic, operation.type, bytes(operation.data)))
-        session.runtime.access.check_publish(session.identity, draft.topic)
-        session.runtime.check_memory()
-        session.runtime.accounts.charge(session.account, 1)
+        session.charge_for_event(draft.topic)
         self._drafts.append(draft)
         self._references.append(operation.ref)
 

@@ -163,6 +163,19 @@ def encode_headers(headers: Headers) -> bytes:
     return lines
 
 
+def encode_response(response: Response, *, has_body: bool = True) -> bytes:
+    """A whole answer that has a body, with nothing but its own headers: where no ``Date`` is at hand, or none is due.
+
+    Args:
+        response: the answer.
+        has_body: whether the body goes out as well, which it does not for HEAD.
+    """
+    length = (b"content-length", b"%d" % len(response.body))
+    closing = CLOSE if response.closes else b""
+    body = response.body if has_body else b""
+    return encode_head(response.status, encode_headers((*response.headers, length)), closing, END_OF_HEAD, body)
+
+
 def split_target(target: bytes) -> tuple[str, tuple[tuple[str, str], ...]]:
     """The path and the query pairs of a request target in origin form, or of the asterisk.
 
