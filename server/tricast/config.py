@@ -16,13 +16,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from tricast.addresses import parse_network
-from tricast.event import SUBJECT, is_valid_pattern
+from tricast.errors import RemoteProtocolError
+from tricast.event import DEFAULT_TYPE, SUBJECT, check_type, is_valid_pattern
+from tricast.log_urls import MEMORY_URL, KafkaUrl, RedisUrl, parse_log_url
 from tricast.schema import Duration, Other, Overrides, Port, PositiveDuration, PositiveSize, Section, Size, Source, load
 
-#: What the URL of a log in a file begins with; the rest is the path, as SQLAlchemy has it.
-SQLITE_URL = "sqlite:///"
-MEMORY_URL = "memory:"
 ENV_PREFIX = "TRICAST_"
+#: In the topic of a source: what names it in the record.
+SOURCE_KEY = "{key}"
 #: Begins with the same, but is for the proxy.
 PROXY_ENV_PREFIX = "TRICAST_PROXY_"
 
@@ -40,14 +41,40 @@ _MAX_SOCKET_PATH_BYTES = 107
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-def _check_log_url(value: str) -> str:
+def _check_log_url(value: object) -> object:
     # The value is not repeated: a URL may hold a password.
-    path = value.removeprefix(SQLITE_URL)
-    if value != MEMORY_URL and (path == value or not path.strip("/") or path == ":memory:"):
-        raise PydanticCustomError(
-            "order", 'Input should be "memory:" or "sqlite:///path" (four slashes: from the root)'
-        )
+    try:
+        parse_log_url(value if isinstance(value, str) else "")
+    except ValueError as error:
+        raise PydanticCustomError("order", "{expected}", {"expected": str(error)}) from None
     return value
+
+
+def _check_namespace(value: str) -> str:
+    # Redis finds the slot of a key by what is between braces.
+    if re.fullmatch(r"[!-z|~]{1,64}", value) is None:
+        expected = "1 to 64 visible ASCII characters other than { and }"
+        raise PydanticCustomError("namespace", "Input should be {expected}", {"expected": expected})
+    return value
+
+
+def _check_template(value: str) -> str:
+    if (
+        value.count(SOURCE_KEY) != 1
+        or not is_valid_pattern(value.replace(SOURCE_KEY, "x"))
+        or "*" in value
+        or ">" in value
+    ):
+        expected = f'a topic with {SOURCE_KEY} in it such as "orders.{SOURCE_KEY}"'
+        raise PydanticCustomError("template", "Input should be {expected}", {"expected": expected})
+    return value
+
+
+def _check_source_type(value: str) -> str:
+    try:
+        return check_type(value)
+    except RemoteProtocolError as error:
+        raise PydanticCustomError("type", "{why}", {"why": error.detail}) from None
 
 
 def _parse_workers(value: object) -> object:
@@ -180,12 +207,54 @@ class EventsSection(Section):
     history_size: PositiveSize = 256 * 2**20
 
 
+class SourceEntry(Section):
+    """A topic of Kafka's that other programs write, and what becomes of its records here."""
+
+    kafka_topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+    topic: Annotated[str, AfterValidator(_check_template)] = SOURCE_KEY
+    header: str = ""
+    type: Annotated[str, AfterValidator(_check_source_type)] = DEFAULT_TYPE
+    type_header: str = ""
+
+
 class LogSection(Section):
     """Where the events are kept."""
 
-    url: Annotated[str, AfterValidator(_check_log_url)] = MEMORY_URL
+    url: Annotated[Secret, BeforeValidator(_check_log_url)] = MEMORY_URL
     synchronous: Literal["full", "normal", "off"] = "full"
     cache_size: PositiveSize = 64 * 2**20
+    shards: Annotated[int, Field(ge=1, le=256)] = 1
+    length: Annotated[int, Field(ge=1)] = 100_000
+    delivery: Literal["stream", "pubsub"] = "stream"
+    namespace: Annotated[str, AfterValidator(_check_namespace)] = "tricast"
+    replicas: Annotated[int, Field(ge=0, le=100)] = 0
+    timeout: PositiveDuration = 5.0
+    reconnect: PositiveDuration = 0.1
+    reconnect_max: PositiveDuration = 5.0
+    tls_ca: str = ""
+    tls_certificate: str = ""
+    tls_key: str = ""
+    kafka: Annotated[dict[str, str], Field(repr=False)] = {}  # noqa: RUF012 - a default of pydantic's is copied
+    source: tuple[SourceEntry, ...] = ()
+
+    @model_validator(mode="after")
+    def _there_is_a_log_for_it(self) -> Self:
+        found = parse_log_url(self.url)
+        is_redis, is_kafka = isinstance(found, RedisUrl), isinstance(found, KafkaUrl)
+        for key, is_used, is_right in (
+            ("shards", self.shards != 1, is_redis or is_kafka),
+            ("delivery", self.delivery != "stream", is_redis),
+            ("replicas", self.replicas, is_redis),
+            ("kafka", self.kafka, is_kafka),
+            ("source", self.source, is_kafka),
+        ):
+            if is_used and not is_right:
+                kinds = "redis or kafka" if key == "shards" else "kafka" if key in ("kafka", "source") else "redis"
+                expected = f"Input should be a log.url for {kinds}, where there is log.{key}"
+                raise PydanticCustomError("order", "{expected}", {"expected": expected})
+        if self.tls_key and not self.tls_certificate:
+            raise PydanticCustomError("order", "Input should be a tls_certificate as well, where there is a tls_key")
+        return self
 
 
 class PollSection(Section):

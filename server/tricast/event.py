@@ -4,7 +4,7 @@ Owns the rules for names. Knows nothing of transports, logs or subscribers.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Self
 
@@ -23,6 +23,7 @@ _FRAMING_BYTES = 100
 SUBJECT = "{sub}"
 
 _ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})", re.ASCII)
+_SHARDED_ID = re.compile(r"[0-9]{1,9}\.[0-9]{1,19}-[0-9]{1,19}(?:_[0-9]{1,9}\.[0-9]{1,19}-[0-9]{1,19})*", re.ASCII)
 #: A token is anything printable but white space, the separator and the two wildcards. Control characters would let a
 #: topic break out of the lines of an SSE stream or of a log file.
 _TOKEN = r"[^\s.*>\x00-\x1f\x7f-\x9f\ud800-\udfff]+"  # noqa: S105
@@ -53,16 +54,106 @@ class EventId(NamedTuple):
         """
         match = _ID.fullmatch(text)
         if match is None:
-            raise RemoteProtocolError(
-                f"last_id must be an event id such as 1795360951079-0, or 0-0 for all that is kept; "
-                f"found {shorten(text)}",
-                code="bad-last-id",
-            )
+            raise _bad_last_id(text)
         return cls(int(match[1]), int(match[2]))
 
 
 #: Before every event: "all that is kept".
 BEGINNING = EventId(0, 0)
+
+
+class ShardedId:
+    """The place of an event, or of a subscriber, in a log of several shards: a position in each of them.
+
+    It is written as ``<shard>.<id>``, joined by ``_``, for the shards that matter to whom it is told. A place is at or
+    before another one if it is that in every shard; so of two places neither may be before the other, but for those
+    that one process comes to, one after the other.
+
+    Args:
+        parts: the position in each shard, by its number; where one is missing, nothing is known.
+        shown: the shards that the written form tells of; None for all.
+    """
+
+    __slots__ = ("parts", "shown")
+
+    def __init__(self, parts: Mapping[int, EventId], shown: Sequence[int] | None = None) -> None:
+        self.parts = parts
+        self.shown = shown
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads it back from its written form.
+
+        Raises:
+            RemoteProtocolError: the text is something else.
+        """
+        if _SHARDED_ID.fullmatch(text) is None:
+            raise _bad_last_id(text)
+        pairs = (part.split(".") for part in text.split("_"))
+        return cls({int(number): EventId.parse(part) for number, part in pairs})
+
+    def __str__(self) -> str:
+        shown = sorted(self.parts) if self.shown is None else self.shown
+        return "_".join(f"{number}.{self.parts[number]}" for number in shown)
+
+    def __repr__(self) -> str:
+        return f"ShardedId({self})"
+
+    def __ge__(self, other: object) -> bool:
+        if isinstance(other, ShardedId):
+            parts = self.parts
+            return all(number in parts and parts[number] >= part for number, part in other.parts.items())
+        return other == BEGINNING
+
+    def __le__(self, other: object) -> bool:
+        return isinstance(other, ShardedId) and other >= self
+
+    def __gt__(self, other: object) -> bool:
+        return self >= other and self != other
+
+    def __lt__(self, other: object) -> bool:
+        return self <= other and self != other
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ShardedId) and self.parts == other.parts
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.parts.items()))
+
+
+#: A place in a log, of one shard or of several.
+Position = EventId | ShardedId
+
+
+def parse_position(text: str) -> Position:
+    """Reads a position back from its written form.
+
+    Raises:
+        RemoteProtocolError: the text is none.
+    """
+    return ShardedId.parse(text) if "." in text else EventId.parse(text)
+
+
+def join(one: Position, other: Position) -> Position:
+    """The first position that is at or behind both, of one log."""
+    if isinstance(one, ShardedId) and isinstance(other, ShardedId):
+        parts = {**one.parts, **other.parts}
+        for number, part in one.parts.items():
+            parts[number] = max(part, parts[number])
+        return ShardedId(parts)
+    return max(one, other)
+
+
+def whole(position: Position) -> Position:
+    """The position, written with all that it tells, so that it is one for other topics as well."""
+    return ShardedId(position.parts) if isinstance(position, ShardedId) else position
+
+
+def _bad_last_id(text: str) -> RemoteProtocolError:
+    return RemoteProtocolError(
+        f"last_id must be an event id such as 1795360951079-0, or 0-0 for all that is kept; found {shorten(text)}",
+        code="bad-last-id",
+    )
 
 
 class Draft(NamedTuple):
@@ -92,7 +183,7 @@ class Event:
 
     __slots__ = ("data", "encoded", "id", "topic", "type")
 
-    def __init__(self, id: EventId, topic: str, type: str, data: bytes) -> None:  # noqa: A002
+    def __init__(self, id: Position, topic: str, type: str, data: bytes) -> None:  # noqa: A002
         self.id = id
         self.topic = topic
         self.type = type
@@ -113,6 +204,10 @@ class Event:
     def __repr__(self) -> str:
         return f"Event({self.id}, {self.topic!r}, {self.type!r}, {self.data!r})"
 
+    def seen_in(self, shards: Sequence[int] | None) -> "Event":  # noqa: ARG002
+        """The event for those who follow these shards; see ``Log.shards_of``."""
+        return self
+
     @property
     def size(self) -> int:
         """About how many bytes it takes on the wire, in the form that takes most."""
@@ -123,6 +218,35 @@ class Event:
     def decode(self) -> object:
         """The data as Python objects."""
         return msgspec.json.decode(self.data)
+
+
+class ShardedEvent(Event):
+    """An event of a log of several shards: its id tells of as many of them as matter to whom it is told.
+
+    Attributes:
+        views: the same event for those who follow other shards.
+    """
+
+    __slots__ = ("views",)
+    id: ShardedId
+
+    def __init__(self, id: ShardedId, topic: str, type: str, data: bytes) -> None:  # noqa: A002
+        super().__init__(id, topic, type, data)
+        self.views: dict[Sequence[int] | None, ShardedEvent] = {id.shown: self}
+
+    def seen_in(self, shards: Sequence[int] | None) -> "ShardedEvent":
+        """See ``Event.seen_in``."""
+        view = self.views.get(shards)
+        if view is None:
+            position = ShardedId(self.id.parts, shards)
+            view = self.views[shards] = ShardedEvent(position, self.topic, self.type, self.data)
+        return view
+
+
+def own_id(event: Event) -> EventId:
+    """The id of an event of a log, or of a shard, that is not in shards itself."""
+    assert isinstance(event.id, EventId)
+    return event.id
 
 
 class GapReason(StrEnum):
@@ -144,8 +268,8 @@ class Gap(NamedTuple):
     """
 
     reason: GapReason
-    after: EventId
-    resumed_at: EventId
+    after: Position
+    resumed_at: Position
 
 
 #: Patterns by their tokens, so that testing a topic costs its length, and not their number.

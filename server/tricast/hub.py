@@ -19,13 +19,16 @@ from tricast.event import (
     DEFAULT_TYPE,
     Draft,
     Event,
-    EventId,
     GapReason,
+    Position,
     TopicSet,
     check_topic,
     check_type,
+    join,
+    whole,
 )
 from tricast.log.base import IdempotencyKey, Log, Slice
+from tricast.log.statistics import Statistics
 from tricast.quotas import Seats
 from tricast.sent import ALL, NOTHING, Sent
 from tricast.wire.form import Form
@@ -57,7 +60,7 @@ class Subscriber(ABC):
 
     __slots__ = ("feed", "form", "is_live", "position", "was_live")
 
-    def __init__(self, form: Form, position: EventId) -> None:
+    def __init__(self, form: Form, position: Position) -> None:
         self.form = form
         self.feed: Feed | None = None
         self.position = position
@@ -82,6 +85,7 @@ class Feed:
 
     Attributes:
         topics: the set.
+        shards: where their events are; see ``Log.shards_of``.
         live: the live subscribers by form, in the order they came.
         size: all subscribers, live and behind.
         pending: events since the last flush, in id order.
@@ -89,10 +93,11 @@ class Feed:
         flushed: the last event that was flushed.
     """
 
-    __slots__ = ("before_pending", "flushed", "live", "pending", "size", "topics")
+    __slots__ = ("before_pending", "flushed", "live", "pending", "shards", "size", "topics")
 
-    def __init__(self, topics: TopicSet, flushed: EventId) -> None:
+    def __init__(self, topics: TopicSet, flushed: Position, shards: Sequence[int] | None = None) -> None:
         self.topics = topics
+        self.shards = shards
         self.live: dict[Form, dict[Subscriber, None]] = {}
         self.size = 0
         self.pending: list[Event] = []
@@ -146,7 +151,7 @@ class Hub:
         self._dirty: dict[Feed, None] = {}
         #: Those who were live when something was skipped; they are told in the flush's turns.
         self._to_read_on: list[Subscriber] = []
-        self._blocks: dict[tuple[frozenset[str], Form, EventId, EventId, int], bytes] = {}
+        self._blocks: dict[tuple[frozenset[str], Form, Position, Position, int], bytes] = {}
         self._last_id = log.last_id
         self._subscribers = 0
         self._live = 0
@@ -175,13 +180,18 @@ class Hub:
         return self._log.waits
 
     @property
+    def log_statistics(self) -> Statistics:
+        """What the log has gone through."""
+        return self._log.statistics
+
+    @property
     def problem(self) -> str | None:
         """Why nothing can be published now; None while all is well."""
         return self._log.problem
 
     # Publishing
 
-    async def publish(self, topic: str, data: object, *, type: str = DEFAULT_TYPE) -> EventId:  # noqa: A002
+    async def publish(self, topic: str, data: object, *, type: str = DEFAULT_TYPE) -> Position:  # noqa: A002
         """Publishes one event and returns its id once the log holds it. Never waits for a subscriber.
 
         Args:
@@ -210,7 +220,7 @@ class Hub:
             raise LimitExceeded("publish.max_event", self._max_event_bytes, len(draft.data))
         return draft
 
-    async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> list[EventId]:
+    async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> Sequence[Position]:
         """Publishes checked drafts, all or none, and returns their ids once the log holds them.
 
         Args:
@@ -226,7 +236,7 @@ class Hub:
         before = self._last_id
         ids = await self._log.append(drafts, key)
         # A key that is known gets ids of the past.
-        if ids[0] > before:
+        if not before >= ids[0]:
             self._published += len(ids)
         return ids
 
@@ -237,13 +247,13 @@ class Hub:
             for feed in self._feeds_of(event.topic):
                 if not feed.pending:
                     feed.before_pending = self._last_id
-                feed.pending.append(event)
+                feed.pending.append(event.seen_in(feed.shards))
                 self._dirty[feed] = None
-            self._last_id = event.id
+            self._last_id = whole(event.id)
         if self._dirty:
             self._wake()
 
-    def skipped(self, upto: EventId) -> None:
+    def skipped(self, upto: Position) -> None:
         """Has everybody who is live read on from the log: of what was committed up to here, not all is handed over."""
         self._last_id = upto
         for feed in self._feeds.values():
@@ -260,20 +270,20 @@ class Hub:
     # Subscribing
 
     @property
-    def last_id(self) -> EventId:
+    def last_id(self) -> Position:
         """The newest position: that of the last event committed."""
         return self._last_id
 
-    def settled(self, subscriber: Subscriber) -> EventId:
+    def settled(self, subscriber: Subscriber) -> Position:
         """The newest position up to which a live subscriber has everything, though its feed may have been silent."""
         feed = subscriber.feed
         assert feed is not None
-        if subscriber.position < feed.flushed:
+        if not subscriber.position >= feed.flushed:
             # In the middle of a flush nothing is pending any more, but not everybody has had his block.
             return subscriber.position
-        return max(subscriber.position, feed.before_pending if feed.pending else self._last_id)
+        return join(subscriber.position, feed.before_pending if feed.pending else self._last_id)
 
-    async def peek(self, topics: TopicSet, after: EventId) -> Slice:
+    async def peek(self, topics: TopicSet, after: Position) -> Slice:
         """The first of what the log holds for topics behind a position.
 
         Raises:
@@ -303,7 +313,7 @@ class Hub:
         self.reserve(subscriber, topics)
         feed = self._feeds.get(topics.names)
         if feed is None:
-            feed = self._feeds[topics.names] = Feed(topics, self._last_id)
+            feed = self._feeds[topics.names] = Feed(topics, self._last_id, self._log.shards_of(topics))
             self._index(feed)
         feed.size += 1
         self._subscribers += 1
@@ -364,10 +374,10 @@ class Hub:
         subscriber.position = handed_over.upto
 
     def try_go_live(self, subscriber: Subscriber) -> bool:
-        """Makes the subscriber live when nothing that its feed has flushed is missing; returns whether it is."""
+        """Makes the subscriber live when it has come to the end of the log; returns whether it is."""
         feed = subscriber.feed
         assert feed is not None
-        if subscriber.position < feed.flushed:
+        if not subscriber.position >= self._last_id:
             return False
         if not subscriber.is_live:
             feed.live.setdefault(subscriber.form, {})[subscriber] = None

@@ -25,7 +25,7 @@ from tricast import metrics
 from tricast.access.access import Access
 from tricast.access.tickets import SharedUses
 from tricast.certificates import open_keys
-from tricast.config import SQLITE_URL, UNIX_HOST, Config, ServerTlsSection, differences, workers_of
+from tricast.config import UNIX_HOST, Config, ServerTlsSection, differences, workers_of
 from tricast.connection import Connection
 from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, Unavailable, leaf
@@ -36,12 +36,11 @@ from tricast.lifetime import Lifetime
 from tricast.listeners import url_of
 from tricast.listening import Acceptor, Door, Entrance, announce, listen
 from tricast.log.base import Log
-from tricast.log.memory import MemoryLog
-from tricast.log.sqlite import SqliteLog
 from tricast.logs import Logger, library_logger, log_problems, program_logger
 from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
 from tricast.runtime import Handler, Runtime
 from tricast.service_manager import ServiceManager
+from tricast.stores import log_of
 from tricast.sweep import Wheel
 from tricast.terminal import Terminal
 
@@ -171,13 +170,13 @@ async def serve(
         task_status: started with the ``Server`` once it listens: ``server = await nursery.start(serve, config)``.
 
     Raises:
-        ConfigError: a WebSocket handler cannot be imported, or the certificate cannot be used.
+        ConfigError: a WebSocket handler cannot be imported, or the certificate or the log cannot be used.
         LogUnavailable: the log cannot be used.
         OSError: a listener's address cannot be had.
     """
     logger = logger if logger is not None else library_logger()
     keys = open_keys(config.tls, clock=time.time, logger=logger)
-    log = log or _log_of(config, logger)
+    log = log or log_of(config, logger)
     wake = _Bell()
     uses = None if share is None else share.tickets
     access = Access(config.auth, clock=time.time, logger=logger, uses=uses)
@@ -467,27 +466,6 @@ def _admin_entrance(runtime: Runtime, expose: metrics.Expose, background: trio.N
 def _capacity_of(config: Config) -> int:
     room = room_for_connections(config.limits.reserved_descriptors)
     return min(room, config.limits.connections or room)
-
-
-def _log_of(config: Config, logger: Logger) -> Log:
-    events = config.events
-    if config.log.url.startswith(SQLITE_URL):
-        return SqliteLog(
-            Path(config.log.url.removeprefix(SQLITE_URL)),
-            history=events.history,
-            history_age=events.history_age,
-            history_size=events.history_size,
-            cache_size=config.log.cache_size,
-            synchronous=config.log.synchronous,
-            clock=time.time,
-            logger=logger,
-        )
-    return MemoryLog(
-        history=events.history,
-        history_age=events.history_age,
-        history_size=events.history_size,
-        clock=time.time,
-    )
 
 
 def load_handlers(config: Config) -> dict[str, Handler]:

@@ -196,7 +196,7 @@ def test_listeners_without_ports(load: Loader, hosts: tuple[str, str]) -> None:
         ('[poll]\nmax_bytes = "1mib"', "FILE: poll.max_bytes: expected a size"),
         ('[poll]\nmax_bytes = "0B"', "FILE: poll.max_bytes: expected greater than 0, found '0B'"),
         ('[logging]\nlevel = "loud"', "FILE: logging.level: expected 'debug', 'info', 'warning' or 'error', found "),
-        ('[log]\nurl = "file:"', 'FILE: log.url: expected "memory:" or "sqlite:///path" (four slashes: from the root)'),
+        ('[log]\nurl = "file:"', 'FILE: log.url: expected "memory:", "sqlite:///path" (four slashes: from the root), '),
         ('[websocket]\nping_interval = "60s"', "FILE: websocket: expected a ping_timeout longer than ping_interval"),
         ('[[websocket.handler]]\npath = "/"', "FILE: websocket.handler.0.handler: Field required"),
         (
@@ -343,7 +343,7 @@ def test_values_that_do_not_go_together(load: Loader) -> None:
 
 
 def test_the_url_of_a_log_is_not_repeated(load: Loader) -> None:
-    (found,) = load.problems('[log]\nurl = "redis://user:secret@host"')
+    (found,) = load.problems('[log]\nurl = "redys://user:secret@host"')
     assert "secret" not in found
 
 

@@ -13,14 +13,14 @@ PACKAGES = {"tricast": ROOT / "server" / "tricast", "tricast_proxy": ROOT / "pro
 #: The parts of the server, lowest first. A part may import what stands in a row above it, and its own modules.
 LAYERS = (
     ("errors", "sent", "quotas", "addresses"),
-    ("command_line", "lifetime", "listeners", "unix_sockets", "activation"),
+    ("command_line", "lifetime", "listeners", "unix_sockets", "activation", "log_urls"),
     ("event", "schema"),
     ("config",),
     ("logs", "returns", "exposure"),
     ("access", "certificates"),
     ("wire",),
     ("log",),
-    ("hub",),
+    ("hub", "stores"),
     ("connection", "sweep", "accounts", "memory", "leases"),
     ("tls",),
     ("places", "introduction"),

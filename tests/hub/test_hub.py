@@ -188,12 +188,21 @@ def test_live_before_what_it_read_is_flushed_gets_nothing_twice(world: World) ->
 
 def test_live_in_the_middle_of_a_block_gets_the_rest_of_it(world: World) -> None:
     other = world.join("news")
-    first, second = world.publish("news", "news")
+    (first,) = world.publish("news")
     subscriber = world.join("news", position=first)
     assert world.hub.try_go_live(subscriber)
+    (second,) = world.publish("news")
     world.flush()
     assert subscriber.ids == [second]
     assert other.ids == [first, second]
+
+
+def test_not_live_before_the_end_of_the_log(world: World) -> None:
+    first, _ = world.publish("news", "other")
+    subscriber = world.join("news", position=first)
+    assert not world.hub.try_go_live(subscriber)
+    world.catch_up(subscriber)
+    assert subscriber.is_live
 
 
 def test_not_live_while_something_that_was_flushed_is_missing(world: World) -> None:
@@ -461,6 +470,7 @@ def test_who_moves_to_a_live_feed_during_a_flush_gets_nothing_of_the_old_one(wor
     flushing = world.hub.flush()
     next(flushing)
     subscriber.switch(world.hub, TopicSet(["b"]))
+    world.catch_up(subscriber)
     assert subscriber.is_live
     list(flushing)
     assert subscriber.ids == []

@@ -6,7 +6,7 @@ import msgspec
 
 from tricast.client.failures import ClientError
 from tricast.errors import RemoteProtocolError
-from tricast.event import Event, EventId, Gap, GapReason, shorten
+from tricast.event import Event, Gap, GapReason, Position, parse_position, shorten
 from tricast.wire.form import encode_json
 
 
@@ -131,13 +131,13 @@ def data_as_line(event: Event) -> bytes:
     return msgspec.json.format(data, indent=-1) if b"\n" in data or b"\r" in data else data
 
 
-def id_from(text: str) -> EventId:
+def id_from(text: str) -> Position:
     """The id that the server wrote.
 
     Raises:
         ClientError: it is none.
     """
     try:
-        return EventId.parse(text)
+        return parse_position(text)
     except RemoteProtocolError:
         raise ClientError(f"the server sent what is not an event id: {shorten(text)}") from None

@@ -18,7 +18,7 @@ from tricast.client.long_poll import follow_polls
 from tricast.client.settings import ClientSettings
 from tricast.client.websocket import follow_websocket
 from tricast.errors import RemoteProtocolError
-from tricast.event import Event, EventId, Gap
+from tricast.event import Event, Gap, parse_position
 
 Transport = Literal["auto", "ws", "sse", "poll"]
 
@@ -148,7 +148,7 @@ async def subscribe(
     """
     if last_id is not None:
         try:
-            EventId.parse(last_id)
+            parse_position(last_id)
         except RemoteProtocolError as error:
             raise ClientError(error.detail) from None
     wish = Wish(Endpoint.parse(url), tuple(topics), settings or ClientSettings(), dial, Badge(token, api_key))

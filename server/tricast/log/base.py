@@ -5,13 +5,14 @@ from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
 from tricast.errors import RemoteProtocolError
-from tricast.event import Draft, Event, EventId, Gap, TopicSet
+from tricast.event import Draft, Event, Gap, Position, TopicSet
+from tricast.log.statistics import Statistics
 
 #: Called with events in id order, each exactly once, as soon as they are in the log.
 Committed = Callable[[Sequence[Event]], None]
 #: Called with a position when events at or before it were dropped, or are too many, to be handed over one by one:
 #: what was committed up to there is read from the log, which tells what is missing.
-Skipped = Callable[[EventId], None]
+Skipped = Callable[[Position], None]
 
 
 class IdempotencyKey(NamedTuple):
@@ -44,7 +45,7 @@ class Slice(NamedTuple):
 
     events: Sequence[Event]
     gap: Gap | None
-    upto: EventId
+    upto: Position
     complete: bool
 
 
@@ -52,7 +53,7 @@ class Log(Protocol):
     """A totally ordered log of events, kept per topic."""
 
     @property
-    def last_id(self) -> EventId:
+    def last_id(self) -> Position:
         """The newest position: every event committed so far is at or before it."""
         ...
 
@@ -64,6 +65,18 @@ class Log(Protocol):
     @property
     def problem(self) -> str | None:
         """Why nothing can be appended now, in a few words; None while all is well."""
+        ...
+
+    @property
+    def statistics(self) -> Statistics:
+        """What it has gone through, and how far behind it is."""
+        ...
+
+    def shards_of(self, topics: TopicSet) -> Sequence[int] | None:
+        """The shards that events of these topics are in, which is what their ids have to tell of.
+
+        Equal sets get equal answers, which can be hashed; None where the log is not in shards.
+        """
         ...
 
     def open(self, committed: Committed, skipped: Skipped | None = None) -> AbstractAsyncContextManager[None]:
@@ -78,7 +91,7 @@ class Log(Protocol):
         """
         ...
 
-    async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> list[EventId]:
+    async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> Sequence[Position]:
         """Gives the drafts ids and keeps them, all or none. Cancelling leaves open which of the two it was.
 
         Args:
@@ -87,11 +100,11 @@ class Log(Protocol):
 
         Raises:
             LogUnavailable: none of them was kept, as far as this log can know.
-            RemoteProtocolError: the key was used for something else.
+            RemoteProtocolError: the key was used for something else, or the drafts cannot be kept all or none.
         """
         ...
 
-    async def read(self, topics: TopicSet, after: EventId, *, max_bytes: int) -> Slice:
+    async def read(self, topics: TopicSet, after: Position, *, max_bytes: int) -> Slice:
         """What the log holds for the topics behind a position.
 
         Args:

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
-from tricast.event import Draft, Event, EventId, TopicSet
+from tricast.event import Draft, Event, EventId, TopicSet, own_id
 from tricast.log.base import IdempotencyKey, Slice, key_reused
 from tricast.log.sqlite_file import SqliteFile
 from tricast.log.window import MAX_GONE, cost_of, gap_between, take
-from tricast.wire.form import event_id
 
 #: An id in one integer of 63 bits: milliseconds until the year 2248, and a million events in each.
 _COUNTER_BITS = 20
@@ -266,7 +265,7 @@ class Database:
     def _add(self, state: _State, new: Sequence[Event]) -> None:
         self._file.run_many(
             "INSERT INTO events VALUES (?, ?, ?, ?)",
-            ((encode(event.id), event.topic, event.type, event.data) for event in new),
+            ((encode(own_id(event)), event.topic, event.type, event.data) for event in new),
         )
         state.kept += len(new)
         state.size += sum(_cost(event.topic, len(event.type), len(event.data)) for event in new)
@@ -394,7 +393,7 @@ class Database:
         with self._events("WHERE id > ? ORDER BY id", known) as rows:
             for event in rows:
                 if size >= max_bytes:
-                    return Behind(skipped, events, encode(events[-1].id), complete=False)
+                    return Behind(skipped, events, encode(own_id(events[-1])), complete=False)
                 events.append(event)
                 size += event.size
         return Behind(skipped, events, state.last, complete=True)
@@ -412,7 +411,7 @@ class Database:
             for event in rows:
                 cost += cost_of(event)
                 if cost > max_cost:
-                    behind = encode(event.id)
+                    behind = encode(own_id(event))
                     break
                 events.append(event)
         events.reverse()
@@ -446,7 +445,7 @@ class Database:
             where = "WHERE topic = ? AND id > ? AND id <= ? ORDER BY id"
             cursors = [self._run(_SELECT + where, name, after, end) for name in topics.exact]
             try:
-                yield from merge(*(map(_event_of, cursor) for cursor in cursors), key=event_id)
+                yield from merge(*(map(_event_of, cursor) for cursor in cursors), key=own_id)
             finally:
                 for cursor in cursors:
                     cursor.close()

@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from tricast.errors import LogUnavailable
-from tricast.event import Draft, Event, EventId, TopicSet
+from tricast.event import Draft, Event, EventId, Position, TopicSet
 from tricast.log.base import Committed, IdempotencyKey, Skipped, Slice, key_reused
-from tricast.log.window import Window
+from tricast.log.statistics import Statistics
+from tricast.log.window import Window, unknown_position
 
 
 class MemoryLog:
@@ -28,6 +29,7 @@ class MemoryLog:
         # Positions before the start are from an earlier log, of which nothing is known.
         self._window = Window(start=EventId(self._now_ms(), 0), history=history, max_size=history_size)
         self._keys = _Keys()
+        self._statistics = Statistics()
 
     @property
     def last_id(self) -> EventId:
@@ -43,6 +45,14 @@ class MemoryLog:
     def problem(self) -> str | None:
         """See ``Log.problem``: memory is always there."""
         return None
+
+    @property
+    def statistics(self) -> Statistics:
+        """See ``Log.statistics``."""
+        return self._statistics
+
+    def shards_of(self, topics: TopicSet) -> None:
+        """See ``Log.shards_of``: it has none."""
 
     @property
     def kept(self) -> int:
@@ -82,8 +92,10 @@ class MemoryLog:
         self._committed(events)
         return ids
 
-    async def read(self, topics: TopicSet, after: EventId, *, max_bytes: int) -> Slice:
+    async def read(self, topics: TopicSet, after: Position, *, max_bytes: int) -> Slice:
         """See ``Log.read``."""
+        if not isinstance(after, EventId):
+            return unknown_position(after, self.last_id)
         self._window.trim(self._oldest())
         return self._window.read(topics, after, max_bytes=max_bytes)
 

@@ -16,10 +16,11 @@ import structlog
 import trio
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
-from tricast.event import BEGINNING, Draft, EventId, TopicSet
+from tricast.event import BEGINNING, Draft, EventId, Position, TopicSet
 from tricast.log.base import Committed, IdempotencyKey, Skipped, Slice
 from tricast.log.database import Batch, Database, Newest, Retention, decode
 from tricast.log.sqlite_file import in_words
+from tricast.log.statistics import Statistics
 from tricast.log.window import Window, unknown_position
 from tricast.log.writer import LOOK_SECONDS, Delivery, Failure, Job, Result, Writer
 
@@ -89,6 +90,7 @@ class SqliteLog:
         self._idle_readers: list[Database] = []
         self._reading = trio.CapacityLimiter(_READERS)
         self._read_problem: str | None = None
+        self._statistics = Statistics()
 
     @property
     def last_id(self) -> EventId:
@@ -104,6 +106,14 @@ class SqliteLog:
     def problem(self) -> str | None:
         """See ``Log.problem``."""
         return self._problem
+
+    @property
+    def statistics(self) -> Statistics:
+        """See ``Log.statistics``."""
+        return self._statistics
+
+    def shards_of(self, topics: TopicSet) -> None:
+        """See ``Log.shards_of``: it has none."""
 
     @asynccontextmanager
     async def open(self, committed: Committed, skipped: Skipped | None = None) -> AsyncIterator[None]:
@@ -171,8 +181,9 @@ class SqliteLog:
         """See ``Log.append``."""
         if self._appends_waiting >= _MAX_WAITING or self._waiting_bytes >= _MAX_WAITING_BYTES:
             raise LogUnavailable("too many publishes are waiting for the disk")
-        call = self._submit(Batch(drafts, key))
-        await call.done.wait()
+        with self._statistics.appends.timing():
+            call = self._submit(Batch(drafts, key))
+            await call.done.wait()
         if isinstance(call.result, LogUnavailable | RemoteProtocolError):
             raise call.result
         assert call.result is not None
@@ -200,8 +211,10 @@ class SqliteLog:
 
     # Reading
 
-    async def read(self, topics: TopicSet, after: EventId, *, max_bytes: int) -> Slice:
+    async def read(self, topics: TopicSet, after: Position, *, max_bytes: int) -> Slice:
         """See ``Log.read``. Waits only where memory does not reach back so far."""
+        if not isinstance(after, EventId):
+            return unknown_position(after, self.last_id)
         if after > self.last_id:
             # Another process may have told it to a client before it came to be known here.
             await self._look()
@@ -219,9 +232,10 @@ class SqliteLog:
     async def _read_file(self, topics: TopicSet, after: EventId, max_bytes: int) -> Slice:
         end = self.last_id
         try:
-            found = await trio.to_thread.run_sync(
-                self._read_in_thread, topics, after, end, max_bytes, limiter=self._reading
-            )
+            with self._statistics.reads.timing():
+                found = await trio.to_thread.run_sync(
+                    self._read_in_thread, topics, after, end, max_bytes, limiter=self._reading
+                )
         except Failure as error:
             problem = in_words(error)
             if self._read_problem is None:

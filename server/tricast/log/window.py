@@ -10,9 +10,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
-from tricast.event import BEGINNING, Event, EventId, Gap, GapReason, TopicSet
+from tricast.event import BEGINNING, Event, EventId, Gap, GapReason, Position, TopicSet, own_id
 from tricast.log.base import Slice
-from tricast.wire.form import event_id
 
 #: What an event costs beside its text: the object, its id, its place in two sequences and the encoded copies' headers,
 #: measured with tracemalloc. The text counts five times: as published, and in each of the four wire forms.
@@ -69,7 +68,7 @@ class Window:
 
     def trim(self, oldest: EventId) -> None:
         """Drops what is before the oldest event that may stay, and what is too much."""
-        while self._order and (self._order.oldest.id < oldest or self._size > self._max_size):
+        while self._order and (own_id(self._order.oldest) < oldest or self._size > self._max_size):
             event = self._order.drop_oldest()
             if self._is_kept(event):
                 topic = self._topics[event.topic]
@@ -98,11 +97,11 @@ class Window:
         if topics.has_patterns:
             return self._order.after(after)
         named = (self._topics[name].after(after) for name in topics.exact if name in self._topics)
-        return heapq.merge(*named, key=event_id)
+        return heapq.merge(*named, key=own_id)
 
     def _is_kept(self, event: Event) -> bool:
         topic = self._topics.get(event.topic)
-        return topic is not None and event.id > topic.dropped
+        return topic is not None and own_id(event) > topic.dropped
 
     def _drops(self, topics: TopicSet) -> Iterator[EventId]:
         """The newest drop of each topic in the set."""
@@ -118,7 +117,7 @@ class Window:
             topic = self._topics[event.topic] = _Topic(self._gone.pop(event.topic, BEGINNING))
         topic.append(event)
         self._order.append(event)
-        self.last_id = event.id
+        self.last_id = own_id(event)
         self._kept += 1
         self._size += cost_of(event)
         if len(topic) > self._history:
@@ -126,7 +125,7 @@ class Window:
 
     def _drop_oldest(self, topic: "_Topic") -> None:
         event = topic.drop_oldest()
-        topic.dropped = event.id
+        topic.dropped = own_id(event)
         self._size -= cost_of(event)
         self._kept -= 1
 
@@ -172,7 +171,7 @@ class _Run:
 
     def after(self, position: EventId) -> Iterator[Event]:
         events = self._events
-        for index in range(bisect_right(events, position, lo=self._first, key=event_id), len(events)):
+        for index in range(bisect_right(events, position, lo=self._first, key=own_id), len(events)):
             yield events[index]
 
 
@@ -212,7 +211,7 @@ def take(
     for scanned, event in enumerate(candidates):
         if size >= max_bytes or scanned == MAX_SCAN:
             return events, upto
-        upto = event.id
+        upto = own_id(event)
         if is_wanted(event):
             events.append(event)
             size += event.size
@@ -243,6 +242,6 @@ def gap_between(
     return Gap(reason, after, min(resumed_at, upto)) if resumed_at > after else None
 
 
-def unknown_position(after: EventId, last_id: EventId) -> Slice:
+def unknown_position(after: Position, last_id: Position) -> Slice:
     """The answer to a position that the log never came to."""
     return Slice((), Gap(GapReason.UNKNOWN_ID, after, last_id), last_id, complete=True)

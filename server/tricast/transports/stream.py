@@ -10,7 +10,7 @@ import trio
 from tricast.access.identity import ANYBODY, Identity
 from tricast.connection import Connection
 from tricast.errors import Forbidden, LimitExceeded, RemoteProtocolError, Unavailable
-from tricast.event import BEGINNING, EventId, TopicSet, check_pattern
+from tricast.event import BEGINNING, Position, TopicSet, check_pattern, parse_position
 from tricast.hub import Hub, Subscriber
 from tricast.runtime import NothingToEnd, Runtime
 from tricast.sent import PART, Sent
@@ -207,7 +207,7 @@ class Stream(Subscriber):
         hub.join(self, topics)
         # A position that a client brought must be looked up: the log may not reach back, or forward, that far. One
         # ahead of the log was brought as well, and taken over before it was looked up.
-        if start.is_given or start.position > hub.last_id or not hub.try_go_live(self):
+        if start.is_given or not hub.last_id >= start.position or not hub.try_go_live(self):
             self.fell_behind()
 
     def push(self, block: bytes) -> Sent:
@@ -235,10 +235,9 @@ class Stream(Subscriber):
             try:
                 found = await hub.read(self)
             except Unavailable as error:
-                # It comes back with its position, to this process or another one.
-                self.runtime.counters.unavailable += 1
-                self.drain(self.runtime.jitter(error.retry_after))
-                return
+                # It would find no more elsewhere: to a client the log is the same everywhere.
+                await trio.sleep(self.runtime.jitter(error.retry_after))
+                continue
             # While this waited, the client may have subscribed to something else, or been sent an answer that waits.
             if self.feed is feed and self.position is position and not self.connection.has_tail:
                 if found.events or found.gap is not None:
@@ -259,7 +258,7 @@ class Start(NamedTuple):
         is_given: whether a client named it, rather than the server.
     """
 
-    position: EventId
+    position: Position
     is_given: bool
 
 
@@ -283,13 +282,13 @@ def check_topics(topics: Iterable[str], runtime: Runtime) -> TopicSet:
     return TopicSet(names)
 
 
-def start_of(last_id: str | None, here: EventId) -> Start:
+def start_of(last_id: str | None, here: Position) -> Start:
     """Where a subscription begins that may have been given a position.
 
     Raises:
         RemoteProtocolError: the position is not an id.
     """
-    return Start(here, is_given=False) if last_id is None else Start(EventId.parse(last_id), is_given=True)
+    return Start(here, is_given=False) if last_id is None else Start(parse_position(last_id), is_given=True)
 
 
 async def settle(start: Start, topics: TopicSet, hub: Hub) -> Start:

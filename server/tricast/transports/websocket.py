@@ -26,7 +26,7 @@ from tricast.errors import (
     TooFast,
     Unavailable,
 )
-from tricast.event import DEFAULT_TYPE, Draft, EventId, TopicSet
+from tricast.event import DEFAULT_TYPE, Draft, Position, TopicSet, whole
 from tricast.runtime import Handler, Runtime
 from tricast.transports.stream import Farewell, Start, Stream, check_topics, settle, start_of
 from tricast.wire import websocket as wire
@@ -209,7 +209,7 @@ class Session(Stream):
             self._received = None
         return self._protocol
 
-    async def publish(self, topic: str, data: object, *, type: str = DEFAULT_TYPE) -> EventId:  # noqa: A002
+    async def publish(self, topic: str, data: object, *, type: str = DEFAULT_TYPE) -> Position:  # noqa: A002
         """Publishes an event to everybody who is subscribed to the topic, as the client. See ``Hub.publish``.
 
         Raises:
@@ -231,7 +231,7 @@ class Session(Stream):
         self.runtime.check_memory()
         self.runtime.accounts.charge(self.account, 1)
 
-    async def subscribe(self, *topics: str, last_id: str | None = None) -> EventId:
+    async def subscribe(self, *topics: str, last_id: str | None = None) -> Position:
         """Adds topics: their events are sent as JSON, like those of ``tricast.v1``, between this handler's messages.
 
         Args:
@@ -314,12 +314,12 @@ class Session(Stream):
         if self.feed is not None:
             self._topics = self.feed.topics  # the same, shared with all who follow it
 
-    def _here(self) -> EventId:
+    def _here(self) -> Position:
         """The position now: topics that are added begin here, like those that are there already go on from here."""
         hub = self.runtime.hub
-        if self.feed is None:
-            return self.position if self._topics else hub.last_id
-        return hub.settled(self) if self.is_live else self.position
+        if self.is_live:
+            return hub.settled(self)
+        return whole(self.position) if self._topics or self.feed is not None else hub.last_id
 
     # What comes in
 

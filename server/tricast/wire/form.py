@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from tricast.event import Event, EventId, Gap
+from tricast.event import Event, Gap, Position
 
 
 class Form(Protocol):
@@ -68,17 +68,22 @@ class StreamForm:
         return piece
 
 
-def event_id(event: Event) -> EventId:
+def event_id(event: Event) -> Position:
     """The key by which events are ordered."""
     return event.id
+
+
+def encode_id(position: Position) -> bytes:
+    """A position as clients see it, and send it back."""
+    return str(position).encode()
 
 
 def encode_json(event: Event) -> bytes:
     """The event as one JSON object, ``{"id","topic","type","data"}``; the data goes through unparsed."""
     text = event.encoded.get("json")
     if text is None:
-        text = event.encoded["json"] = b'{"id":"%d-%d","topic":%b,"type":%b,"data":%b}' % (
-            *event.id,
+        text = event.encoded["json"] = b'{"id":"%b","topic":%b,"type":%b,"data":%b}' % (
+            encode_id(event.id),
             msgspec.json.encode(event.topic),
             msgspec.json.encode(event.type),
             event.data,

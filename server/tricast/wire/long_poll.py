@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from tricast.event import Event, EventId, Gap
-from tricast.wire.form import encode_gap_json, encode_json
+from tricast.event import Event, Gap, Position, join
+from tricast.wire.form import encode_gap_json, encode_id, encode_json
 from tricast.wire.http1 import Headers, encode_headers
 
 CONTENT_TYPE = b"application/json"
@@ -25,25 +25,26 @@ class LongPollForm:
         """See ``Form.block``."""
         announced = b',"gap":%b' % encode_gap_json(gap) if gap is not None else b""
         upto = last_id(events, gap)
-        body = b'{"events":[%b],"last_id":"%d-%d"%b}' % (b",".join(map(encode_json, events)), *upto, announced)
+        body = b'{"events":[%b],"last_id":"%b"%b}' % (b",".join(map(encode_json, events)), encode_id(upto), announced)
         head = encode_headers((*position_headers(upto), (b"content-type", CONTENT_TYPE)))
         return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
 
 
-def nothing(position: EventId, headers: Headers = ()) -> bytes:
+def nothing(position: Position, headers: Headers = ()) -> bytes:
     """The end of an answer without events, which has status 204."""
     return encode_headers((*position_headers(position), *headers)) + b"\r\n"
 
 
-def position_headers(position: EventId) -> Headers:
+def position_headers(position: Position) -> Headers:
     """What tells the client from where its next request has to go on."""
-    return ((b"last-event-id", b"%d-%d" % position), (b"cache-control", b"no-store"))
+    return ((b"last-event-id", encode_id(position)), (b"cache-control", b"no-store"))
 
 
-def last_id(events: Sequence[Event], gap: Gap | None) -> EventId:
+def last_id(events: Sequence[Event], gap: Gap | None) -> Position:
     """The position behind the events and the gap, of which there is at least one."""
-    positions = [event.id for event in events[-1:]]
-    return max(positions if gap is None else [*positions, gap.resumed_at])
+    if gap is None:
+        return events[-1].id
+    return join(events[-1].id, gap.resumed_at) if events else gap.resumed_at
 
 
 FORM = LongPollForm()

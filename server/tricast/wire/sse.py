@@ -4,8 +4,8 @@ import re
 
 import msgspec
 
-from tricast.event import Event, EventId, Gap
-from tricast.wire.form import StreamForm, encode_gap_json, encode_json
+from tricast.event import Event, Gap, Position
+from tricast.wire.form import StreamForm, encode_gap_json, encode_id, encode_json
 from tricast.wire.http1 import chunk
 
 CONTENT_TYPE = b"text/event-stream"
@@ -19,26 +19,26 @@ _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 def encode_event(event: Event) -> bytes:
     """The event with its id, type and data; data of several lines becomes as many ``data:`` lines."""
-    return b"id: %d-%d\nevent: %b\n%b\n" % (*event.id, event.type.encode(), _data_lines(event.data))
+    return b"id: %b\nevent: %b\n%b\n" % (encode_id(event.id), event.type.encode(), _data_lines(event.data))
 
 
 def encode_envelope(event: Event) -> bytes:
     """The whole event as JSON, without ``event:``, so that one listener for ``message`` sees every type."""
-    return b"id: %d-%d\n%b\n" % (*event.id, _data_lines(encode_json(event)))
+    return b"id: %b\n%b\n" % (encode_id(event.id), _data_lines(encode_json(event)))
 
 
 def encode_gap(gap: Gap) -> bytes:
     """The gap, with the id from which the stream goes on, so that a browser resumes behind it."""
-    return b"id: %d-%d\nevent: tricast.gap\n%b\n" % (*gap.resumed_at, _data_lines(encode_gap_json(gap)))
+    return b"id: %b\nevent: tricast.gap\n%b\n" % (encode_id(gap.resumed_at), _data_lines(encode_gap_json(gap)))
 
 
-def opening(*, retry_ms: int, position: EventId) -> bytes:
+def opening(*, retry_ms: int, position: Position) -> bytes:
     """What a stream begins with: a comment that makes proxies pass on the head, the retry time and the position.
 
     An ``id:`` without data dispatches no event but is remembered (HTML 9.2.6), so a client that drops before its
     first event resumes from where it began and misses nothing.
     """
-    return b": tricast\nretry: %d\nid: %d-%d\n\n" % (retry_ms, *position)
+    return b": tricast\nretry: %d\nid: %b\n\n" % (retry_ms, encode_id(position))
 
 
 def lease(stream: str, expires_at: float) -> bytes:

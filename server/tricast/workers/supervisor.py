@@ -21,11 +21,12 @@ import trio
 
 from tricast.access.tickets import SharedUses
 from tricast.certificates import Encryption, load_encryption, successor_of
-from tricast.config import MEMORY_URL, SQLITE_URL, Config, differences
+from tricast.config import Config, differences
 from tricast.descriptors import raise_soft_limit
 from tricast.errors import ConfigError, WorkerFailed
 from tricast.listeners import url_of
 from tricast.listening import announce, listen, listen_in_groups, set_options
+from tricast.log_urls import MEMORY_URL, SQLITE_URL
 from tricast.logs import Logger, log_problems, program_logger
 from tricast.metrics import POST_SECONDS, Board
 from tricast.service_manager import ServiceManager
