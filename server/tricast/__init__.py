@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         Unavailable,
         WorkerFailed,
     )
-    from tricast.event import Event, EventId
+    from tricast.event import Event, EventId, Position, ShardedId
     from tricast.hub import Hub
     from tricast.server import Server, serve
     from tricast.transports.websocket import Session
@@ -39,9 +39,11 @@ __all__ = [
     "Hub",
     "LimitExceeded",
     "LogUnavailable",
+    "Position",
     "RemoteProtocolError",
     "Server",
     "Session",
+    "ShardedId",
     "TricastError",
     "Unavailable",
     "WorkerFailed",
@@ -57,6 +59,8 @@ _MODULES = {
     "load_config": "config",
     "Event": "event",
     "EventId": "event",
+    "Position": "event",
+    "ShardedId": "event",
     "Hub": "hub",
     "Server": "server",
     "run": "workers.program",

@@ -94,10 +94,10 @@ def _check_url(context: click.Context, parameter: click.Parameter, value: str) -
 
 def _check_last_id(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     from tricast.errors import RemoteProtocolError
-    from tricast.event import EventId
+    from tricast.event import parse_position
 
     try:
-        return None if value is None else str(EventId.parse(value))
+        return None if value is None else str(parse_position(value))
     except RemoteProtocolError as error:
         raise click.BadParameter(error.detail, context, parameter) from None
 
