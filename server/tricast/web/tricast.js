@@ -22,6 +22,7 @@ const HELD_MS = 3000; // later than in all other panes: an event that is held ba
 const QUIET_MS = 3000; // from when on the time without an event is shown
 const SILENCE_MS = 1500; // a connection that breaks after less was not cut for its silence
 const GOODBYE_MS = 15000; // for so long after a goodbye over one connection, the others may end for the same reason
+const FIRST_MS = 1e12; // no event is older than this, in milliseconds since 1970
 const OUTLIVED = 1.3; // a silence so much longer than the one that ended in a cut shows that it need not
 
 const topic = new URLSearchParams(location.search).get("topic")?.trim() || "demo";
@@ -30,8 +31,25 @@ const utf8Size = (text) => new TextEncoder().encode(text).length;
 
 // ---------------------------------------------------------------------------------------------------------------- ids
 
-/** Orders two ids `<ms>-<counter>`. Both parts may exceed what a Number holds, so they are compared as text. */
+/** The ids in each shard of an id: `<ms>-<counter>`, or `<shard>.<ms>-<counter>` and others behind `_`. */
+function shardsOf(id) {
+  return new Map(id.split("_").map((part) => (part.includes(".") ? part.split(".") : ["", part])));
+}
+
+/** Orders two ids, where they tell of several shards by those of which both do; "0-0" is before all of them. */
 function compareIds(a, b) {
+  if (a === b) return 0;
+  const theirs = shardsOf(b);
+  for (const [shard, id] of shardsOf(a)) {
+    const order = theirs.has(shard) ? comparePlainIds(id, theirs.get(shard)) : 0;
+    if (order) return order;
+  }
+  if (a === "0-0") return -1;
+  return Number(b === "0-0");
+}
+
+/** Orders two ids `<ms>-<counter>`. Both parts may exceed what a Number holds, so they are compared as text. */
+function comparePlainIds(a, b) {
   const [aMs, aCounter] = a.split("-");
   const [bMs, bCounter] = b.split("-");
   return compareDigits(aMs, bMs) || compareDigits(aCounter, bCounter);
@@ -44,8 +62,8 @@ function compareDigits(a, b) {
 
 /** The same hue for the same id in every pane; multiples of the golden angle keep neighbours apart. */
 function hueOf(id) {
-  const [ms, counter] = id.split("-").map(Number);
-  return Math.round((((ms % 100000) + counter) * 137.508) % 360);
+  const numbers = id.match(/\d+/g).map(Number);
+  return Math.round((numbers.reduce((sum, number) => sum + (number % 100000), 0) * 137.508) % 360);
 }
 
 // ------------------------------------------------------------------------------------------------------------- ledger
@@ -183,7 +201,8 @@ class Reader {
     this.moveTo(id);
     this.view.add({ kind: "event", id, type, data, isRepeated });
     const isOurs = column !== null && column.sentAt !== null;
-    this.measure(id, isOurs ? arrivedAt - column.sentAt : sinceId(id, arrivedAt), isOurs);
+    const milliseconds = isOurs ? arrivedAt - column.sentAt : sinceId(id, arrivedAt);
+    if (milliseconds !== null) this.measure(id, milliseconds, isOurs);
     render();
   }
 
@@ -309,9 +328,10 @@ function hurry(readers) {
   for (const reader of readers) if (reader.mayHurry) reader.skipPause();
 }
 
-/** Age of an event by the server's clock in its id and by ours: the two may differ. */
+/** Age of an event by the newest time in its id and by our clock: the two may differ. Null where it has none: Kafka. */
 function sinceId(id, arrivedAt) {
-  return Math.round(performance.timeOrigin + arrivedAt - Number(id.split("-")[0]));
+  const ms = Math.max(...[...shardsOf(id).values()].map((plain) => Number(plain.split("-")[0])));
+  return ms < FIRST_MS ? null : Math.round(performance.timeOrigin + arrivedAt - ms);
 }
 
 // ----------------------------------------------------------------------------------------------------------- identity
