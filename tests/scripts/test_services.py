@@ -10,21 +10,25 @@ from pathlib import Path
 import pytest
 from services import NotStarted, RedisServer, ReplyError
 
+from engines.redis import PROGRAMS
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_redis_keeps_what_it_acknowledged(redis: RedisServer) -> None:
-    redis.execute("XADD", "stream", "*", "name", b"\r\n\xff")
-    redis.kill()
-    assert not redis.is_running
-    with pytest.raises(OSError, match="refused"):
-        redis.execute("PING")
-    port = redis.port
-    redis.start()
-    assert redis.execute("XRANGE", "stream", "-", "+")[0][1] == [b"name", b"\r\n\xff"]  # type: ignore[index]
-    redis.restart(keep_data=False)
-    assert redis.execute("XLEN", "stream") == 0
-    assert redis.port == port
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_was_acknowledged_is_kept(program: str) -> None:
+    with RedisServer(program=program) as redis:
+        redis.execute("XADD", "stream", "*", "name", b"\r\n\xff")
+        redis.kill()
+        assert not redis.is_running
+        with pytest.raises(OSError, match="refused"):
+            redis.execute("PING")
+        port = redis.port
+        redis.start()
+        assert redis.execute("XRANGE", "stream", "-", "+")[0][1] == [b"name", b"\r\n\xff"]  # type: ignore[index]
+        redis.restart(keep_data=False)
+        assert redis.execute("XLEN", "stream") == 0
+        assert redis.port == port
 
 
 def test_it_says_why_it_did_not_start() -> None:
