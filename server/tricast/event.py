@@ -71,7 +71,7 @@ class ShardedId:
 
     Args:
         parts: the position in each shard, by its number; where one is missing, nothing is known.
-        shown: the shards that the written form tells of; None for all.
+        shown: the shards that the written form tells of, each of which has a part; None for all.
     """
 
     __slots__ = ("parts", "shown")
@@ -146,7 +146,15 @@ def join(one: Position, other: Position) -> Position:
 
 def whole(position: Position) -> Position:
     """The position, written with all that it tells, so that it is one for other topics as well."""
-    return ShardedId(position.parts) if isinstance(position, ShardedId) else position
+    return seen_in(position, None)
+
+
+def seen_in(position: Position, shards: Sequence[int] | None) -> Position:
+    """The position as those are told it who follow these shards, if it tells of all of them; see ``Log.shards_of``."""
+    if not isinstance(position, ShardedId):
+        return position
+    tells = shards is not None and all(number in position.parts for number in shards)
+    return ShardedId(position.parts, shards if tells else None)
 
 
 def _bad_last_id(text: str) -> RemoteProtocolError:
@@ -224,7 +232,8 @@ class ShardedEvent(Event):
     """An event of a log of several shards: its id tells of as many of them as matter to whom it is told.
 
     Attributes:
-        views: the same event for those who follow other shards.
+        views: the same event for those who follow other shards. It is not among them itself: what refers to itself
+            waits for the garbage collector.
     """
 
     __slots__ = ("views",)
@@ -232,10 +241,12 @@ class ShardedEvent(Event):
 
     def __init__(self, id: ShardedId, topic: str, type: str, data: bytes) -> None:  # noqa: A002
         super().__init__(id, topic, type, data)
-        self.views: dict[Sequence[int] | None, ShardedEvent] = {id.shown: self}
+        self.views: dict[Sequence[int] | None, ShardedEvent] = {}
 
     def seen_in(self, shards: Sequence[int] | None) -> "ShardedEvent":
         """See ``Event.seen_in``."""
+        if shards == self.id.shown:
+            return self
         view = self.views.get(shards)
         if view is None:
             position = ShardedId(self.id.parts, shards)

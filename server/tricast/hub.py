@@ -25,6 +25,7 @@ from tricast.event import (
     check_topic,
     check_type,
     join,
+    seen_in,
     whole,
 )
 from tricast.log.base import IdempotencyKey, Log, Slice
@@ -151,7 +152,7 @@ class Hub:
         self._dirty: dict[Feed, None] = {}
         #: Those who were live when something was skipped; they are told in the flush's turns.
         self._to_read_on: list[Subscriber] = []
-        self._blocks: dict[tuple[frozenset[str], Form, Position, Position, int], bytes] = {}
+        self._blocks: dict[tuple[frozenset[str], Form, Event, Position, int], bytes] = {}
         self._last_id = log.last_id
         self._subscribers = 0
         self._live = 0
@@ -255,7 +256,7 @@ class Hub:
 
     def skipped(self, upto: Position) -> None:
         """Has everybody who is live read on from the log: of what was committed up to here, not all is handed over."""
-        self._last_id = upto
+        upto = self._last_id = join(self._last_id, upto)
         for feed in self._feeds.values():
             # Nobody becomes live again before having read up to here.
             feed.flushed = upto
@@ -281,7 +282,11 @@ class Hub:
         if not subscriber.position >= feed.flushed:
             # In the middle of a flush nothing is pending any more, but not everybody has had his block.
             return subscriber.position
-        return join(subscriber.position, feed.before_pending if feed.pending else self._last_id)
+        return seen_in(join(subscriber.position, feed.before_pending if feed.pending else self._last_id), feed.shards)
+
+    def seen_in(self, topics: TopicSet, position: Position) -> Position:
+        """The position as those are told it who follow these topics."""
+        return seen_in(position, self._log.shards_of(topics))
 
     async def peek(self, topics: TopicSet, after: Position) -> Slice:
         """The first of what the log holds for topics behind a position.
@@ -360,7 +365,8 @@ class Hub:
         if found.gap is not None:
             return subscriber.form.block(found.events, found.gap)
         events = found.events
-        key = (feed.topics.names, subscriber.form, events[0].id, events[-1].id, len(events))
+        # The whole first event: in a log of several shards, others may come first to the same place by another one.
+        key = (feed.topics.names, subscriber.form, events[0], events[-1].id, len(events))
         block = self._blocks.get(key)
         if block is None:
             block = self._blocks[key] = subscriber.form.block(events)

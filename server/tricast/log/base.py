@@ -38,8 +38,8 @@ class Slice(NamedTuple):
         events: in id order.
         gap: what is missing between the position and ``upto``, if anything; events up to ``gap.resumed_at`` that are
             still kept are among ``events``.
-        upto: the position after this slice. For the topics asked for, nothing between the position and here is
-            absent without being covered by the gap.
+        upto: the position after this slice, never behind ``last_id``. For the topics asked for, nothing between the
+            position and here is absent without being covered by the gap.
         complete: whether the slice reaches the end of the log as it was when it was read.
     """
 
@@ -54,7 +54,7 @@ class Log(Protocol):
 
     @property
     def last_id(self) -> Position:
-        """The newest position: every event committed so far is at or before it."""
+        """The newest position: all at or before it was handed over in this process, or skipped, and nothing behind it."""
         ...
 
     @property
@@ -106,6 +106,9 @@ class Log(Protocol):
 
     async def read(self, topics: TopicSet, after: Position, *, max_bytes: int) -> Slice:
         """What the log holds for the topics behind a position.
+
+        Another process may have come further: where the position is behind ``last_id``, this waits until what the log
+        holds up to there has been handed over.
 
         Args:
             topics: names and patterns.

@@ -151,20 +151,34 @@ class ShardedLog:
         numbers = self._shards_of(topics)
         asked = self._asked(after, numbers)
         if asked is None:
-            return unknown_position(after, self.last_id)
-        found = {}
-        for number in numbers:
-            if number in asked:
-                budget = max(max_bytes // len(numbers), 1)
-                found[number] = await self._shards[number].read(topics, asked[number], max_bytes=budget)
+            return unknown_position(after, ShardedId(self._heads(), numbers))
+        if len(asked) < len(numbers):
+            # Alone, before there is an event whose id would tell of these shards as well.
+            begin = ShardedId({**self._heads(), **asked}, numbers)
+            return Slice((), Gap(GapReason.UNKNOWN_ID, after, begin), begin, complete=False)
+        found = await self._read_shards(topics, asked, max_bytes)
         heads = self._heads()
-        if len(found) < len(numbers) or any(each.gap is not None for each in found.values()):
-            return _with_gap(numbers, asked, after, found, heads)
-        events = _placed(numbers, asked, {number: each.events for number, each in found.items()})
-        upto = {**heads, **{number: _plain(each.upto) for number, each in found.items()}}
+        gaps = {number: each.gap for number, each in found.items() if each.gap is not None}
+        if gaps:
+            return _with_gap(after, {**heads, **asked}, numbers, found, gaps)
+        ends = {**asked, **{number: _plain(each.upto) for number, each in found.items()}}
         # While one of them was read, others may have gone on.
-        complete = all(each.complete for each in found.values()) and all(upto[n] >= heads[n] for n in numbers)
-        return Slice(events, None, ShardedId(upto), complete)
+        is_read = len(found) == len(numbers) and all(each.complete for each in found.values())
+        complete = is_read and all(ends[number] >= heads[number] for number in numbers)
+        events = _placed(asked, numbers, {number: each.events for number, each in found.items()})
+        return Slice(events, None, ShardedId({**heads, **ends}, numbers), complete)
+
+    async def _read_shards(self, topics: TopicSet, asked: Mapping[int, EventId], max_bytes: int) -> dict[int, Slice]:
+        """A share of each shard, as long as there is room: an event may be as long as what is asked for of all."""
+        found = {}
+        share, room = max(max_bytes // len(asked), 1), max_bytes
+        # Where ids are times, the oldest come first.
+        for number in sorted(asked, key=lambda number: (asked[number], number)):
+            found[number] = await self._shards[number].read(topics, asked[number], max_bytes=min(share, room))
+            room -= sum(event.size for event in found[number].events)
+            if room <= 0:
+                break
+        return found
 
     def _asked(self, after: Position, numbers: Sequence[int]) -> dict[int, EventId] | None:
         """Where to read on in these shards; None for a position in another log."""
@@ -183,29 +197,22 @@ def shard_of(topic: str, shards: int) -> int:
 
 
 def _with_gap(
-    numbers: tuple[int, ...],
-    asked: dict[int, EventId],
     after: Position,
+    position: Mapping[int, EventId],
+    shown: tuple[int, ...],
     found: Mapping[int, Slice],
-    heads: dict[int, EventId],
+    gaps: Mapping[int, Gap],
 ) -> Slice:
     """What goes before a gap, up to where that is over in the shards that have one; all else is for the next read."""
-    position = {**heads, **asked}
-    events: dict[int, Sequence[Event]] = {}
-    reasons = [] if len(found) == len(numbers) else [GapReason.UNKNOWN_ID]
-    ends = {}
-    for number, each in found.items():
-        if each.gap is not None:
-            reasons.append(each.gap.reason)
-            end = ends[number] = _plain(each.gap.resumed_at)
-            events[number] = [event for event in each.events if own_id(event) <= end]
-    placed = _placed(numbers, position, events)
-    upto = ShardedId({**position, **ends})
-    return Slice(placed, Gap(reasons[0], after, upto), upto, complete=False)
+    ends = {number: _plain(gap.resumed_at) for number, gap in gaps.items()}
+    events = {number: [each for each in found[number].events if own_id(each) <= end] for number, end in ends.items()}
+    upto = ShardedId({**position, **ends}, shown)
+    reason = next(iter(gaps.values())).reason
+    return Slice(_placed(position, shown, events), Gap(reason, after, upto), upto, complete=False)
 
 
 def _placed(
-    shown: tuple[int, ...], position: Mapping[int, EventId], events: Mapping[int, Sequence[Event]]
+    position: Mapping[int, EventId], shown: tuple[int, ...], events: Mapping[int, Sequence[Event]]
 ) -> list[ShardedEvent]:
     """The events of several shards in one sequence behind a position, which goes on with each of them."""
     parts = {number: position[number] for number in shown}

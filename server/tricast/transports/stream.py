@@ -292,11 +292,13 @@ def start_of(last_id: str | None, here: Position) -> Start:
 
 
 async def settle(start: Start, topics: TopicSet, hub: Hub) -> Start:
-    """Where "all that is kept" begins: when nothing is kept, it is now.
+    """Where a subscription begins, as its client is told it; "all that is kept" is now when nothing is kept.
 
     A client that got nothing yet comes back with the position it was told. Were that still ``0-0``, what is dropped in
     the meantime would be missing without a gap.
     """
+    if not start.is_given:
+        return start._replace(position=hub.seen_in(topics, start.position))
     position = start.position
     while start.position == BEGINNING:
         found = await hub.peek(topics, position)

@@ -26,7 +26,7 @@ from tricast.errors import (
     TooFast,
     Unavailable,
 )
-from tricast.event import DEFAULT_TYPE, Draft, Position, TopicSet, whole
+from tricast.event import DEFAULT_TYPE, Draft, Position, TopicSet
 from tricast.runtime import Handler, Runtime
 from tricast.transports.stream import Farewell, Start, Stream, check_topics, settle, start_of
 from tricast.wire import websocket as wire
@@ -319,7 +319,7 @@ class Session(Stream):
         hub = self.runtime.hub
         if self.is_live:
             return hub.settled(self)
-        return whole(self.position) if self._topics or self.feed is not None else hub.last_id
+        return self.position if self._topics or self.feed is not None else hub.last_id
 
     # What comes in
 

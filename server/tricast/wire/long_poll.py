@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tricast.event import Event, Gap, Position, join
+from tricast.event import Event, Gap, Position
 from tricast.wire.form import encode_gap_json, encode_id, encode_json
 from tricast.wire.http1 import Headers, encode_headers
 
@@ -44,7 +44,8 @@ def last_id(events: Sequence[Event], gap: Gap | None) -> Position:
     """The position behind the events and the gap, of which there is at least one."""
     if gap is None:
         return events[-1].id
-    return join(events[-1].id, gap.resumed_at) if events else gap.resumed_at
+    # They are one before the other: the gap is in the slice that the events are of.
+    return events[-1].id if events and events[-1].id > gap.resumed_at else gap.resumed_at
 
 
 FORM = LongPollForm()
