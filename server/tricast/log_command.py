@@ -34,6 +34,7 @@ _GAP_REASONS = {
 }
 #: For what the log cannot tell.
 _UNKNOWN = "—"
+_SIZES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
@@ -206,12 +207,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _size(count: int) -> str:
-    amount, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):  # noqa: B007 - the last one is for all that is larger
-        if amount < 1024:
-            break
-        amount /= 1024
-    return f"{amount:,.0f} {unit}" if unit == "B" else f"{amount:,.1f} {unit}"
+    if count < 2**10:
+        return f"{count:,} B"
+    unit, length = next(each for each in _SIZES if count >= each[1])
+    return f"{count / length:,.1f} {unit}"
 
 
 def _duration(seconds: float) -> str:
@@ -353,9 +352,9 @@ class _Follower:
             _print(found.events if left >= len(found.events) else found.events[: int(left)])
             left -= len(found.events)
             position = found.upto
-            if found.complete:
-                if not follows:
-                    return
+            if found.complete and not follows:
+                return
+            if found.complete and left > 0:
                 await self._more.wait()
 
 
