@@ -18,11 +18,13 @@ import click
 from tricast import __version__
 from tricast.access.command import token
 from tricast.command_line import INTERRUPTED as _INTERRUPTED
-from tricast.command_line import Failure
+from tricast.command_line import Failure, check_last_id, unwritable
 from tricast.command_line import in_words as _in_words
 from tricast.command_line import or_fail as _or_fail
 from tricast.command_line import run as _run
 from tricast.command_line import say as _say
+from tricast.command_line import write_line as _print
+from tricast.log_command import log
 from tricast.probe.command import probe
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ def cli() -> None:
     """One ordered stream of events over long polling, Server-Sent Events and WebSocket."""
 
 
+cli.add_command(log)
 cli.add_command(probe)
 cli.add_command(token)
 
@@ -90,16 +93,6 @@ def _check_url(context: click.Context, parameter: click.Parameter, value: str) -
     except ClientError as error:
         raise click.BadParameter(str(error), context, parameter) from None
     return value
-
-
-def _check_last_id(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    from tricast.errors import RemoteProtocolError
-    from tricast.event import parse_position
-
-    try:
-        return None if value is None else str(parse_position(value))
-    except RemoteProtocolError as error:
-        raise click.BadParameter(error.detail, context, parameter) from None
 
 
 def _check_processes(context: click.Context, parameter: click.Parameter, value: str) -> int:
@@ -382,7 +375,7 @@ async def _read_stdin() -> bytes:
 @click.option(
     "--last-id",
     metavar="ID",
-    callback=_check_last_id,
+    callback=check_last_id,
     show_default="from now on",
     help="Resume after this id; 0-0 for all that is kept.",
 )
@@ -536,20 +529,6 @@ def _load(file: str | None, overrides: dict[str, dict[str, object]]) -> "Config"
     return _or_fail(partial(load_config, file, overrides=overrides))
 
 
-def _print(line: str) -> None:
-    try:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise _unwritable(error) from None
-
-
-def _unwritable(error: OSError) -> Failure:
-    return Failure(f"cannot write to stdout: {_in_words(error)}")
-
-
 def main() -> NoReturn:
     """Runs the command that the arguments name, and exits."""
     status = _main()
@@ -569,7 +548,7 @@ def _main() -> int:
     except click.Abort:
         return _INTERRUPTED
     except OSError as error:  # click writes help and version itself
-        failure = _unwritable(error)
+        failure = unwritable(error)
     with suppress(OSError):  # where stderr is closed as well, the exit code has to do
         failure.show()
     return failure.exit_code

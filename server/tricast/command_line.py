@@ -7,6 +7,7 @@ Knows no command. Nothing heavy is imported here before a command runs.
 import errno
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from typing import IO, Any, TypeVar
 
@@ -32,6 +33,17 @@ class Failure(click.ClickException):
         """Writes the lines to stderr."""
         for line in self.lines:
             say(line, label="error: ", colour="red")
+
+
+def check_last_id(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Returns the value of an option that is a position, as the server writes it."""
+    from tricast.errors import RemoteProtocolError
+    from tricast.event import parse_position
+
+    try:
+        return None if value is None else str(parse_position(value))
+    except RemoteProtocolError as error:
+        raise click.BadParameter(error.detail, context, parameter) from None
 
 
 def or_fail(load: Callable[[], Loaded], *, source: str | None = None) -> Loaded:
@@ -91,3 +103,24 @@ def say(text: str, *, label: str = "", colour: str | None = None) -> None:
     harmless = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     line = click.style(label, fg=colour, bold=True) + harmless if label else click.style(harmless, fg=colour)
     click.echo(line, err=True, color=False if "NO_COLOR" in os.environ else None)
+
+
+def write_line(line: str) -> None:
+    """Writes one line to stdout.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+        Failure: it cannot be written for another reason.
+    """
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise unwritable(error) from None
+
+
+def unwritable(error: OSError) -> Failure:
+    """What to say when stdout takes nothing."""
+    return Failure(f"cannot write to stdout: {in_words(error)}")

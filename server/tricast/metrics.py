@@ -8,15 +8,17 @@ import os
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import accumulate
 
 import msgspec
 import trio
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from tricast.log.statistics import BOUNDS, Timings
 from tricast.runtime import Runtime
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -94,6 +96,7 @@ class _RuntimeCollector(Collector):
         for (path, status), count in counters.requests.items():
             requests.add_metric([path, str(status)], count)
         yield requests
+        yield from self._about_the_log()
         remote = self._runtime.access.remote
         if remote is not None:
             stale = "1 while keys for tokens cannot be fetched."
@@ -101,6 +104,24 @@ class _RuntimeCollector(Collector):
             yield GaugeMetricFamily("tricast_auth_keys", "Keys for tokens that were fetched.", len(remote.keys))
             yield GaugeMetricFamily("tricast_auth_keys_stale", stale, remote.is_stale)
             yield CounterMetricFamily("tricast_auth_key_fetches_failed", failed, remote.failures)
+
+    def _about_the_log(self) -> Iterator[Metric]:
+        hub = self._runtime.hub
+        log, is_available = hub.log_statistics, hub.problem is None
+        yield GaugeMetricFamily("tricast_log_available", "0 while nothing can be published.", is_available)
+        yield _histogram("tricast_log_append_seconds", "From asking the log to keep events to its answer.", log.appends)
+        yield _histogram("tricast_log_read_seconds", "Reads of the log that memory could not answer.", log.reads)
+        yield CounterMetricFamily("tricast_log_reconnects", "Connections to the log made again.", log.reconnects)
+        lag = GaugeMetricFamily("tricast_log_lag_events", "Events of the log not yet handed over.", labels=["shard"])
+        for shard, events in sorted(log.lags.items()):
+            lag.add_metric([str(shard)], events)
+        yield lag
+
+
+def _histogram(name: str, text: str, timings: Timings) -> Metric:
+    bounds = [*map(str, BOUNDS), "+Inf"]
+    buckets = list(zip(bounds, accumulate(timings.counts), strict=True))
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=timings.sum)
 
 
 def _labelled(name: str, text: str, label: str, values: dict[str, int]) -> Metric:

@@ -1,6 +1,8 @@
 """Which log the configuration asks for. What a log needs is imported only where it is used."""
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -9,10 +11,15 @@ from typing import cast
 from tricast.config import Config
 from tricast.errors import ConfigError, ConfigProblem
 from tricast.log.base import Log
+from tricast.log.inspection import Inspected
 from tricast.log.memory import MemoryLog
 from tricast.log.sqlite import SqliteLog
+from tricast.log.sqlite_inspection import SqliteInspection
 from tricast.log_urls import MEMORY_URL, KafkaUrl, RedisUrl, parse_log_url
 from tricast.logs import Logger
+
+#: What each extra is for.
+_LIBRARIES = {"redis": "coredis", "kafka": "confluent_kafka"}
 
 
 def log_of(config: Config, logger: Logger) -> Log:
@@ -23,9 +30,9 @@ def log_of(config: Config, logger: Logger) -> Log:
     """
     events, url = config.events, parse_log_url(config.log.url)
     if isinstance(url, RedisUrl):
-        return cast("Log", _import("redis", "coredis").redis_log(config, url, logger=logger))
+        return cast("Log", _import("redis").redis_log(config, url, logger=logger))
     if isinstance(url, KafkaUrl):
-        return cast("Log", _import("kafka", "confluent_kafka").kafka_log(config, url, logger=logger))
+        return cast("Log", _import("kafka").kafka_log(config, url, logger=logger))
     if url == MEMORY_URL:
         return MemoryLog(
             history=events.history,
@@ -45,7 +52,32 @@ def log_of(config: Config, logger: Logger) -> Log:
     )
 
 
-def _import(extra: str, library: str) -> ModuleType:
+def inspecting(config: Config, logger: Logger) -> AbstractAsyncContextManager[Inspected]:
+    """The scope in which the log that the configuration asks for can be inspected.
+
+    Raises:
+        ConfigError: what it needs is not installed, or it is in the memory of a server.
+        LogUnavailable: when the scope is entered: there is no log there.
+    """
+    url = parse_log_url(config.log.url)
+    if isinstance(url, RedisUrl | KafkaUrl):
+        extra = "redis" if isinstance(url, RedisUrl) else "kafka"
+        inspect = _import(extra, "_inspection").inspecting
+        return cast("AbstractAsyncContextManager[Inspected]", inspect(config, url, logger=logger))
+    if url == MEMORY_URL:
+        message = "this log is in the memory of its server, and nothing else can see it; metrics and subscribers can"
+        raise ConfigError([ConfigProblem("configuration", "log.url", message)])
+    return _inspecting_file(SqliteInspection(Path(url), synchronous=config.log.synchronous))
+
+
+@asynccontextmanager
+async def _inspecting_file(file: SqliteInspection) -> AsyncIterator[Inspected]:
+    async with file.open():
+        yield Inspected({0: file}, is_sharded=False)
+
+
+def _import(extra: str, suffix: str = "") -> ModuleType:
+    library = _LIBRARIES[extra]
     try:
         import_module(library)
     except ModuleNotFoundError as error:
@@ -53,4 +85,4 @@ def _import(extra: str, library: str) -> ModuleType:
             raise
         message = f"this log needs {library}, which is not installed: pip install 'tricast[{extra}]'"
         raise ConfigError([ConfigProblem("configuration", "log.url", message)]) from None
-    return import_module(f"tricast.log.{extra}")
+    return import_module(f"tricast.log.{extra}{suffix}")

@@ -13,9 +13,9 @@ PACKAGES = {"tricast": ROOT / "server" / "tricast", "tricast_proxy": ROOT / "pro
 #: The parts of the server, lowest first. A part may import what stands in a row above it, and its own modules.
 LAYERS = (
     ("errors", "sent", "quotas", "addresses"),
-    ("command_line", "lifetime", "listeners", "unix_sockets", "activation", "log_urls"),
+    ("lifetime", "listeners", "unix_sockets", "activation", "log_urls"),
     ("event", "schema"),
-    ("config",),
+    ("config", "command_line"),
     ("logs", "returns", "exposure"),
     ("access", "certificates"),
     ("wire",),
@@ -40,6 +40,7 @@ LAYERS = (
     ("client",),
     ("bench",),
     ("probe",),
+    ("log_command",),
     ("cli",),
     ("__main__",),
 )
@@ -47,6 +48,18 @@ LAYERS = (
 ALLOWED = {
     "client": {"errors", "event", "wire"},
     "bench": {"errors", "descriptors", "client"},
+    "log_command": {
+        "errors",
+        "event",
+        "schema",
+        "config",
+        "logs",
+        "log_urls",
+        "log",
+        "stores",
+        "client",
+        "command_line",
+    },
     "probe": {"errors", "event", "config", "wire", "client", "command_line"},
     "tricast_proxy": {
         "errors",

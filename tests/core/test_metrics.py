@@ -47,12 +47,21 @@ def text_of(runtime: Runtime) -> str:
     return metrics.expose(metrics.registry_of(runtime)).decode()
 
 
+def samples_of(text: str) -> dict[tuple[str, ...], float]:
+    """By name and the values of labels, that of the worker first."""
+    return {
+        (sample.name, *(sample.labels[label] for label in sorted(sample.labels, reverse=True))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
 def test_every_family_has_a_kind_and_an_explanation(runtime: Runtime) -> None:
     families = [family for family in text_string_to_metric_families(text_of(runtime)) if "tricast" in family.name]
     assert len(families) > 15
     for family in families:
         assert family.documentation.endswith(".") or family.name == "tricast_draining"
-        assert family.type in ("counter", "gauge")
+        assert family.type in ("counter", "gauge", "histogram")
         for sample in family.samples:
             assert sample.name.endswith("_total") == (family.type == "counter")
 
@@ -81,6 +90,53 @@ def test_what_is_counted_is_what_is_told(runtime: Runtime) -> None:
         ("tricast_draining",): 1,
     }
     assert {key: found[key] for key in expected} == expected
+
+
+def about_a_log(runtime: Runtime) -> None:
+    """Its log has taken three appends and one read, was away once, and is behind in one of two shards."""
+    statistics = runtime.hub.log_statistics
+    for seconds in (0.0004, 0.02, 60.0):
+        statistics.appends.observe(seconds)
+    statistics.reads.observe(0.01)
+    statistics.reconnects = 1
+    statistics.lags.update({1: 7, 0: 0})
+
+
+ABOUT_A_LOG = {
+    ("tricast_log_append_seconds_bucket", "0.0005"): 1,
+    ("tricast_log_append_seconds_bucket", "0.01"): 1,
+    ("tricast_log_append_seconds_bucket", "0.025"): 2,
+    ("tricast_log_append_seconds_bucket", "5.0"): 2,
+    ("tricast_log_append_seconds_bucket", "+Inf"): 3,
+    ("tricast_log_append_seconds_count",): 3,
+    ("tricast_log_append_seconds_sum",): 60.0204,
+    ("tricast_log_read_seconds_bucket", "0.005"): 0,
+    ("tricast_log_read_seconds_bucket", "0.01"): 1,
+    ("tricast_log_read_seconds_count",): 1,
+    ("tricast_log_reconnects_total",): 1,
+    ("tricast_log_lag_events", "0"): 0,
+    ("tricast_log_lag_events", "1"): 7,
+    ("tricast_log_available",): 1,
+}
+
+
+def test_of_the_log_it_is_told_how_long_it_takes_and_how_far_behind_it_is(runtime: Runtime) -> None:
+    about_a_log(runtime)
+    found = samples_of(text_of(runtime))
+    assert {key: found[key] for key in ABOUT_A_LOG} == pytest.approx(ABOUT_A_LOG)
+
+
+async def test_of_the_log_other_processes_tell_the_same(runtime: Runtime, boards: list[metrics.Board]) -> None:
+    about_a_log(runtime)
+    boards[1].post(metrics.Noticeboards(1, 0, boards)._notice(runtime))
+    found = samples_of((await metrics.Noticeboards(0, 0, boards).exposing(runtime)()).decode())
+    told = {(name, "1", *rest): value for (name, *rest), value in ABOUT_A_LOG.items()}
+    assert {key: found[key] for key in told} == pytest.approx(told)
+
+
+def test_a_log_that_is_away_is_told(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryLog, "problem", "the disk is full")
+    assert samples_of(text_of(runtime))["tricast_log_available",] == 0
 
 
 def test_the_process_is_told_of_as_well(runtime: Runtime) -> None:

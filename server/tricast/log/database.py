@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from heapq import merge
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from typing import NamedTuple
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import Draft, Event, EventId, TopicSet, own_id
 from tricast.log.base import IdempotencyKey, Slice, key_reused
+from tricast.log.inspection import Cut, Holding, Kept
 from tricast.log.sqlite_file import SqliteFile
 from tricast.log.window import MAX_GONE, cost_of, gap_between, take
 
@@ -457,6 +459,51 @@ class Database:
             return [row[1] for row in rows if row is not None]
         dropped = self._run("SELECT name, dropped FROM topics WHERE dropped > ?", after)
         return [number for name, number in dropped.fetchall() if name in topics]
+
+    # Inspecting
+
+    def holding(self) -> Holding:
+        """What there is."""
+        with self._reading() as state:
+            first = self._run("SELECT min(id) FROM events").fetchone()[0]
+            topics = self._run("SELECT count(*) FROM topics WHERE kept > 0").fetchone()[0]
+        oldest = None if first is None else decode(first)
+        since = None if oldest is None else oldest.ms / 1000
+        return Holding(oldest, decode(state.last), state.kept, topics, state.size, since)
+
+    def newest_of(self, topics: TopicSet, count: int) -> list[Kept]:
+        """So many of the newest events of topics, in id order."""
+        with self._reading(), self._events("ORDER BY id DESC") as rows:
+            found = list(islice((event for event in rows if event.topic in topics), count))
+        return [Kept(own_id(event).ms / 1000, event) for event in reversed(found)]
+
+    def position_of(self, cut: Cut) -> int:
+        """The position before which events are dropped."""
+        if cut.before is not None:
+            return encode(cut.before)
+        if cut.older_than is not None:
+            return int(cut.older_than * 1000) << _COUNTER_BITS
+        assert cut.keep is not None
+        with self._reading():
+            row = self._run("SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?", cut.keep - 1).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def drop(self, before: int) -> int:
+        """Drops some of what is before a position; returns how many events, which is none when all is dropped."""
+        newest: dict[str, int] = {}
+        counts: Counter[str] = Counter()
+        with self._writing() as state:
+            rows = self._run(
+                "SELECT id, topic, length(type), length(data) FROM events WHERE id < ? ORDER BY id LIMIT ?",
+                before, _MAX_DROPS,
+            ).fetchall()  # fmt: skip
+            for number, topic, *lengths in rows:
+                newest[topic] = number
+                counts[topic] += 1
+                state.size -= _cost(topic, *lengths)
+            if newest:
+                self._drop_from_topics(state, counts, newest)
+        return len(rows)
 
     # Transactions
 
