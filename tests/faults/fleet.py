@@ -31,7 +31,10 @@ class TricastServer(Daemon):
         self._port = Port()
         self.url = f"http://{HOST}:{self._port.number}"
         self._begun_at = 0
-        own = {"server": {"port": self._port.number}, "drain": {"period": "0s", "grace": "0s"}}
+        own: dict[str, Mapping[str, Any]] = {
+            "server": {"port": self._port.number},
+            "drain": {"period": "0s", "grace": "0s"},
+        }
         (folder / "server.toml").write_text(_toml({**own, **sections}), encoding="utf-8")
 
     @property

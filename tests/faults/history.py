@@ -92,13 +92,13 @@ class Violation(NamedTuple):
         rule: which, in a word or two.
         text: what happened.
         follower: whom it happened to, if to one.
-        index: where among the items of that one.
+        item: where among the items of that one.
     """
 
     rule: str
     text: str
     follower: "Follower | None" = None
-    index: int | None = None
+    item: int | None = None
 
 
 class Journal:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 #: Seconds from one fault to the next, on average; they may overlap.
-_PERIOD = 2.5
+_PERIOD = 1.5
 #: Seconds without a fault at the start, and between two faults of one thing.
 _WARM_UP = 2.0
 _REST = 0.7

@@ -24,7 +24,7 @@ def tell(violations: Sequence[Violation], faults: Sequence[Fault], *, seed: int)
         if told[violation.rule] <= _TOLD:
             lines += ["", f"{violation.rule.upper()}: {violation.text}"]
             if violation.follower is not None:
-                index = len(violation.follower.items) if violation.index is None else violation.index
+                index = len(violation.follower.items) if violation.item is None else violation.item
                 lines += _around(violation.follower, index)
     return "\n".join(lines)
 

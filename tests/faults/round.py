@@ -22,7 +22,7 @@ from faults.subscribers import TRANSPORTS, FaultySubscriber
 
 #: Seconds that servers and subscribers have to come to the end, once all is mended.
 _HEALING_SECONDS = 60.0
-_PUBLISHERS = 6
+_PUBLISHERS = 12
 #: Events that are more than any round has.
 _UNLIMITED = 1_000_000
 TOPICS = (
@@ -146,10 +146,13 @@ class _Round:
                 server.is_wanted = True
                 nursery.start_soon(server.supervise, self._problems)
             await self._wait_well()
+            self._say(f"{self._clock():7.2f} s: the servers are ready")
             self._zero = trio.current_time()
             await self._end_topics()  # so that each topic is known, and where it is
             await self._take_part()
+            self._say(f"{self._clock():7.2f} s: the subscribers have come to the end")
             await self._read_all()
+            self._say(f"{self._clock():7.2f} s: all has been read")
             for server in self._servers:
                 self._problems += [f"{server.name} logged {complaint}" for complaint in server.complaints()]
             nursery.cancel_scope.cancel()
@@ -166,10 +169,12 @@ class _Round:
                     publishing.start_soon(self._publisher(f"{number}").run, _PUBLISHERS / effort.rate, stopped)
                 await self._happen()
                 stopped.set()
+                self._say(f"{self._clock():7.2f} s: all is mended")
+            self._say(f"{self._clock():7.2f} s: the publishers have ended")
             await self._wait_well()
             self._ends = await self._end_topics()
             for subscriber in self._subscribers:
-                subscriber.ends = self._ends
+                subscriber.finish(self._ends)
             subscribing.cancel_scope.deadline = trio.current_time() + _HEALING_SECONDS
 
     def outcome(self) -> Outcome:
@@ -214,7 +219,8 @@ class _Round:
         while True:
             begins_at = BEGINNING if self._numbers.random() < 0.03 else None
             subscriber = self._subscriber(self._numbers.choice(TRANSPORTS), self._topics(), begins_at)
-            subscriber.ends = self._ends or None
+            if self._ends:
+                subscriber.finish(self._ends)
             await subscriber.run(self._numbers.expovariate(1 / 60))
             if not subscriber.follower.is_retired:
                 return
@@ -313,5 +319,5 @@ class _Round:
             async with trio.open_nursery() as nursery:
                 for url, transport in zip(self._urls, TRANSPORTS[1:], strict=True):
                     subscriber = self._subscriber(transport, [">"], BEGINNING, [url])
-                    subscriber.ends = self._ends
+                    subscriber.finish(self._ends)
                     nursery.start_soon(subscriber.run, math.inf)

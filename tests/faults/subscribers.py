@@ -66,44 +66,55 @@ class FaultySubscriber:
         self._numbers = numbers
         self._clock = clock
         self._last_id = begins_at
-        #: The last events of each topic, once they are there.
-        self.ends: dict[str, tuple[int, Id]] | None = None
+        self._ends: dict[str, tuple[int, Id]] | None = None
+        self._scope = trio.CancelScope()
         if begins_at == BEGINNING:
             follower.told(BEGINNING, clock())
 
     @property
     def is_done(self) -> bool:
         """Whether it has come to the end."""
-        return self.ends is not None and self.follower.start is not None and self.follower.has_come_to(self.ends)
+        follower = self.follower
+        return self._ends is not None and follower.start is not None and follower.has_come_to(self._ends)
+
+    def finish(self, ends: dict[str, tuple[int, Id]]) -> None:
+        """Has it come to the end, which is there, and wait for nothing else.
+
+        Args:
+            ends: the last event of each topic.
+        """
+        self._ends = ends
+        self._scope.cancel()
 
     async def run(self, seconds: float) -> None:
         """Subscribes again and again until it has come to the end, or for so long."""
         leaves_at = self._clock() + seconds
         while not self.is_done:
-            if self.ends is None and self._clock() > leaves_at:
+            if self._ends is None and self._clock() > leaves_at:
                 self.follower.is_retired = True
                 return
-            await self._connect()
-            await trio.sleep(self._numbers.expovariate(5))
+            with trio.move_on_after(self._numbers.expovariate(1 / 4)) as self._scope:
+                await self._connect()
+            if self._scope.cancelled_caught:
+                self.follower.note(self._clock(), "leaves")
+            is_away = self._ends is None and self._numbers.random() < 0.1
+            with trio.move_on_after(self._numbers.expovariate(1 / 5 if is_away else 5)) as self._scope:
+                await trio.sleep_forever()
 
     async def _connect(self) -> None:
-        """One connection, for as long as it lasts, or this subscriber likes."""
+        """One connection, for as long as it lasts."""
         number = self._numbers.randrange(len(self._urls))
         asked = f"asks server {number} for {self._last_id or 'what comes'} ({self._transport})"
         self.follower.note(self._clock(), asked)
-        patience = self._numbers.expovariate(1 / 4)
         budget = self._numbers.choice([None, None, None, int(self._numbers.expovariate(1 / 3000)) + 1])
-        with trio.move_on_after(patience) as scope:
-            try:
-                await self._listen(self._urls[number], budget)
-            except GONE as error:
-                self.follower.note(self._clock(), f"lost: {type(error).__name__} {error}")
-            except Refused as error:
-                self.follower.note(self._clock(), f"refused: {error}")
-                if error.status != 503:
-                    self.follower.journal.violations.append(Violation("refused", str(error), self.follower))
-        if scope.cancelled_caught:
-            self.follower.note(self._clock(), "leaves")
+        try:
+            await self._listen(self._urls[number], budget)
+        except GONE as error:
+            self.follower.note(self._clock(), f"lost: {type(error).__name__} {error}")
+        except Refused as error:
+            self.follower.note(self._clock(), f"refused: {error}")
+            if error.status != 503:
+                self.follower.journal.violations.append(Violation("refused", str(error), self.follower))
 
     async def _listen(self, url: str, budget: int | None) -> None:
         with await Wire.open(url, budget=budget) as wire:

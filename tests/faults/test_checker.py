@@ -80,8 +80,8 @@ def test_a_lost_event(world: World, missing: int) -> None:
         return
     (found,) = world.found()
     assert (found.rule, found.follower) == ("missing", follower)
-    assert found.index is not None
-    assert follower.items[found.index] == missing + 1
+    assert found.item is not None
+    assert follower.items[found.item] == missing + 1
 
 
 def test_an_event_that_nobody_got_though_it_was_acknowledged(world: World) -> None:

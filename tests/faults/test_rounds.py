@@ -17,7 +17,7 @@ async def test_everybody_gets_what_was_acknowledged_or_is_told_of_a_gap(name: st
 
 async def test_a_log_that_keeps_little_announces_gaps() -> None:
     with log_named("sqlite", loses=False, more={}) as log:
-        outcome = await play(log, Effort(seed=6, seconds=SECONDS, subscribers=60, rate=40, history=20))
+        outcome = await play(log, Effort(seed=6, seconds=SECONDS, subscribers=60, rate=40, history=2))
     print(outcome.summary)
     assert not outcome.violations, outcome.text
     assert outcome.gaps
