@@ -33,6 +33,9 @@ def _around(follower: Follower, index: int) -> list[str]:
     """What a subscriber was given around an item, with the notes of when and where."""
     lines = [f"  it happened to {follower.name}, which follows {' '.join(follower.topics)} and was given"]
     begin = max(index - _BEFORE, 0)
+    connections = [at for at in range(begin) if follower.items[at] < 0]
+    if connections:
+        lines += [f"     {_item(follower, follower.items[connections[-1]])}", "     …"]
     for number in range(begin, min(index + _BEHIND, len(follower.items))):
         mark = "->" if number == index else "  "
         lines.append(f"  {mark} {_item(follower, follower.items[number])}")
