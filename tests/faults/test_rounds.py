@@ -1,0 +1,23 @@
+"""Short rounds of random faults on each log; longer ones are for scripts/faults."""
+
+import pytest
+from faults.round import Effort, play
+from faults.run import LOGS, log_named
+
+SECONDS = 20.0
+
+
+@pytest.mark.parametrize("name", LOGS)
+async def test_everybody_gets_what_was_acknowledged_or_is_told_of_a_gap(name: str) -> None:
+    with log_named(name, loses=True, more={}) as log:
+        outcome = await play(log, Effort(seed=6, seconds=SECONDS, subscribers=60, rate=40))
+    print(outcome.summary)
+    assert not outcome.violations, outcome.text
+
+
+async def test_a_log_that_keeps_little_announces_gaps() -> None:
+    with log_named("sqlite", loses=False, more={}) as log:
+        outcome = await play(log, Effort(seed=6, seconds=SECONDS, subscribers=60, rate=40, history=2))
+    print(outcome.summary)
+    assert not outcome.violations, outcome.text
+    assert outcome.gaps
