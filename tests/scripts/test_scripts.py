@@ -102,7 +102,9 @@ def test_lock_names_no_place(path: Path) -> None:
     assert not re.search(r"(^|\s)(/|file:)", text)
 
 
-@pytest.mark.parametrize(("path", "extras"), [(LOCKS[0], ()), (LOCKS[1], ("test", "lint"))], ids=["run", "dev"])
+@pytest.mark.parametrize(
+    ("path", "extras"), [(LOCKS[0], ()), (LOCKS[1], ("test", "lint", "redis", "kafka"))], ids=["run", "dev"]
+)
 def test_everything_required_is_locked(path: Path, extras: tuple[str, ...]) -> None:
     missing = (read_requirements(*extras) | {"editables"}) - set(read_lock(path))
     assert not missing, f"{sorted(missing)} not locked: run scripts/lock"
