@@ -347,6 +347,7 @@ class KafkaLog:
                 number = self._numbers[place]
                 self._statistics.lags[number] = each.lag
                 self._shards[number].deliver(each)
+                self._statistics.left_out += each.left_out
                 if each.left_out and place.topic not in self._warned:
                     self._warned.add(place.topic)
                     self._logger.warning("records of Kafka's are left out", topic=place.topic, why=each.why)

@@ -403,6 +403,7 @@ class Transactions:
         self._timeout = timeout
         self._post = post
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._is_stopped = False
         # The thread's own:
         self._producer: Producer | None = None
 
@@ -412,6 +413,7 @@ class Transactions:
 
     def stop(self) -> None:
         """Has the thread end, when what it is just doing is done."""
+        self._is_stopped = True
         self._jobs.put(None)
 
     def run(self) -> None:
@@ -421,8 +423,7 @@ class Transactions:
             if group:
                 self._write(group)
             if is_stopped:
-                break
-        self._discard()
+                return
 
     def _take_group(self) -> tuple[list[Job], bool]:
         job = self._jobs.get()
@@ -449,12 +450,13 @@ class Transactions:
             producer.commit_transaction(self._timeout)
         except (KafkaException, BufferError) as exception:
             failure = sent.failure(exception)
-            if len(group) > 1 and isinstance(failure, RemoteProtocolError) and self._abort():
+            if len(group) > 1 and isinstance(failure, RemoteProtocolError):
+                self._end(exception)
                 for job in group:
                     self._write([job])
-                return
-            self._post(resolve, [(job, failure) for job in group])
-            self._end(exception)
+            else:
+                self._post(resolve, [(job, failure) for job in group])
+                self._end(exception)
         else:
             self._post(resolve, list(zip(group, sent.offsets, strict=True)))
 
@@ -467,32 +469,27 @@ class Transactions:
         return self._producer
 
     def _end(self, exception: KafkaException | BufferError) -> None:
-        """Ends a transaction that failed, whose publishers have been told."""
+        """Ends a transaction that failed, whose publishers have been told, so that nobody waits for its deadline."""
+        producer = self._producer
+        if producer is None:
+            return
+        # After some errors librdkafka confuses the numbers of what the next transaction sends, so it begins anew.
+        self._producer = None
         deadline = time.monotonic() + _LAST_COMMIT_SECONDS
-        while self._producer is not None and is_retriable(exception) and time.monotonic() < deadline:
-            # Whether it is committed is not known, and nothing else can be done before that is.
-            try:
-                self._producer.commit_transaction(_POLL_SECONDS)
-            except KafkaException as error:
-                exception = error
-            else:
-                return
-        self._abort()
-
-    def _abort(self) -> bool:
-        """Takes back what is written; whether that could be done. Otherwise Kafka does it, when it takes too long."""
         try:
-            if self._producer is not None:
-                self._producer.abort_transaction(self._timeout)
+            while is_retriable(exception) and time.monotonic() < deadline and not self._is_stopped:
+                # Whether it is committed is not known, and it cannot be taken back before that is.
+                try:
+                    producer.commit_transaction(_POLL_SECONDS)
+                except KafkaException as error:
+                    exception = error
+                else:
+                    self._producer = producer
+                    return
+            producer.abort_transaction(self._timeout)
         except KafkaException:
-            self._discard()
-        return self._producer is not None
-
-    def _discard(self) -> None:
-        if self._producer is not None:
-            # Its close() would try to abort, for as long as it takes; without a reference it just ends.
-            self._producer.purge()
-            self._producer = None
+            # Kafka does it itself when the transaction takes too long.
+            producer.purge()
 
 
 class _Sent:
@@ -512,7 +509,9 @@ class _Sent:
         offset = message.offset()
         if error is None and offset is not None:
             offsets[index] = offset
-        self._error = self._error or error
+        # When one of them is refused, what is sent with it fails as well, and for no reason of its own.
+        if error is not None and (self._error is None or error.code() in _TOO_LARGE):
+            self._error = error
 
     def failure(self, exception: KafkaException | BufferError) -> LogUnavailable | RemoteProtocolError:
         if self._error is not None:
