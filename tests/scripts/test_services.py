@@ -15,6 +15,7 @@ import coredis
 import pytest
 import trio
 from confluent_kafka import KafkaException, Producer
+from coredis.connection import TCPLocation
 from encryption import authority_file, certificate_file
 from services import (
     KafkaServer,
@@ -211,7 +212,7 @@ async def test_all_services_come_up_and_go(tmp_path: Path) -> None:
         host, port = cluster.removeprefix("redis+cluster://").split(",")[0].split(":")
         await talk(coredis.RedisCluster(host, int(port), decode_responses=True))
         addresses, name = sentinel.removeprefix("redis+sentinel://").split("/")
-        hosts = [(host, int(port)) for host, _, port in (one.partition(":") for one in addresses.split(","))]
+        hosts = [TCPLocation(host, int(port)) for host, port in (one.split(":") for one in addresses.split(","))]
         async with coredis.Sentinel(hosts, decode_responses=True) as watching:
             await talk(watching.primary_for(name))
         address, topic = topic.removeprefix("kafka://").split("/")
