@@ -1,8 +1,10 @@
-"""What all tests share: how hypothesis looks for examples."""
+"""What all tests share: how hypothesis looks for examples, and the fixtures that are real servers."""
 
 import os
 
 from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["services"]
 
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # The same examples in every run, so that a change is judged by itself.

@@ -57,7 +57,7 @@ def read_requirements(*extras: str) -> set[str]:
 def test_all_programs_are_here() -> None:
     names = {path.name for path in PROGRAMS if path.parent.name == "scripts"}
     assert names >= {"demo-proxy", "lint", "lock", "proxy-parity", "raise-nofile", "run", "test"}
-    assert names >= {"audit", "conformance", "fuzz", "release"}
+    assert names >= {"audit", "conformance", "fuzz", "release", "services"}
     measuring = {"check", "hostile", "hundred-thousand", "proxy", "run"}
     assert {path.name for path in PROGRAMS if path.parent == BENCH} == measuring
 
@@ -102,7 +102,9 @@ def test_lock_names_no_place(path: Path) -> None:
     assert not re.search(r"(^|\s)(/|file:)", text)
 
 
-@pytest.mark.parametrize(("path", "extras"), [(LOCKS[0], ()), (LOCKS[1], ("test", "lint"))], ids=["run", "dev"])
+@pytest.mark.parametrize(
+    ("path", "extras"), [(LOCKS[0], ()), (LOCKS[1], ("test", "lint", "redis", "kafka"))], ids=["run", "dev"]
+)
 def test_everything_required_is_locked(path: Path, extras: tuple[str, ...]) -> None:
     missing = (read_requirements(*extras) | {"editables"}) - set(read_lock(path))
     assert not missing, f"{sorted(missing)} not locked: run scripts/lock"
