@@ -1,11 +1,11 @@
 """A subscriber with a wire of limited room instead of a socket, and what its client has got over it."""
 
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, TypeVar
 
-from tricast.event import BEGINNING, Event, EventId, Gap, GapReason, TopicSet
+from tricast.event import BEGINNING, Event, Gap, GapReason, Position, TopicSet, parse_position, whole
 from tricast.hub import Feed, Hub, Subscriber
 from tricast.log.base import Committed, Skipped, Slice
 from tricast.log.memory import MemoryLog
@@ -18,14 +18,14 @@ T = TypeVar("T")
 class Got(NamedTuple):
     """An event as a client saw it."""
 
-    id: EventId
+    id: Position
     topic: str
 
 
 class Switched(NamedTuple):
     """The answer to a client that asked for other topics."""
 
-    position: EventId
+    position: Position
     topics: TopicSet
 
 
@@ -48,11 +48,11 @@ def decode(line: bytes) -> Item:
     """Reads back what the forms and ``FakeSubscriber.switch`` write."""
     kind, *words = line.decode().split(" ")
     if kind == "event":
-        return Got(EventId.parse(words[0]), words[1])
+        return Got(parse_position(words[0]), words[1])
     if kind == "gap":
-        return Gap(GapReason(words[0]), EventId.parse(words[1]), EventId.parse(words[2]))
+        return Gap(GapReason(words[0]), parse_position(words[1]), parse_position(words[2]))
     assert kind == "switched"
-    return Switched(EventId.parse(words[0]), TopicSet(words[1:]))
+    return Switched(parse_position(words[0]), TopicSet(words[1:]))
 
 
 def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -64,6 +64,21 @@ def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
         return value
     coroutine.close()
     raise AssertionError("it waited")
+
+
+class Turn:
+    """Awaited by a fake log where a real one waits: whoever steps through it goes on with something else."""
+
+    def __await__(self) -> Generator[None]:
+        yield
+
+
+class _Reading(NamedTuple):
+    """A read that has begun: for which feed, from where, and what is left of it."""
+
+    feed: Feed
+    position: Position
+    coroutine: Coroutine[Any, Any, Slice]
 
 
 class FakeSubscriber(Subscriber):
@@ -80,7 +95,7 @@ class FakeSubscriber(Subscriber):
         blocks: the blocks pushed, as they were.
     """
 
-    def __init__(self, position: EventId = BEGINNING, form: StreamForm = FORMS[0]) -> None:
+    def __init__(self, position: Position = BEGINNING, form: StreamForm = FORMS[0]) -> None:
         super().__init__(form, position)
         self.room: int | None = None
         self.tail = b""
@@ -91,10 +106,11 @@ class FakeSubscriber(Subscriber):
         self.pushed: Callable[[], None] = lambda: None
         self.blocks: list[bytes] = []
         self._line = b""
-        self._read: tuple[Feed, EventId, Slice] | None = None
+        self._reading: _Reading | None = None
+        self._found: Slice | None = None
 
     @property
-    def ids(self) -> list[EventId]:
+    def ids(self) -> list[Position]:
         """The ids of the events that arrived."""
         return [item.id for item in self.items if isinstance(item, Got)]
 
@@ -150,27 +166,27 @@ class FakeSubscriber(Subscriber):
         self.room = None
         self.error = None
         self.is_catching_up = False
-        self._read = None
+        self._forget()
 
     # What the connection's own task does
 
     @property
     def has_read(self) -> bool:
         """Whether it holds a slice of the log that it has not handed over."""
-        return self._read is not None
+        return self._found is not None
 
-    def follow(self, hub: Hub, topics: TopicSet, position: EventId, *, is_given: bool) -> None:
+    def follow(self, hub: Hub, topics: TopicSet, position: Position, *, is_given: bool) -> None:
         """Begins to follow topics, on a new connection or on this one."""
         hub.leave(self)
         self.position = position
         self.was_live = False
         hub.join(self, topics)
-        if is_given or position > hub.last_id or not hub.try_go_live(self):
+        if is_given or not hub.last_id >= position or not hub.try_go_live(self):
             self.fell_behind()
 
     def switch(self, hub: Hub, topics: TopicSet) -> None:
         """Follows other topics from where it is, and tells the client."""
-        position = hub.settled(self) if self.is_live else self.position
+        position = whole(hub.settled(self) if self.is_live else self.position)
         self.follow(hub, topics, position, is_given=False)
         answer = f"switched {position} {' '.join(sorted(topics.names))}\n".encode()
         if self.tail:
@@ -179,19 +195,34 @@ class FakeSubscriber(Subscriber):
             self._send(answer)
 
     def catch_up(self, hub: Hub, *, max_bytes: int = 2**16) -> None:
-        """Takes one step: reads from the log, or hands over what was read."""
+        """Takes one step: reads from the log, as far as that does not wait, or hands over what was read."""
         if not self.is_catching_up or self.tail:
             return
-        if self.feed is None or self.is_live:
+        if self._reading is None and (self.feed is None or self.is_live):
             self.is_catching_up = False
-            self._read = None
-        elif self._read is None:
-            self._read = (self.feed, self.position, at_once(hub.read(self, max_bytes=max_bytes)))
+        elif self._reading is None:
+            assert self.feed is not None
+            self._reading = _Reading(self.feed, self.position, hub.read(self, max_bytes=max_bytes))
+            self._read_on()
+        elif self._found is None:
+            self._read_on()
         else:
-            feed, position, found = self._read
-            self._read = None
-            if self.feed is feed and self.position is position:
+            reading, found = self._reading, self._found
+            self._forget()
+            if self.feed is reading.feed and self.position is reading.position:
                 self._hand_over(hub, found)
+
+    def _read_on(self) -> None:
+        assert self._reading is not None
+        try:
+            self._reading.coroutine.send(None)
+        except StopIteration as stopped:
+            self._found = stopped.value
+
+    def _forget(self) -> None:
+        if self._reading is not None:
+            self._reading.coroutine.close()
+        self._reading = self._found = None
 
     def _hand_over(self, hub: Hub, found: Slice) -> None:
         if found.events or found.gap is not None:
