@@ -8,23 +8,23 @@ import os
 import ssl
 from binascii import crc_hqx
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from socket import gaierror
 from typing import Any
 
 import anyio
 import trio
+from anyio.abc import ByteStream
 from coredis import Redis
-from coredis.connection import TCPConnection, TCPLocation
+from coredis.connection import BaseConnection, Location
 from coredis.exceptions import (
     AskError,
     AuthenticationError,
     AuthenticationRequiredError,
     AuthorizationError,
     BusyLoadingError,
-    ClusterDownError,
-    ConnectionError,  # noqa: A004 - the library's
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -54,7 +54,6 @@ _WORDS: tuple[tuple[type[Exception], str], ...] = (
     (ReadOnlyError, "the Redis server is a replica"),
     (AskError, "the shard has moved to another server of the cluster"),
     (TryAgainError, "the shard is moving to another server of the cluster"),
-    (ClusterDownError, "the cluster is down: {}"),
     (ResponseError, "Redis answered: {}"),
     (TimeoutError, "Redis does not answer"),
     (gaierror, "the name of the Redis server cannot be found"),
@@ -163,55 +162,83 @@ class Servers:
     async def _open(
         self, node: Node, *, block: float = 0.0, has_credentials: bool = True, database: int | None = None
     ) -> AsyncIterator[Redis[bytes]]:
+        stream = await self._dial(node)
         pool = _OneConnection(
-            connection_class=TCPConnection,
-            location=TCPLocation(*node),
-            max_connections=1,
-            connect_timeout=self._timeout,
+            connection_class=_Connection,
+            location=_Dialed(stream),
             stream_timeout=self._timeout + block,
             username=(has_credentials and self._url.username) or None,
             password=(has_credentials and self._url.password) or None,
             db=self._url.database if database is None else database,
-            ssl_context=self._tls,
         )
         failure: Exception | None = None
         # Raised outside, where no nursery makes a group of it.
-        async with Redis(connection_pool=pool, verify_version=False, retry_policy=NoRetryPolicy()) as redis:
+        async with stream, Redis(connection_pool=pool, verify_version=False, retry_policy=NoRetryPolicy()) as redis:
             try:
-                await self._connect(pool)
+                with self._in_time():
+                    await pool.get_connection()
                 yield redis
             except Exception as error:  # noqa: BLE001 - raised below
                 failure = error
         if failure is not None:
             # Of a cancelled handshake coredis makes a ConnectionError.
             await trio.lowlevel.checkpoint_if_cancelled()
-            reason = unavailable(failure)
-            if reason is None or reason is failure:
-                raise failure
-            raise reason from failure
+            raise _to_raise(failure)
 
-    async def _connect(self, pool: "_OneConnection") -> None:
+    async def _dial(self, node: Node) -> ByteStream:
+        try:
+            with self._in_time():
+                if self._tls is None:
+                    return await anyio.connect_tcp(*node)
+                return await anyio.connect_tcp(*node, ssl_context=self._tls, tls_standard_compatible=False)
+        except ERRORS as error:
+            raise _to_raise(error) from error
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
         with trio.move_on_after(self._timeout) as scope:
             try:
-                pool.release(await pool.get_connection())
-            except ConnectionError:
+                yield
+            except ERRORS:
                 if not scope.cancel_called:
                     raise
         if scope.cancel_called:
             raise LogUnavailable(f"no connection to Redis within {self._timeout:g} s")
 
 
-class _OneConnection(ConnectionPool[TCPConnection]):
+@dataclass(unsafe_hash=True)
+class _Dialed(Location):
+    """Where a connection leads that is there already."""
+
+    stream: ByteStream
+
+    async def check(self) -> bool:
+        return True
+
+
+class _Connection(BaseConnection):
+    """What coredis does with it from its first command on; a socket of its own it would not close in all cases."""
+
+    location: _Dialed
+
+    async def _connect(self) -> ByteStream:
+        return self.location.stream
+
+    def describe(self) -> str:
+        return "Connection"
+
+
+class _OneConnection(ConnectionPool[_Connection]):
     """A pool that makes no other connection in the place of a lost one: that server may have lost the key since."""
 
-    _connection: TCPConnection | None = None
+    _connection: _Connection | None = None
 
-    async def get_connection(self, **_: Any) -> TCPConnection:
+    async def get_connection(self, **_: Any) -> _Connection:
         if self._connection is None:
             self._connection = await super().get_connection()
         return self._connection
 
-    def release(self, connection: TCPConnection) -> None:
+    def release(self, connection: _Connection) -> None:
         """Does nothing: everybody uses the one connection at the same time."""
 
 
@@ -223,6 +250,14 @@ def unavailable(error: Exception) -> LogUnavailable | None:
     if isinstance(error, LogUnavailable):
         return error
     return LogUnavailable(_in_words(error)) if isinstance(error, ERRORS) else None
+
+
+def _to_raise(error: Exception) -> Exception:
+    reason = unavailable(error)
+    if reason is None or reason is error:
+        return error
+    reason.__cause__ = error
+    return reason
 
 
 def _in_words(error: BaseException) -> str:
@@ -244,18 +279,23 @@ def _as_it_is(reply: Any, **_: object) -> Any:
 
 
 def _tls_context(config: LogSection) -> ssl.SSLContext:
+    for key in ("tls_ca", "tls_certificate", "tls_key"):
+        file = getattr(config, key)
+        if file and not os.access(file, os.R_OK):
+            raise _problem(key, f"{file} cannot be read")
     try:
         context = ssl.create_default_context(cafile=config.tls_ca or None)
-    except OSError as error:
-        raise _problem("log.tls_ca", config.tls_ca, error) from None
+    except ssl.SSLError as error:
+        raise _problem("tls_ca", f"{config.tls_ca}: {error.strerror}") from None
     if config.tls_certificate:
         try:
-            # An encrypted key would be asked for on the terminal.
+            # Of an encrypted key the password would be asked for on the terminal.
             context.load_cert_chain(config.tls_certificate, config.tls_key or None, password="")
-        except OSError as error:
-            raise _problem("log.tls_certificate", config.tls_certificate, error) from None
+        except ssl.SSLError as error:
+            files = " and ".join(filter(None, (config.tls_certificate, config.tls_key)))
+            raise _problem("tls_certificate", f"{files}: {error.strerror}") from None
     return context
 
 
-def _problem(key: str, file: str, error: OSError) -> ConfigError:
-    return ConfigError([ConfigProblem("configuration", key, f"{file}: {error.strerror or error}")])
+def _problem(key: str, message: str) -> ConfigError:
+    return ConfigError([ConfigProblem("configuration", f"log.{key}", message)])
