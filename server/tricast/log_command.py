@@ -78,7 +78,7 @@ def _logger() -> "Logger":
     from tricast.config import LoggingSection
     from tricast.logs import program_logger
 
-    return program_logger(LoggingSection(level="warning"), sys.stderr)
+    return program_logger(LoggingSection(), sys.stderr)
 
 
 # info
@@ -284,17 +284,17 @@ async def _tail(
 
     logger = _logger()
     async with inspecting(config, logger) as inspected:  # says so if there is no log, before one is made
-        newest = partial(inspected.newest, topics, _NEWEST if count is None else count)
-        if after is None and not follows:
-            _print(await newest())
-            return
-        follower = _Follower(log_of(_keeping_all(config), logger), topics)
-        async with follower.log.open(follower.wake, follower.wake):
-            if after is None:
-                after, count = follower.log.last_id, None
-                # What came since then is read behind it.
-                _print([event for event in await newest() if after >= event.id])
-            await follower.print_behind(after, count, follows=follows)
+        if after is None:
+            after = await inspected.head()
+            # What came since then is read behind it.
+            newest = await inspected.newest(topics, _NEWEST if count is None else count)
+            _print([event for event in newest if after >= event.id])
+            if not follows:
+                return
+            count = None
+    follower = _Follower(log_of(_keeping_all(config), logger), topics)
+    async with follower.log.open(follower.wake, follower.wake):
+        await follower.print_behind(after, count, follows=follows)
 
 
 def _keeping_all(config: "Config") -> "Config":

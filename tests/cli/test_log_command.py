@@ -15,6 +15,7 @@ import trio
 from cli.running import run, running, serving_command
 from click.testing import CliRunner, Result
 from log.worlds import Clock, sqlite_log
+from services import RedisServer
 
 from tricast import cli, log_command
 from tricast.config import Config
@@ -356,3 +357,38 @@ async def test_while_a_server_runs_its_clients_go_on_and_the_next_one_announces_
             gap = {"reason": "evicted", "after": ids[0], "resumed_at": ids[1]}
             assert await missed(server, ids[0]) == {"events": ids[2:], "gap": gap}
             assert await missed(server, ids[1]) == {"events": ids[2:], "gap": None}
+
+
+async def test_several_shards_in_redis(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRICAST_LOG__URL", redis.url)
+    monkeypatch.setenv("TRICAST_LOG__SHARDS", "2")
+    with trio.fail_after(60):
+        async with serving_command() as (_, server), httpx.AsyncClient(base_url=server) as client:
+
+            async def publish(topic: str) -> str:
+                return str((await client.post("/publish", params={"topic": topic}, content="1")).json()["id"])
+
+            ids = [await publish(f"topic.{number}") for number in range(8)]
+            async with running("log", "tail", "--follow", "-n", "3") as tail:
+                assert {json.loads(await tail.out.next())["id"] for _ in range(3)} == set(ids[5:])
+                ids.append(await publish("a"))
+                assert ids[-1] in json.loads(await tail.out.next())["id"].split("_")
+                redis.kill()
+                await tail.err.until("the log is not available")
+                redis.start()
+                await tail.err.until("the log is available again")
+                while (answer := await client.post("/publish", params={"topic": "a"}, content="1")).status_code == 503:
+                    pass  # it has not noticed yet
+                # It has seen both shards.
+                assert answer.json()["id"] in json.loads(await tail.out.next())["id"].split("_")
+            code, out, said = await run("log", "info")
+            assert (code, said) == (0, "")
+            lines = [line.split() for line in out.splitlines()]
+            assert ["kind", "redis"] in lines
+            assert ["events", "10"] in lines
+            assert lines[-3] == ["shard", "events", "topics", "size", "oldest", "first", "last"]
+            assert [line[0] for line in lines[-2:]] == ["0", "1"]
+            code, out, said = await run("log", "trim", "--before", ids[0], "--yes")
+            assert (code, said) == (0, "")
+            shard = ids[0].partition(".")[0]
+            assert re.fullmatch(rf"shard {shard}: dropped 1 events, \d are left, from \S+ on\n", out)  # the mark

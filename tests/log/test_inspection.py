@@ -170,7 +170,9 @@ async def test_of_several_shards_the_newest_are_those_by_time(tmp_path: Path) ->
         assert ids_of(found) == ids[1:]
         assert [str(event.id) for event in found] == list(map(str, ids[1:]))
         assert len(await inspected.newest(ALL, 99)) == 5
+        assert await inspected.head() == ShardedId(ids[3].parts | ids[4].parts)
         alone = Inspected({0: shards[0]}, is_sharded=False)
+        assert await alone.head() == ids[3].parts[0]
         assert ids_of(await alone.newest(ALL, 1)) == [ids[3].parts[0]]
 
 

@@ -84,6 +84,11 @@ class Inspected(NamedTuple):
     shards: Mapping[int, Inspection]
     is_sharded: bool
 
+    async def head(self) -> Position:
+        """The newest position."""
+        heads = {number: (await shard.holding()).last for number, shard in self.shards.items()}
+        return ShardedId(heads) if self.is_sharded else heads[0]
+
     async def newest(self, topics: TopicSet, count: int) -> list[Event]:
         """As ``Inspection.newest``, of all shards together by their time, and in the order of each."""
         found = []
