@@ -85,6 +85,11 @@ class Servers:
         #: Whom to ask next where a key is. All of a cluster's nodes know, and there may be others by now.
         self._informants = deque(url.nodes)
 
+    @property
+    def is_cluster(self) -> bool:
+        """Whether each key is on one of several servers."""
+        return self._url.topology == CLUSTER
+
     @asynccontextmanager
     async def connect(self, key: bytes, *, block: float = 0.0) -> AsyncIterator[Redis[bytes]]:
         """A connection to the server that has the key and takes what is written to it.
@@ -113,7 +118,7 @@ class Servers:
                 self._informants.rotate(-1)
 
     async def _find(self, key: bytes) -> Node:
-        if self._url.topology == CLUSTER:
+        if self.is_cluster:
             return await self._ask("the cluster", lambda node: self._owner(node, slot_of(key)))
         if self._url.topology == SENTINEL:
             return await self._ask("the sentinels", self._primary)
@@ -164,7 +169,7 @@ class Servers:
     ) -> AsyncIterator[Redis[bytes]]:
         stream = await self._dial(node)
         pool = _OneConnection(
-            connection_class=_Connection,
+            connection_class=Connection,
             location=_Dialed(stream),
             stream_timeout=self._timeout + block,
             username=(has_credentials and self._url.username) or None,
@@ -216,8 +221,8 @@ class _Dialed(Location):
         return True
 
 
-class _Connection(BaseConnection):
-    """What coredis does with it from its first command on; a socket of its own it would not close in all cases."""
+class Connection(BaseConnection):
+    """What coredis makes of a socket that is open already; one of its own it would not close in all cases."""
 
     location: _Dialed
 
@@ -225,21 +230,39 @@ class _Connection(BaseConnection):
         return self.location.stream
 
     def describe(self) -> str:
+        """For coredis's own records."""
         return "Connection"
 
+    async def pushed(self) -> list[Any]:
+        """All messages that came since the last call and answer no command, as soon as there are any.
 
-class _OneConnection(ConnectionPool[_Connection]):
+        One at a time, as coredis hands them over, they would be taken more slowly than they come, and pile up.
+        """
+        messages = [await self._push_message_buffer_out.receive()]
+        while self._push_message_buffer_out.statistics().current_buffer_used:
+            messages.append(self._push_message_buffer_out.receive_nowait())
+        return messages
+
+
+class _OneConnection(ConnectionPool[Connection]):
     """A pool that makes no other connection in the place of a lost one: that server may have lost the key since."""
 
-    _connection: _Connection | None = None
+    _connection: Connection | None = None
 
-    async def get_connection(self, **_: Any) -> _Connection:
+    async def get_connection(self, **_: Any) -> Connection:
         if self._connection is None:
             self._connection = await super().get_connection()
         return self._connection
 
-    def release(self, connection: _Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Does nothing: everybody uses the one connection at the same time."""
+
+
+async def connection_of(redis: Redis[bytes]) -> Connection:
+    """The connection of a client from ``Servers.connect``."""
+    connection = await redis.connection_pool.get_connection()
+    assert isinstance(connection, Connection)
+    return connection
 
 
 def unavailable(error: Exception) -> LogUnavailable | None:
