@@ -29,11 +29,12 @@ class Append:
         batch: what to append.
     """
 
-    __slots__ = ("batch", "done", "result", "size")
+    __slots__ = ("batch", "done", "drafts", "result", "size")
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self.size = sum(_size_of(draft) for draft in batch.drafts)
+        self.drafts = sum(len(part) for part in batch.parts)
+        self.size = sum(_size_of(draft) for part in batch.parts for draft in part)
         self.done = trio.Event()
         self.result: Result | None = None
 
@@ -47,8 +48,10 @@ class Appends:
         self._size = 0
         self._bell = trio.Event()
 
-    async def append(self, batch: Batch) -> list[EventId]:
-        """Waits for its turn, and then for the answer. Cancelling leaves open whether it is appended.
+    async def append(self, batch: Batch) -> list[list[EventId]]:
+        """Waits for its turn, and returns the ids in each of its shards.
+
+        Cancelling leaves open whether it is appended.
 
         Raises:
             LogUnavailable: too much is waiting already, or that is the answer.
@@ -75,7 +78,7 @@ class Appends:
         group: list[Append] = []
         drafts = size = 0
         while self._waiting and size < _MAX_GROUP_BYTES:
-            drafts += len(self._waiting[0].batch.drafts)
+            drafts += self._waiting[0].drafts
             size += self._waiting[0].size
             if group and (drafts > _MAX_GROUP_DRAFTS or size > _MAX_GROUP_BYTES):
                 break

@@ -54,7 +54,8 @@ return position
 
 #: Publishes batches, in one message.
 #: KEYS: the position, and those of the idempotency keys. ARGV: how to publish, and to which channel; then for each
-#: batch its key (empty for none) with fingerprint, window in ms and greatest number of keys, how many events, and these.
+#: batch its key (empty for none) with fingerprint, window in ms and greatest number of keys, how many events, and they
+#: themselves, as in a message.
 #: Returns 0 where there is no log. Else for each batch its first id, to which the others are neighbours; it is empty if
 #: the key was used for something else.
 _PUBLISH = Script(
@@ -73,14 +74,14 @@ local answers, events = {}, {}
 for at = 3, #ARGV, 6 do
   local key, fingerprint = ARGV[at], ARGV[at + 1]
   local window, max_keys = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-  local answer = key ~= '' and find(key, fingerprint, window)
-  if not answer then
-    answer = string.format('%.0f-%.0f', ms, count + 1)
+  local known = key ~= '' and find(key, fingerprint, window)
+  local firsts = known or {string.format('%.0f-%.0f', ms, count + 1)}
+  if not known then
     count = count + ARGV[at + 4]
     events[#events + 1] = ARGV[at + 5]
-    if key ~= '' then remember(key, fingerprint, window, max_keys, answer) end
+    if key ~= '' then remember(key, fingerprint, window, max_keys, firsts) end
   end
-  answers[#answers + 1] = answer
+  answers[#answers + 1] = firsts[1] or ''
 end
 if count > first then
   local after = string.format('%.0f-%.0f', ms, count)
@@ -319,7 +320,8 @@ class ChannelShard:
         if self._link.problem is not None:
             raise LogUnavailable(self._link.problem)
         with self._statistics.appends.timing():
-            return await self._appends.append(Batch(drafts, key))
+            (ids,) = await self._appends.append(Batch([drafts], key))
+            return ids
 
     async def _append(self, redis: Redis[bytes]) -> None:
         """Publishes what waits, a group at a time.
@@ -336,8 +338,10 @@ class ChannelShard:
             firsts = await _PUBLISH.run(redis, keys, arguments)
             if not firsts:
                 raise LogUnavailable(_ANEW)
-            results = [_result(first, len(append.batch.drafts)) for first, append in zip(firsts, group, strict=True)]
-            self._acknowledged = max(self._acknowledged, *(ids[-1] for ids in results if isinstance(ids, list)))
+            results = [_result(first, append.batch) for first, append in zip(firsts, group, strict=True)]
+            for ids in results:
+                if isinstance(ids, list):
+                    self._acknowledged = max(self._acknowledged, ids[0][-1])
             self._appends.answer(group, results)
 
     # Reading
@@ -375,18 +379,18 @@ class _Look:
 
 
 def _arguments_of(batch: Batch) -> list[bytes | str | int]:
-    key = batch.key
-    events = b"".join(_encode(tuple(draft)) for draft in batch.drafts)
+    ((drafts,), key) = batch
+    events = b"".join(_encode(tuple(draft)) for draft in drafts)
     if key is None:
-        return [b"", b"", 0, 0, len(batch.drafts), events]
-    return [key.name, key.fingerprint.hex(), int(key.window * 1000), key.max_keys, len(batch.drafts), events]
+        return [b"", b"", 0, 0, len(drafts), events]
+    return [key.name, key.fingerprint.hex(), int(key.window * 1000), key.max_keys, len(drafts), events]
 
 
-def _result(first: bytes, count: int) -> Result:
+def _result(first: bytes, batch: Batch) -> Result:
     if not first:
         return key_reused()
     ms, counter = _id_of(first)
-    return [EventId(ms, counter + index) for index in range(count)]
+    return [[EventId(ms, counter + index) for index in range(len(batch.parts[0]))]]
 
 
 def _read(content: Any) -> Message | None:
