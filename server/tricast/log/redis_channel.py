@@ -17,17 +17,19 @@ import msgspec
 import trio
 from coredis import Redis
 
-from tricast.config import EventsSection, LogSection
+from tricast.config import Config, EventsSection, LogSection
 from tricast.errors import LogUnavailable
 from tricast.event import BEGINNING, Draft, Event, EventId, Position, TopicSet
-from tricast.log.base import Committed, IdempotencyKey, Skipped, Slice, key_reused
+from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice, key_reused
 from tricast.log.redis_appends import Appends, Result
 from tricast.log.redis_link import Link
 from tricast.log.redis_scripts import FUNCTIONS, IDEMPOTENCE, Script
 from tricast.log.redis_servers import Connection, Servers, connection_of
 from tricast.log.redis_stream import Batch, tag_of
+from tricast.log.sharded import ShardedLog, shard_of
 from tricast.log.statistics import Statistics
 from tricast.log.window import Window, unknown_position
+from tricast.log_urls import RedisUrl
 from tricast.logs import Logger
 
 _ANEW = "it began anew in Redis"
@@ -97,6 +99,25 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[tuple[str, str, bytes]]).decode
 #: An array with a length of 32 bits, in msgpack.
 _ARRAY = b"\xdd"
+
+
+def channel_log(config: Config, url: RedisUrl, *, logger: Logger) -> Log:
+    """The log that the configuration asks for; nothing is opened yet.
+
+    Raises:
+        ConfigError: a file for TLS cannot be used.
+    """
+    servers, statistics = Servers(url, config.log), Statistics()
+    count = config.log.shards
+    shards = {
+        number: ChannelShard(
+            servers, config.log, events=config.events, logger=logger, number=number, statistics=statistics
+        )
+        for number in range(count)
+    }
+    if count == 1:
+        return shards[0]
+    return ShardedLog(shards, shard_of=lambda topic: shard_of(topic, count), statistics=statistics)
 
 
 class Message(NamedTuple):
