@@ -10,13 +10,14 @@ from services import RedisCluster, RedisServer
 from serving import capturing_logger, until
 from structlog.testing import LogCapture
 
-from tricast.config import EventsSection, LogSection
+from tricast.config import Config, EventsSection, LogSection
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import BEGINNING, Draft, Event, EventId, GapReason, Position, ShardedId, TopicSet
 from tricast.log.base import IdempotencyKey, Slice
 from tricast.log.redis_channel import ChannelShard
-from tricast.log.redis_servers import Servers
+from tricast.log.redis_servers import Connection, Servers
 from tricast.log_urls import RedisUrl, parse_log_url
+from tricast.stores import log_of
 
 KEY = IdempotencyKey(b"k", b"1", 60.0, 10)
 TOPICS = TopicSet(["a", "b"])
@@ -164,6 +165,24 @@ async def test_thousands_at_once(redis: RedisServer, processes: Processes) -> No
     assert one.events == other.events
     assert sorted(event.id for event in other.events) == [event.id for event in other.events]
     assert other.skipped == []
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+async def test_the_log_that_a_configuration_asks_for(redis: RedisServer, shards: int) -> None:
+    section = {"url": redis.url, "delivery": "pubsub", "shards": shards}
+    log = log_of(Config(log=LogSection(**section)), capturing_logger(LogCapture()))
+    events: list[Event] = []
+    with trio.fail_after(20):
+        async with log.open(events.extend):
+            assert (log.shards_of(TOPICS) is None) is (shards == 1)
+            for number in range(9):
+                await log.append([Draft(f"t{number}", "message", b"1")])
+            await until(lambda: len(events) == 9)
+            assert len({tuple(log.shards_of(TopicSet([f"t{number}"])) or ()) for number in range(9)}) == shards
+            assert (await log.read(TOPICS, log.last_id, max_bytes=PLENTY)).gap is None
+            if shards > 1:
+                with pytest.raises(RemoteProtocolError, match="kept together"):
+                    await log.append([Draft(f"t{number}", "message", b"1") for number in range(9)])
 
 
 async def test_more_than_may_wait(redis: RedisServer, processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +397,14 @@ async def test_no_redis_at_the_start() -> None:
             pass
     with pytest.raises(LogUnavailable, match="not open"):
         await process.publish("1")
+
+
+async def test_a_subscription_to_which_nothing_comes(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "send_command", lambda *_: None)
+    process = Process(redis.url, timeout="200ms")
+    with trio.fail_after(20), pytest.raises(LogUnavailable, match="does not pass on"):
+        async with process.log.open(process.events.extend):
+            pass
 
 
 async def test_nobody_has_to_listen_to_what_is_skipped(redis: RedisServer) -> None:

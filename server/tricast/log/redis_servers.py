@@ -18,7 +18,7 @@ import anyio
 import trio
 from anyio.abc import ByteStream
 from coredis import Redis
-from coredis.connection import BaseConnection, Location
+from coredis.connection import TCPConnection, TCPLocation
 from coredis.exceptions import (
     AskError,
     AuthenticationError,
@@ -170,7 +170,7 @@ class Servers:
         stream = await self._dial(node)
         pool = _OneConnection(
             connection_class=Connection,
-            location=_Dialed(stream),
+            location=_Dialed(*node, stream),
             stream_timeout=self._timeout + block,
             username=(has_credentials and self._url.username) or None,
             password=(has_credentials and self._url.password) or None,
@@ -212,26 +212,19 @@ class Servers:
 
 
 @dataclass(unsafe_hash=True)
-class _Dialed(Location):
-    """Where a connection leads that is there already."""
+class _Dialed(TCPLocation):
+    """Where a server is, and a stream that leads to it already."""
 
     stream: ByteStream
 
-    async def check(self) -> bool:
-        return True
 
-
-class Connection(BaseConnection):
-    """What coredis makes of a socket that is open already; one of its own it would not close in all cases."""
+class Connection(TCPConnection):
+    """What coredis makes of a stream; when it cannot open one by itself, it leaves things open."""
 
     location: _Dialed
 
     async def _connect(self) -> ByteStream:
         return self.location.stream
-
-    def describe(self) -> str:
-        """For coredis's own records."""
-        return "Connection"
 
     async def pushed(self) -> list[Any]:
         """All messages that came since the last call and answer no command, as soon as there are any.
