@@ -6,9 +6,11 @@ import pytest
 
 from engines.daemon import NotStarted
 from engines.redis import RedisServer
+from engines.redis_cluster import RedisCluster
+from engines.redis_sentinel import RedisSentinel
 from engines.resp import ReplyError
 
-__all__ = ["NotStarted", "RedisServer", "ReplyError", "redis"]
+__all__ = ["NotStarted", "RedisCluster", "RedisSentinel", "RedisServer", "ReplyError", "redis"]
 
 
 @pytest.fixture

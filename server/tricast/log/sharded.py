@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from heapq import merge
+from zlib import crc32
 
 from tricast.errors import RemoteProtocolError
 from tricast.event import (
@@ -172,6 +173,13 @@ class ShardedLog:
         if not isinstance(after, ShardedId) or not self._shards.keys() >= after.parts.keys():
             return None
         return {number: after.parts[number] for number in numbers if number in after.parts}
+
+
+def shard_of(topic: str, shards: int) -> int:
+    """The number of the shard that a topic's events go to: by its first word in braces, or by all of it."""
+    _, brace, rest = topic.partition("{")
+    word, end, _ = rest.partition("}")
+    return crc32((word if brace and end and word else topic).encode()) % shards
 
 
 def _with_gap(

@@ -1,0 +1,567 @@
+"""The log in Redis streams: for servers on several machines, and as safe as Redis keeps it.
+
+Every process appends to the streams, and hands over what any of them appended, in the order of the stream. The newest
+events are kept in memory as well, so that most of those who come back are answered without Redis.
+
+A process has three connections for a shard: one that waits for what is new, one that appends, one group of what waits
+at a time, and one for everything else. When one of them fails, all are made anew; then a script finds out whether the
+stream is still the one that was known. Where it is not, what was before is in doubt, which is said in the stream
+itself, so that each process gets to know, and tells those who come from there of a gap.
+"""
+
+import random
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+from coredis import Redis
+from coredis.exceptions import AuthorizationError, ResponseError
+
+from tricast.config import Config, LogSection
+from tricast.errors import LogUnavailable, RemoteProtocolError
+from tricast.event import BEGINNING, Draft, Event, EventId, Position, TopicSet
+from tricast.log import redis_stream as stream
+from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice
+from tricast.log.redis_history import newest, read_stream
+from tricast.log.redis_servers import ERRORS, Servers, unavailable
+from tricast.log.redis_stream import REPLY_BYTES, Answer, Batch, Entry, Keys, Known, Pace, State, keys_of
+from tricast.log.statistics import Statistics
+from tricast.log.window import Window, gap_between, unknown_position
+from tricast.log_urls import RedisUrl
+from tricast.logs import Logger
+
+#: How long Redis is asked to wait for something new. A connection that is dead is noticed so much later.
+_BLOCK_SECONDS = 2.0
+#: How often it is looked whether the log is still the same, and how far behind this process is.
+_WATCH_SECONDS = 2.0
+#: Appends that wait for their turn.
+_MAX_WAITING = 10_000
+_MAX_WAITING_BYTES = 64 * 2**20
+#: What is appended in one step: while Redis does that, nobody else is served there. A batch that is larger goes alone.
+_MAX_GROUP_DRAFTS = 500
+_MAX_GROUP_BYTES = 2**20
+#: What a draft that waits takes beside its text.
+_DRAFT_BYTES = 200
+#: Reads of Redis for subscribers at the same time.
+_READERS = 2
+#: What another process has told a client is mostly here a moment later.
+_MOMENT = 0.05
+#: Old events are dropped when they are this much older than they may be, but no more often than each minute.
+_TRIM_SHARE = 0.05
+_TRIM_SECONDS = (1.0, 60.0)
+#: Before every event, but not "all that is kept".
+_BEFORE_ALL = EventId(0, 1)
+_LOST = "the connection to Redis was lost"
+_ANEW = "it began anew in Redis"
+
+
+def redis_log(config: Config, url: RedisUrl, *, logger: Logger) -> Log:
+    """The log that the configuration asks for; nothing is opened yet.
+
+    Raises:
+        ConfigError: a file for TLS cannot be used.
+    """
+    servers = Servers(url, config.log)
+    return RedisShard(servers, config.log, history_age=config.events.history_age, logger=logger)
+
+
+class RedisShard:
+    """See ``Log``. One stream.
+
+    Args:
+        servers: where it is.
+        config: how it is kept.
+        history_age: seconds after which an event is dropped.
+        logger: where to say that the log is unavailable, and that it is back.
+        number: which one it is of all of the log's streams.
+        clock: seconds since the epoch; only for what is in memory.
+        chance: what spreads the attempts to connect again.
+        statistics: what to count in.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        config: LogSection,
+        *,
+        history_age: float,
+        logger: Logger,
+        number: int = 0,
+        clock: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
+        statistics: Statistics | None = None,
+    ) -> None:
+        self._servers = servers
+        self._config = config
+        self._keys: Keys = keys_of(config.namespace, number, config.shards)
+        self._age = history_age
+        self._logger = logger
+        self._number = number
+        self._clock = clock
+        self._chance = chance
+        self._statistics = statistics or Statistics()
+        self._committed: Committed = _ignore
+        self._skipped: Skipped = _ignore
+        self._outcome = trio.Event()
+        self._is_open = False
+        self._problem: str | None = "the log is not open"
+        self._refusal: str | None = None
+        self._session: _Session | None = None
+        #: The log as it was last known; ``start`` and ``last`` are what was handed over.
+        self._state = State(b"", BEGINNING, stream.NOTHING)
+        #: The newest entry that publishers were told of.
+        self._acknowledged = stream.NOTHING
+        self._window = self._new_window(BEGINNING)
+        #: Where the window begins, and whether that is all that is kept.
+        self._behind = BEGINNING
+        self._is_all = False
+        self._arrived = trio.lowlevel.ParkingLot()
+        self._reading = trio.CapacityLimiter(_READERS)
+        self._jobs: dict[_Job, None] = {}
+        self._waiting: deque[_Job] = deque()
+        self._waiting_bytes = 0
+        self._bell = trio.Event()
+
+    @property
+    def last_id(self) -> EventId:
+        """See ``Log.last_id``: the newest position that was handed over in this process."""
+        return self._window.last_id
+
+    @property
+    def waits(self) -> bool:
+        """See ``Log.waits``: for the network, and for Redis."""
+        return True
+
+    @property
+    def problem(self) -> str | None:
+        """See ``Log.problem``."""
+        return self._problem or self._refusal
+
+    @property
+    def statistics(self) -> Statistics:
+        """See ``Log.statistics``."""
+        return self._statistics
+
+    def shards_of(self, topics: TopicSet) -> None:
+        """See ``Log.shards_of``: it is one itself."""
+
+    @asynccontextmanager
+    async def open(self, committed: Committed, skipped: Skipped | None = None) -> AsyncIterator[None]:
+        """See ``Log.open``. When it is cancelled, it is open whether what is being appended is kept.
+
+        Raises:
+            LogUnavailable: there is no Redis, or it cannot be used.
+        """
+        self._committed, self._skipped = committed, skipped or _ignore
+        self._outcome = trio.Event()
+        failure: Exception | None = None
+        # Raised outside, where the nursery makes no group of it.
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run)
+                await self._outcome.wait()
+                if self._is_open:
+                    try:
+                        yield
+                    except Exception as error:  # noqa: BLE001 - raised below
+                        failure = error
+                else:
+                    failure = LogUnavailable(self._problem or _LOST)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._committed = self._skipped = _ignore
+            self._is_open = False
+            self._problem = "the log is not open"
+            self._fail_all(self._problem)
+        if failure is not None:
+            raise failure
+
+    # The connections
+
+    async def _run(self) -> None:
+        """Keeps the connections, and makes them again whenever one is lost."""
+        delay = self._config.reconnect
+        while True:
+            begin = trio.current_time()
+            try:
+                await self._work()
+            except LogUnavailable as error:
+                self._is_away(error.why)
+            if trio.current_time() - begin > self._config.reconnect_max:
+                delay = self._config.reconnect
+            # Not all at the same time, for what they all have lost.
+            await trio.sleep(delay * (0.5 + 0.5 * self._chance()))
+            delay = min(2 * delay, self._config.reconnect_max)
+            self._statistics.reconnects += 1
+
+    async def _work(self) -> None:
+        """Connects, and works until a connection fails.
+
+        Raises:
+            LogUnavailable: always, with what failed.
+        """
+        key, config = self._keys.log, self._config
+        async with (
+            self._servers.connect(key, block=_BLOCK_SECONDS) as reader,
+            self._servers.connect(key, block=config.timeout * bool(config.replicas)) as appender,
+            self._servers.connect(key) as asker,
+        ):
+            await self._begin(asker)
+            failure: LogUnavailable | None = None
+            try:
+                async with trio.open_nursery() as nursery:
+                    session = self._session = _Session(asker, nursery.cancel_scope)
+                    self._is_back()
+                    nursery.start_soon(self._follow, reader)
+                    nursery.start_soon(self._append, appender)
+                    nursery.start_soon(self._watch, asker)
+                failure = session.failure
+            finally:
+                self._session = None
+            raise failure or LogUnavailable(_LOST)
+
+    def _is_back(self) -> None:
+        if self._is_open:
+            self._logger.info("the log is available again", **self._label())
+        self._is_open = True
+        self._problem = None
+        self._outcome.set()
+
+    def _is_away(self, why: str) -> None:
+        if self._is_open and self._problem is None:
+            self._logger.error("the log is not available", why=why, **self._label())
+        self._problem = why
+        self._refusal = None
+        self._fail_all(why)
+        self._outcome.set()
+
+    def _label(self) -> dict[str, int]:
+        return {"shard": self._number} if self._config.shards > 1 else {}
+
+    async def _begin(self, redis: Redis[bytes]) -> None:
+        """Finds out whether the log is the one that was known, and begins anew where it is not."""
+        known = max(self._state.last, self._acknowledged)
+        fresh = secrets.token_hex(8).encode()
+        state, is_known = await stream.begin(redis, self._keys, fresh, self._state.log, known)
+        if not is_known:
+            await self._start_over(redis, state)
+
+    async def _start_over(self, redis: Redis[bytes], state: State) -> None:
+        """Fills the memory with the newest events, and sends all who are live to read what they have not got."""
+        state = state._replace(start=max(state.start, self._state.start))
+        found = await newest(redis, self._keys, state, max_cost=self._cache_size)
+        window = self._new_window(state.last.id)
+        window.keep(found.events, oldest=self._oldest())
+        window.last_id = state.last.id
+        self._window, self._behind, self._is_all = window, found.behind, found.is_all
+        is_first = not self._state.log
+        self._state = state
+        self._acknowledged = state.last
+        if not is_first:
+            self._skipped(state.last.id)
+        self._arrived.unpark_all()
+
+    @property
+    def _cache_size(self) -> int:
+        return self._config.cache_size // self._config.shards
+
+    def _new_window(self, last: EventId) -> Window:
+        # What was before it is told by Redis: to the window it is all there is.
+        window = Window(start=_BEFORE_ALL, history=self._config.length, max_size=self._cache_size)
+        window.last_id = last
+        return window
+
+    def _oldest(self) -> EventId:
+        return EventId(int(self._clock() * 1000) - int(self._age * 1000), 0)
+
+    # What is new
+
+    async def _follow(self, redis: Redis[bytes]) -> None:
+        """Hands over what is appended, by whomever."""
+        pace = Pace()
+        while True:
+            entries = await stream.wait_for_entries(redis, self._keys, self.last_id, pace.count, block=_BLOCK_SECONDS)
+            pace.learn(entries)
+            if not await self._take(entries):
+                await self._jump(redis)
+
+    async def _take(self, entries: Sequence[Entry]) -> bool:
+        """Takes entries as far as they follow upon each other; returns whether they all do."""
+        events: list[Event] = []
+        size = 0
+        for entry in entries:
+            log, start, last = self._state
+            if entry.event is None:
+                self._hand_over(events)
+                events, size = [], 0
+            if entry.number and (entry.number != last.number + 1 or entry.log not in (b"", log)):
+                self._hand_over(events)
+                return False
+            if entry.event is not None:
+                self._state = State(log, start, Known(entry.id, entry.number))
+                events.append(entry.event)
+                size += entry.event.size
+                if size >= REPLY_BYTES:
+                    self._hand_over(events)
+                    events, size = [], 0
+                    await trio.lowlevel.checkpoint()
+            elif entry.log:
+                self._state = State(log, entry.id, Known(entry.id, entry.number))
+                self._window.last_id = entry.id
+                self._skipped(entry.id)
+            else:
+                self._window.last_id = entry.id
+        self._hand_over(events)
+        return True
+
+    def _hand_over(self, events: Sequence[Event]) -> None:
+        if events:
+            self._window.keep(events, oldest=self._oldest())
+            self._committed(events)
+            self._arrived.unpark_all()
+
+    async def _jump(self, redis: Redis[bytes]) -> None:
+        """Goes on from the end of the stream: of what comes next, something is missing.
+
+        Raises:
+            LogUnavailable: there is no stream any more.
+        """
+        state = await stream.state_of(redis, self._keys)
+        if not state.log:
+            raise LogUnavailable(_ANEW)
+        if state.log == self._state.log:
+            oldest = await stream.entries_between(redis, self._keys, _BEFORE_ALL, state.last.id, 1)
+            if oldest and oldest[0].id <= self._state.last.id:
+                # Not what is trimmed, which reading tells: somebody has taken it out of the middle.
+                state = state._replace(start=state.last.id)
+        await self._start_over(redis, state)
+
+    async def _watch(self, redis: Redis[bytes]) -> None:
+        """Looks whether the log is still the same, and drops what is too old.
+
+        Raises:
+            LogUnavailable: it began anew, or what is new does not come in.
+        """
+        trim_period = min(max(self._age * _TRIM_SHARE, _TRIM_SECONDS[0]), _TRIM_SECONDS[1])
+        trim_at = trio.current_time()
+        handed_over = head = 0
+        while True:
+            if trio.current_time() >= trim_at:
+                await stream.trim(redis, self._keys, self._age)
+                trim_at = trio.current_time() + trim_period
+            if self._refusal is not None:
+                await self._probe(redis)
+            await trio.sleep(_WATCH_SECONDS)
+            state = await stream.state_of(redis, self._keys)
+            if state.log != self._state.log:
+                raise LogUnavailable(_ANEW)
+            newest = self._state.last.number
+            if newest == handed_over < head:
+                raise LogUnavailable("what is new in Redis does not come in")
+            handed_over, head = newest, state.last.number
+            self._statistics.lags[self._number] = max(head - newest, 0)
+
+    # Appending
+
+    async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> list[EventId]:
+        """See ``Log.append``."""
+        if self._session is None:
+            raise LogUnavailable(self._problem or _LOST)
+        if len(self._jobs) >= _MAX_WAITING or self._waiting_bytes >= _MAX_WAITING_BYTES:
+            raise LogUnavailable("too many publishes are waiting for Redis")
+        with self._statistics.appends.timing():
+            job = _Job(Batch(drafts, key))
+            self._jobs[job] = None
+            self._waiting.append(job)
+            self._waiting_bytes += job.size
+            self._bell.set()
+            await job.done.wait()
+        if isinstance(job.result, LogUnavailable | RemoteProtocolError):
+            raise job.result
+        assert job.result is not None
+        return job.result
+
+    async def _append(self, redis: Redis[bytes]) -> None:
+        """Appends what waits, a group at a time.
+
+        Raises:
+            LogUnavailable: the log is another one by now.
+        """
+        while True:
+            if not self._waiting:
+                self._bell = trio.Event()
+                await self._bell.wait()
+            group = self._take_group()
+            try:
+                answers: Sequence[_Result] = await self._append_group(redis, [job.batch for job in group])
+            except ERRORS as error:
+                if not _is_refusal(error):
+                    raise
+                answers = [self._refuse(error)] * len(group)
+            else:
+                self._refusal = None
+            for job, answer in zip(group, answers, strict=True):
+                self._finish(job, answer)
+
+    async def _append_group(self, redis: Redis[bytes], batches: Sequence[Batch]) -> Sequence["_Result"]:
+        config = self._config
+        appended = await stream.append(redis, self._keys, self._state.log, config.length, batches)
+        if appended is None:
+            raise LogUnavailable(_ANEW)
+        self._acknowledged = max(self._acknowledged, appended.last)
+        if config.replicas:
+            found = await stream.wait_for_replicas(redis, config.replicas, patience=config.timeout)
+            if found < config.replicas:
+                why = f"only {found} of {config.replicas} replicas have it"
+                return [LogUnavailable(why) for _ in batches]
+        return appended.answers
+
+    def _take_group(self) -> list["_Job"]:
+        group: list[_Job] = []
+        drafts = size = 0
+        while self._waiting and size < _MAX_GROUP_BYTES:
+            drafts += len(self._waiting[0].batch.drafts)
+            size += self._waiting[0].size
+            if group and (drafts > _MAX_GROUP_DRAFTS or size > _MAX_GROUP_BYTES):
+                break
+            group.append(self._waiting.popleft())
+        return group
+
+    def _refuse(self, error: Exception) -> LogUnavailable:
+        """Redis does not take this now, though it is there."""
+        refusal = unavailable(error) or LogUnavailable(_LOST)
+        if self._refusal is None:
+            self._logger.error("the log takes no events", why=refusal.why, **self._label())
+        self._refusal = refusal.why
+        return refusal
+
+    async def _probe(self, redis: Redis[bytes]) -> None:
+        """Finds out whether Redis takes events again: nobody may try until it is said that it does."""
+        try:
+            await stream.probe(redis, self._keys)
+        except ERRORS as error:
+            if not _is_refusal(error):
+                raise
+            return
+        self._refusal = None
+        self._logger.info("the log takes events again", **self._label())
+
+    def _finish(self, job: "_Job", result: "_Result") -> None:
+        del self._jobs[job]
+        self._waiting_bytes -= job.size
+        job.result = result
+        job.done.set()
+
+    def _fail_all(self, why: str) -> None:
+        self._waiting.clear()
+        for job in list(self._jobs):
+            self._finish(job, LogUnavailable(why))
+
+    # Reading
+
+    async def read(self, topics: TopicSet, after: Position, *, max_bytes: int) -> Slice:
+        """See ``Log.read``. Waits only where memory does not reach back so far."""
+        if not isinstance(after, EventId):
+            return unknown_position(after, self.last_id)
+        if after > self.last_id:
+            # Another process may have told it to a client before it came to be known here.
+            await self._catch_up(after)
+            if after > self.last_id:
+                return unknown_position(after, self.last_id)
+        self._window.trim(self._oldest())
+        if after >= self._behind or (after == BEGINNING and self._is_all):
+            found = self._window.read(topics, max(after, _BEFORE_ALL), max_bytes=max_bytes)
+            if found.gap is None:
+                assert isinstance(found.upto, EventId)
+                gap = gap_between(after, found.upto, start=self._state.start, forgotten=BEGINNING, drops=())
+                return found._replace(gap=gap)
+        state = self._state._replace(last=Known(self.last_id, 0))
+        with self._statistics.reads.timing():
+            async with self._asking() as redis:
+                return await read_stream(redis, self._keys, state, topics, after, max_bytes=max_bytes)
+
+    async def _catch_up(self, position: EventId) -> None:
+        """Returns when everything is handed over that is at or before a position.
+
+        Raises:
+            LogUnavailable: it takes too long.
+        """
+        with trio.move_on_after(_MOMENT):
+            await self._come_to(position)
+        if self.last_id < position:
+            async with self._asking() as redis:
+                state = await stream.state_of(redis, self._keys)
+            with trio.move_on_after(self._config.timeout) as scope:
+                await self._come_to(min(position, state.last.id))
+            if scope.cancelled_caught:
+                raise LogUnavailable("this server has not come so far yet")
+
+    async def _come_to(self, position: EventId) -> None:
+        while self.last_id < position:
+            await self._arrived.park()
+
+    @asynccontextmanager
+    async def _asking(self) -> AsyncIterator[Redis[bytes]]:
+        """The connection for what subscribers want to know, for a few of them at a time."""
+        async with self._reading:
+            session = self._session
+            if session is None:
+                raise LogUnavailable(self._problem or _LOST)
+            try:
+                yield session.asker
+            except ERRORS as error:
+                failure = unavailable(error) or LogUnavailable(_LOST)
+                if not _is_refusal(error):
+                    session.fail(failure)
+                raise failure from None
+
+
+#: What becomes of an append.
+_Result = Answer | LogUnavailable
+
+
+class _Job:
+    """Something to append for a task that waits for it."""
+
+    __slots__ = ("batch", "done", "result", "size")
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.size = sum(_size_of(draft) for draft in batch.drafts)
+        self.done = trio.Event()
+        self.result: _Result | None = None
+
+
+class _Session:
+    """The connections of a shard, for as long as all of them hold.
+
+    Attributes:
+        asker: the one for all but what is new and what is appended.
+        failure: what was noticed by somebody who is none of their own tasks.
+    """
+
+    def __init__(self, asker: Redis[bytes], scope: trio.CancelScope) -> None:
+        self.asker = asker
+        self.failure: LogUnavailable | None = None
+        self._scope = scope
+
+    def fail(self, failure: LogUnavailable) -> None:
+        """Ends it."""
+        self.failure = failure
+        self._scope.cancel()
+
+
+def _size_of(draft: Draft) -> int:
+    return _DRAFT_BYTES + len(draft.topic) + len(draft.type) + len(draft.data)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether Redis is there, and answered that it does not want to: it has no room, or there is no right to it."""
+    return type(error) is ResponseError or isinstance(error, AuthorizationError)
+
+
+def _ignore(_: object) -> None:
+    """Takes what is committed or skipped while nobody is there for it."""

@@ -1,0 +1,156 @@
+"""Reading a shard's stream: what is older than what is in memory, and the newest, to begin with."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from coredis import Redis
+
+from tricast.errors import LogUnavailable
+from tricast.event import BEGINNING, Event, EventId, TopicSet
+from tricast.log.base import Slice
+from tricast.log.redis_stream import Entry, Keys, Look, Pace, State, entries_before, entries_between, look
+from tricast.log.window import MAX_SCAN, cost_of, gap_between
+
+#: One read looks at no more than that, wanted or not.
+_MAX_SCAN_BYTES = 4 * 2**20
+
+
+class Newest(NamedTuple):
+    """The newest events, between which nothing is missing.
+
+    Attributes:
+        events: in id order.
+        behind: they are all that there is behind this position.
+        is_all: whether they are all that is kept.
+    """
+
+    events: list[Event]
+    behind: EventId
+    is_all: bool
+
+
+async def newest(redis: Redis[bytes], keys: Keys, state: State, *, max_cost: int) -> Newest:
+    """The newest events up to where the stream was.
+
+    Args:
+        redis: the connection.
+        keys: the shard's.
+        state: how the stream was.
+        max_cost: the memory that they may take; see ``cost_of``.
+    """
+    events: list[Event] = []
+    cost = 0
+    pace = Pace()
+    oldest: Entry | None = None
+    is_over = False
+    while not is_over:
+        count = pace.count
+        entries = await entries_before(redis, keys, oldest and oldest.id, state.last.id, count)
+        for entry in entries:
+            oldest = entry
+            if entry.event is not None:
+                cost += cost_of(entry.event)
+                if cost > max_cost:
+                    return Newest(events[::-1], entry.id, is_all=False)
+                events.append(entry.event)
+        pace.learn(entries)
+        is_over = len(entries) < count
+    # What was before the oldest was dropped, unless it is the first of all.
+    behind = state.last.id if oldest is None else BEGINNING if oldest.number == 1 else oldest.id
+    return Newest(events[::-1], behind, is_all=True)
+
+
+async def read_stream(
+    redis: Redis[bytes],
+    keys: Keys,
+    state: State,
+    topics: TopicSet,
+    after: EventId,
+    *,
+    max_bytes: int,
+) -> Slice:
+    """See ``Log.read``.
+
+    Args:
+        redis: the connection.
+        keys: the shard's.
+        state: the log as far as this process has come; what is behind that is not looked at.
+        topics: names and patterns.
+        after: the position.
+        max_bytes: about how much.
+
+    Raises:
+        LogUnavailable: the log is another one by now.
+    """
+    log, start, (end, _) = state
+    scan = _Scan(topics, after, end, max_bytes)
+    entries = await entries_between(redis, keys, after, end, scan.pace.count)
+    # Looked at afterwards: when what is first then is not behind the position, nothing was dropped in the meantime.
+    found = await _look(redis, keys, log, topics, after)
+    if not found.is_newer:
+        scan.upto = end
+    elif not scan.take(entries):
+        while not scan.take(await entries_between(redis, keys, scan.upto, end, scan.pace.count)):
+            pass
+        found = await _look(redis, keys, log, topics, after)
+    start = max(start, found.state.start)
+    gap = gap_between(after, scan.upto, start=start, forgotten=BEGINNING, drops=_drops(found, after, end))
+    return Slice(scan.events, gap, scan.upto, complete=scan.upto == end)
+
+
+class _Scan:
+    """Takes what is wanted of entries, up to a limit.
+
+    Attributes:
+        events: what was wanted.
+        upto: the position behind what was looked at.
+        pace: how many entries to ask for.
+    """
+
+    def __init__(self, topics: TopicSet, after: EventId, end: EventId, max_bytes: int) -> None:
+        self.events: list[Event] = []
+        self.upto = after
+        self.pace = Pace()
+        self._topics = topics
+        self._end = end
+        self._max_bytes = max_bytes
+        self._size = self._scanned = self._scanned_bytes = 0
+
+    def take(self, entries: Sequence[Entry]) -> bool:
+        """Takes a reply to what ``pace`` says; returns whether that is all."""
+        is_end = len(entries) < self.pace.count
+        for entry in entries:
+            if self._is_full:
+                return True
+            self._take(entry)
+        self.pace.learn(entries)
+        if is_end:
+            self.upto = self._end
+        return is_end or self._is_full
+
+    @property
+    def _is_full(self) -> bool:
+        return self._size >= self._max_bytes or self._scanned >= MAX_SCAN or self._scanned_bytes >= _MAX_SCAN_BYTES
+
+    def _take(self, entry: Entry) -> None:
+        self.upto = entry.id
+        self._scanned += 1
+        event = entry.event
+        if event is not None:
+            self._scanned_bytes += event.size
+            if event.topic in self._topics:
+                self.events.append(event)
+                self._size += event.size
+
+
+async def _look(redis: Redis[bytes], keys: Keys, log: bytes, topics: TopicSet, after: EventId) -> Look:
+    found = await look(redis, keys, topics, after)
+    if found.state.log != log:
+        raise LogUnavailable("it began anew in Redis")
+    return found
+
+
+def _drops(found: Look, after: EventId, end: EventId) -> list[EventId]:
+    """A position at or behind all that was dropped behind another one; nothing where nothing was that is wanted."""
+    is_dropped = after < found.state.last.id if found.first is None else after < found.first
+    return [found.first or end] if is_dropped and found.is_newer else []

@@ -1,0 +1,251 @@
+"""What is done in Redis in one step: Lua scripts, which nobody else's commands come between.
+
+The keys of a shard, all in one slot:
+
+- ``log``, the stream. An entry is an event, with the fields ``n``, ``t``, ``y`` (not where the type is the usual one)
+  and ``d``; or a mark, with ``n`` and ``m``: what was before it is in doubt. ``n`` counts the entries, so whoever reads
+  them in order sees whether one is missing.
+- ``meta``, a hash: ``id``, by which a log is known that began anew; ``start``, the newest mark; ``n`` and ``last`` of
+  the newest entry; ``forgotten``, the greatest score that was dropped from the topics.
+- ``topics``, a sorted set: each topic with its newest event, as a score (see ``score_of``).
+- ``keys`` and ``keyed``, the idempotency keys: what each of them stands for, and when it was first used.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha1
+from typing import Any
+
+from coredis import Redis
+from coredis.exceptions import NoScriptError
+
+from tricast.event import EventId
+
+#: Topics whose newest events are remembered one by one.
+_MAX_TOPICS = 100_000
+#: Names that one look returns at most.
+MAX_NEWER = 1000
+#: Idempotency keys that are forgotten at a time.
+_MAX_FORGOTTEN = 100
+#: A float has 53 bits: milliseconds until the year 2248, and ten bits for the counter.
+_COUNTERS = 1024
+
+
+class Script:
+    """A script, which Redis knows by its digest from the first time on."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text.encode()
+        self._digest = sha1(self._text).hexdigest()  # noqa: S324 - Redis calls it by that
+
+    async def run(self, redis: Redis[bytes], keys: Sequence[bytes], arguments: Sequence[bytes | str | int]) -> Any:
+        """Runs it and returns its answer."""
+        try:
+            return await redis.evalsha(self._digest, keys, arguments)
+        except NoScriptError:
+            return await redis.eval(self._text, keys, arguments)
+
+
+def score_of(position: EventId) -> float:
+    """A number that is less than the score of each event behind the position, and of no other one where it fits."""
+    return position.ms + min(position.counter, _COUNTERS - 1.5) / _COUNTERS
+
+
+_COMMON = """
+local log, meta, topics, keys, keyed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+
+local function parse(id)
+  local ms, counter = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(counter)
+end
+
+local function is_before(one, other)
+  local ms, counter = parse(one)
+  local other_ms, other_counter = parse(other)
+  return ms < other_ms or (ms == other_ms and counter < other_counter)
+end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function first_entry()
+  return redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
+end
+"""
+
+#: Opens the log, or finds out whether it is the one that was known. Where there is none it begins one; where the newest
+#: entry that somebody knows is missing, it says so to all by a mark.
+#: ARGV: the id of a new log; the id, and the newest entry with its number, of the one that was known, if any.
+#: Returns id, start, number and last, and 1 if everything behind what was known can be read on from there.
+BEGIN = Script(
+    _COMMON
+    + """
+local fresh, known_log, known, known_n = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local state = redis.call('HMGET', meta, 'id', 'start', 'n', 'last')
+local id, start, n, last = state[1], state[2], tonumber(state[3]), state[4]
+
+local top, is_gone = 0, redis.call('EXISTS', log) == 0
+if not is_gone then
+  local info = redis.call('XINFO', 'STREAM', log)
+  for index = 1, #info, 2 do
+    if info[index] == 'last-generated-id' then top = parse(info[index + 1]) end
+  end
+end
+
+local function mark()
+  start = string.format('%.0f-0', math.max(now_ms(), top + 1, parse(known) + 1))
+  last = start
+  redis.call('XADD', log, start, 'n', n, 'm', id)
+  redis.call('HSET', meta, 'id', id, 'start', start, 'n', n, 'last', last)
+end
+
+local function is_there()
+  if known == last then return true end
+  local entry = redis.call('XRANGE', log, known, known)[1]
+  return entry and entry[2][1] == 'n' and entry[2][2] == known_n
+end
+
+if not id or is_gone then
+  redis.call('DEL', log, meta, topics, keys, keyed)
+  id, n = fresh, 1
+  mark()
+  return {id, start, n, last, 0}
+end
+if known_log == '' or is_before(known, start) then return {id, start, n, last, 0} end
+if known_log == id and not is_before(last, known) then
+  if is_there() then return {id, start, n, last, 1} end
+  local first = first_entry()
+  if not first or is_before(known, first[1]) then return {id, start, n, last, 0} end
+end
+n = n + 1
+mark()
+return {id, start, n, last, 0}
+"""
+)
+
+#: Appends batches.
+#: ARGV: the id of the log, and how many entries it keeps; then for each batch its key (empty for none) with
+#: fingerprint, window in ms and greatest number of keys, how many drafts, and for each of these topic, type (empty for
+#: the usual one) and data.
+#: Returns 0 where the log is another one by now. Else number and last, and for each batch its first id, to which the
+#: others are neighbours; it is empty if the key was used for something else.
+APPEND = Script(
+    _COMMON
+    + f"""
+local MAX_TOPICS, MAX_FORGOTTEN, COUNTERS = {_MAX_TOPICS}, {_MAX_FORGOTTEN}, {_COUNTERS}
+"""
+    + """
+local state = redis.call('HMGET', meta, 'id', 'n', 'last')
+if state[1] ~= ARGV[1] or redis.call('EXISTS', log) == 0 then return 0 end
+local length, before, last = ARGV[2], tonumber(state[2]), state[3]
+local n = before
+local now = now_ms()
+local newest, answers = {}, {}
+
+local function find(key, fingerprint, window)
+  local used = redis.call('HGET', keys, key)
+  if not used then return nil end
+  local first, known = string.match(used, '^(%S+) (%S*)$')
+  if parse(first) < now - window then return nil end
+  return known == fingerprint and first or ''
+end
+
+local function forget(old)
+  for _, key in ipairs(old) do
+    redis.call('HDEL', keys, key)
+    redis.call('ZREM', keyed, key)
+  end
+end
+
+local function remember(key, fingerprint, window, max_keys, first)
+  redis.call('HSET', keys, key, first .. ' ' .. fingerprint)
+  redis.call('ZADD', keyed, parse(first), key)
+  local oldest = string.format('(%.0f', now - window)
+  forget(redis.call('ZRANGEBYSCORE', keyed, '-inf', oldest, 'LIMIT', 0, MAX_FORGOTTEN))
+  local surplus = redis.call('ZCARD', keyed) - max_keys
+  if surplus > 0 then forget(redis.call('ZRANGE', keyed, 0, surplus - 1)) end
+end
+
+local function add(id, topic, kind, data)
+  n = n + 1
+  if kind == '' then
+    last = redis.call('XADD', log, 'MAXLEN', '~', length, id, 'n', n, 't', topic, 'd', data)
+  else
+    last = redis.call('XADD', log, 'MAXLEN', '~', length, id, 'n', n, 't', topic, 'y', kind, 'd', data)
+  end
+  newest[topic] = last
+end
+
+local at = 3
+while ARGV[at] do
+  local key, fingerprint = ARGV[at], ARGV[at + 1]
+  local window, max_keys, count = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+  at = at + 5
+  local first = key ~= '' and find(key, fingerprint, window)
+  if not first then
+    local id = '*'
+    for index = at, at + 3 * count - 1, 3 do
+      add(id, ARGV[index], ARGV[index + 1], ARGV[index + 2])
+      if not first then
+        first = last
+        id = string.match(first, '^%d+') .. '-*'
+      end
+    end
+    if key ~= '' then remember(key, fingerprint, window, max_keys, first) end
+  end
+  at = at + 3 * count
+  answers[#answers + 1] = first
+end
+
+if n > before then
+  for topic, id in pairs(newest) do
+    local ms, counter = parse(id)
+    redis.call('ZADD', topics, string.format('%.17g', ms + math.min(counter, COUNTERS - 1) / COUNTERS), topic)
+  end
+  local surplus = redis.call('ZCARD', topics) - MAX_TOPICS
+  if surplus > 0 then
+    local gone = redis.call('ZPOPMIN', topics, surplus)
+    redis.call('HSET', meta, 'forgotten', gone[#gone])
+  end
+  redis.call('HSET', meta, 'n', n, 'last', last)
+end
+return {n, last, unpack(answers)}
+"""
+)
+
+#: Looks at the log.
+#: ARGV: a score; then topics, or none for all.
+#: Returns id, start, number, last, the first entry's id (empty where there is none), the score up to which topics were
+#: forgotten, and those of the topics whose newest event is behind the score, or some of them where all were asked for.
+LOOK = Script(
+    _COMMON
+    + f"local MAX_NEWER = {MAX_NEWER}"
+    + """
+local state = redis.call('HMGET', meta, 'id', 'start', 'n', 'last', 'forgotten')
+local first = first_entry()
+local newer = {}
+if ARGV[2] then
+  for index = 2, #ARGV do
+    local score = redis.call('ZSCORE', topics, ARGV[index])
+    if score and tonumber(score) > tonumber(ARGV[1]) then newer[#newer + 1] = ARGV[index] end
+  end
+else
+  newer = redis.call('ZRANGEBYSCORE', topics, '(' .. ARGV[1], '+inf', 'LIMIT', 0, MAX_NEWER)
+end
+return {
+  state[1] or '', state[2] or '0-0', tonumber(state[3]) or 0, state[4] or '0-0',
+  first and first[1] or '', state[5] or '0', newer
+}
+"""
+)
+
+#: Drops what is too old: exactly, for of a quiet log whole nodes would be never.
+#: ARGV: how many milliseconds an entry stays.
+TRIM = Script(
+    _COMMON
+    + """
+local oldest = now_ms() - ARGV[1]
+return redis.call('XTRIM', log, 'MINID', string.format('%.0f', math.max(oldest, 0)))
+"""
+)

@@ -1,0 +1,299 @@
+"""A shard's keys in Redis, and what is asked of them over a connection. Keeps no state."""
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any, NamedTuple
+
+from coredis import Redis
+
+from tricast.errors import RemoteProtocolError
+from tricast.event import BEGINNING, DEFAULT_TYPE, Draft, Event, EventId, TopicSet
+from tricast.log.base import IdempotencyKey, key_reused
+from tricast.log.redis_scripts import APPEND, BEGIN, LOOK, MAX_NEWER, TRIM, score_of
+from tricast.log.redis_servers import SLOTS, slot_of
+
+#: About how much is asked for at a time. It is handed over in one turn, in which nobody else has one: small events keep
+#: those who take it busy for a few milliseconds.
+REPLY_BYTES = 64 * 2**10
+#: Entries that are asked for at first, and at most.
+_FIRST_COUNT = 16
+_MAX_COUNT = 250
+
+
+class Keys(NamedTuple):
+    """See ``tricast.log.redis_scripts``."""
+
+    log: bytes
+    meta: bytes
+    topics: bytes
+    keys: bytes
+    keyed: bytes
+
+
+def keys_of(namespace: str, number: int, shards: int) -> Keys:
+    """The keys of one shard of so many: in one slot of a cluster, and each shard's in another part of the slots."""
+    prefix = f"{namespace}:{{{tag_of(number, shards)}}}:"
+    return Keys(*(f"{prefix}{name}".encode() for name in Keys._fields))
+
+
+def tag_of(number: int, shards: int) -> str:
+    """What goes between the braces in the names of a shard's keys. Another number of shards makes it another log."""
+    slots = range(number * SLOTS // shards, (number + 1) * SLOTS // shards)
+    tags = (f"{shards}.{number}.{suffix}" for suffix in count())
+    return next(tag for tag in tags if slot_of(tag.encode()) in slots)
+
+
+class Entry(NamedTuple):
+    """What is in the stream.
+
+    Attributes:
+        id: its id there.
+        number: of all entries, in order; 0 for one that somebody else has put there.
+        event: what was published; None for a mark.
+        log: for a mark, the id of the log, else empty.
+    """
+
+    id: EventId
+    number: int
+    event: Event | None
+    log: bytes
+
+
+class Known(NamedTuple):
+    """A newest entry that somebody knows.
+
+    Attributes:
+        id: its id.
+        number: its number.
+    """
+
+    id: EventId
+    number: int
+
+
+class State(NamedTuple):
+    """How the stream was when it was looked at.
+
+    Attributes:
+        log: the id of the log; empty where there is none any more.
+        start: of what was before, events may be missing.
+        last: the newest entry that there ever was.
+    """
+
+    log: bytes
+    start: EventId
+    last: Known
+
+
+class Look(NamedTuple):
+    """What a look finds.
+
+    Attributes:
+        state: see there.
+        first: the oldest entry that is kept; None where there is none.
+        is_newer: whether there may have been an event of the topics behind the position.
+    """
+
+    state: State
+    first: EventId | None
+    is_newer: bool
+
+
+class Batch(NamedTuple):
+    """What is appended together.
+
+    Attributes:
+        drafts: at least one.
+        key: what makes it the same as another one.
+    """
+
+    drafts: Sequence[Draft]
+    key: IdempotencyKey | None
+
+
+#: The ids of a batch, new ones or those of the first time; or why it was refused.
+Answer = list[EventId] | RemoteProtocolError
+
+
+class Appended(NamedTuple):
+    """What became of an append.
+
+    Attributes:
+        last: the newest entry behind it.
+        answers: one for each batch.
+    """
+
+    last: Known
+    answers: list[Answer]
+
+
+class Pace:
+    """How many entries to ask for, so that a reply has about ``REPLY_BYTES``.
+
+    Attributes:
+        count: that number.
+    """
+
+    def __init__(self) -> None:
+        self.count = _FIRST_COUNT
+
+    def learn(self, entries: Sequence[Entry]) -> None:
+        """Takes a reply; the next one has no more than twice as many entries."""
+        size = sum(entry.event.size for entry in entries if entry.event is not None)
+        fitting = REPLY_BYTES * len(entries) // max(size, 1)
+        self.count = max(min(fitting, 2 * self.count, _MAX_COUNT), 1)
+
+
+async def begin(redis: Redis[bytes], keys: Keys, fresh: bytes, log: bytes, known: Known) -> tuple[State, bool]:
+    """Opens the log, and begins one where there is none.
+
+    Args:
+        redis: the connection.
+        keys: the shard's.
+        fresh: the id of a log that begins.
+        log: the id of the one that was open before; empty where there was none.
+        known: the newest entry that is known of it.
+
+    Returns:
+        How it is, and whether everything behind what was known can be read on from there.
+    """
+    arguments: list[bytes | str | int] = [fresh, log, str(known.id), known.number]
+    log, start, number, last, is_known = await BEGIN.run(redis, keys, arguments)
+    return State(log, _id_of(start), Known(_id_of(last), int(number))), bool(is_known)
+
+
+async def append(redis: Redis[bytes], keys: Keys, log: bytes, length: int, batches: Sequence[Batch]) -> Appended | None:
+    """Appends batches; None where the log is another one by now, and nothing was appended.
+
+    Args:
+        redis: the connection.
+        keys: the shard's.
+        log: the id of the log.
+        length: how many entries are kept, about.
+        batches: each is refused or taken by itself.
+    """
+    arguments: list[bytes | str | int] = [log, length]
+    for batch in batches:
+        _add_batch(arguments, batch)
+    reply = await APPEND.run(redis, keys, arguments)
+    if not reply:
+        return None
+    number, last, *firsts = reply
+    answers: list[Answer] = [
+        _ids(_id_of(first), len(batch.drafts)) if first else key_reused()
+        for first, batch in zip(firsts, batches, strict=True)
+    ]
+    return Appended(Known(_id_of(last), number), answers)
+
+
+async def look(redis: Redis[bytes], keys: Keys, topics: TopicSet, after: EventId) -> Look:
+    """Looks at the stream, and whether there may have been events of topics behind a position."""
+    names = [] if topics.has_patterns else topics.exact
+    reply = await LOOK.run(redis, keys, [f"{score_of(after):.17g}", *names])
+    log, start, number, last, first, forgotten, newer = reply
+    is_newer = float(forgotten) > score_of(after) or len(newer) == MAX_NEWER
+    is_newer = is_newer or any(_decoded(name) in topics for name in newer)
+    state = State(log, _id_of(start), Known(_id_of(last), number))
+    return Look(state, _id_of(first) if first else None, is_newer)
+
+
+async def wait_for_entries(redis: Redis[bytes], keys: Keys, after: EventId, count: int, *, block: float) -> list[Entry]:
+    """Entries behind a position, as soon as there are any; none when there were none for so many seconds."""
+    arguments = (b"COUNT", count, b"BLOCK", int(block * 1000), b"STREAMS", keys.log, str(after))
+    reply = await redis.create_request(b"XREAD", *arguments, callback=_as_it_is)
+    return _entries_of(reply[keys.log]) if reply else []
+
+
+async def entries_between(redis: Redis[bytes], keys: Keys, after: EventId, upto: EventId, count: int) -> list[Entry]:
+    """The first entries behind a position."""
+    arguments = (keys.log, f"({after}", str(upto), b"COUNT", count)
+    return _entries_of(await redis.create_request(b"XRANGE", *arguments, callback=_as_it_is))
+
+
+async def entries_before(
+    redis: Redis[bytes], keys: Keys, before: EventId | None, upto: EventId, count: int
+) -> list[Entry]:
+    """The last entries up to a position, the newest first.
+
+    Args:
+        redis: the connection.
+        keys: the shard's.
+        before: those at this position and behind it are left out.
+        upto: where to begin where there is no such position.
+        count: how many.
+    """
+    end = str(upto) if before is None else f"({before}"
+    arguments = (keys.log, end, b"-", b"COUNT", count)
+    return _entries_of(await redis.create_request(b"XREVRANGE", *arguments, callback=_as_it_is))
+
+
+async def state_of(redis: Redis[bytes], keys: Keys) -> State:
+    """How the stream is."""
+    fields = (keys.meta, b"id", b"start", b"n", b"last")
+    log, start, number, last = await redis.create_request(b"HMGET", *fields, callback=_as_it_is)
+    return State(log or b"", _id_of(start or b"0-0"), Known(_id_of(last or b"0-0"), int(number or 0)))
+
+
+async def wait_for_replicas(redis: Redis[bytes], replicas: int, *, patience: float) -> int:
+    """How many replicas have what was written over this connection, when that is as many as are wanted, or in time."""
+    found: int = await redis.create_request(b"WAIT", replicas, int(patience * 1000), callback=_as_it_is)
+    return found
+
+
+async def trim(redis: Redis[bytes], keys: Keys, age: float) -> None:
+    """Drops what is older than so many seconds."""
+    await TRIM.run(redis, keys, [int(age * 1000)])
+
+
+async def probe(redis: Redis[bytes], keys: Keys) -> None:
+    """Finds out whether something can be written."""
+    await redis.hset(keys.meta, {b"probe": b""})
+
+
+#: What is known of a log that was never opened.
+NOTHING = Known(BEGINNING, 0)
+
+
+def _add_batch(arguments: list[bytes | str | int], batch: Batch) -> None:
+    key = batch.key
+    if key is None:
+        arguments += (b"", b"", 0, 0)
+    else:
+        arguments += (key.name, key.fingerprint.hex(), int(key.window * 1000), key.max_keys)
+    arguments.append(len(batch.drafts))
+    for draft in batch.drafts:
+        arguments += (draft.topic, "" if draft.type == DEFAULT_TYPE else draft.type, draft.data)
+
+
+def _entries_of(reply: Sequence[Any]) -> list[Entry]:
+    return [_entry_of(*each) for each in reply]
+
+
+def _entry_of(name: bytes, fields: Sequence[bytes]) -> Entry:
+    event_id = _id_of(name)
+    found = dict(zip(fields[::2], fields[1::2], strict=True))
+    try:
+        number = int(found[b"n"])
+        if b"m" in found:
+            return Entry(event_id, number, None, found[b"m"])
+        kind = found[b"y"].decode() if b"y" in found else DEFAULT_TYPE
+        return Entry(event_id, number, Event(event_id, found[b"t"].decode(), kind, found[b"d"]), b"")
+    except (KeyError, ValueError):
+        return Entry(event_id, 0, None, b"")
+
+
+def _id_of(text: bytes) -> EventId:
+    ms, _, counter = text.partition(b"-")
+    return EventId(int(ms), int(counter))
+
+
+def _ids(first: EventId, count: int) -> list[EventId]:
+    return [EventId(first.ms, first.counter + index) for index in range(count)]
+
+
+def _decoded(name: bytes) -> str:
+    return name.decode(errors="replace")
+
+
+def _as_it_is(reply: Any, **_: object) -> Any:
+    return reply
