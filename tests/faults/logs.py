@@ -64,7 +64,7 @@ class FaultyLog(ABC):
 class SqliteFile(FaultyLog):
     """A file, which others lock."""
 
-    kinds = (Kind("lock", "log", 1, 2, 0.2, 7),)
+    kinds = (Kind("lock", "log", 1, 2, 0.2, 9),)
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "log.db"
