@@ -82,6 +82,16 @@ def _guard() -> _Guard:
     return _Guard()
 
 
+def guard(pid: int) -> None:
+    """A process group that is killed should this process be."""
+    _guard().tell("+", pid)
+
+
+def unguard(pid: int) -> None:
+    """It has ended, or is let go."""
+    _guard().tell("-", pid)
+
+
 class Service(ABC):
     """What runs in a folder of its own; as a context manager, for as long as the block lasts.
 
@@ -122,11 +132,51 @@ class Service(ABC):
     def stop(self) -> None:
         """Has it end in order, and returns when it has; a program that takes too long is killed."""
         for daemon in self.daemons:
+            daemon.terminate()
+        for daemon in self.daemons:
             daemon.stop()
 
-    def close(self) -> None:
-        """Stops it, and removes the folder if it is a temporary one."""
+    def kill(self) -> None:
+        """Has it end at once, as SIGKILL does, and returns when it has."""
+        for daemon in self.daemons:
+            daemon.kill()
+
+    def pause(self) -> None:
+        """Holds it with SIGSTOP: it keeps its connections, and is silent."""
+        for daemon in self.daemons:
+            daemon.pause()
+
+    def resume(self) -> None:
+        """Lets it go on with SIGCONT."""
+        for daemon in self.daemons:
+            daemon.resume()
+
+    def wipe(self) -> None:
+        """Removes its data while it is not running; the configuration stays."""
+        for daemon in self.daemons:
+            daemon.wipe()
+
+    def restart(self, *, keep_data: bool = True) -> None:
+        """Starts it again at the same ports, after stopping it in order if it is running.
+
+        Args:
+            keep_data: otherwise it forgets all that it was told, as with a disk that was lost.
+        """
         self.stop()
+        if not keep_data:
+            self.wipe()
+        self.start()
+
+    def leave(self) -> list[int]:
+        """Lets it go on when this process has ended; returns the process ids of its programs."""
+        return [pid for daemon in self.daemons for pid in daemon.leave()]
+
+    def close(self) -> None:
+        """Ends it, in order if its folder stays; a temporary folder is removed."""
+        if self._keeps_folder:
+            self.stop()
+        else:
+            self.kill()
         for daemon in self.daemons:
             daemon.free_port()
         if not self._keeps_folder:
@@ -218,7 +268,7 @@ class Daemon(Service):
                 )
             except OSError as error:
                 raise NotStarted(f"{self.name} cannot be started: {error}") from error
-        _guard().tell("+", self.pid)
+        guard(self.pid)
 
     def wait_ready(self) -> None:
         """Returns when it is ready.
@@ -242,10 +292,14 @@ class Daemon(Service):
         self.launch()
         self.wait_ready()
 
+    def terminate(self) -> None:
+        """Tells it to end, without waiting until it has."""
+        self.resume()
+        self._signal(signal.SIGTERM)
+
     def stop(self) -> None:
         if self._process is not None:
-            self.resume()
-            self._process.terminate()
+            self.terminate()
             try:
                 self._process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
@@ -253,44 +307,29 @@ class Daemon(Service):
         self._end()
 
     def kill(self) -> None:
-        """Has it end at once, as SIGKILL does, and returns when it has."""
         if self._process is not None:
             self._signal(signal.SIGKILL)
         self._end()
 
     def pause(self) -> None:
-        """Holds it with SIGSTOP: it keeps its connections, and is silent."""
         self._signal(signal.SIGSTOP)
         self.is_paused = True
 
     def resume(self) -> None:
-        """Lets it go on with SIGCONT."""
         self._signal(signal.SIGCONT)
         self.is_paused = False
 
-    def restart(self, *, keep_data: bool = True) -> None:
-        """Starts it again at the same port, after stopping it in order if it is running.
-
-        Args:
-            keep_data: otherwise it forgets all that it was told, as with a disk that was lost.
-        """
-        self.stop()
-        if not keep_data:
-            self.wipe()
-        self.start()
-
     @abstractmethod
-    def wipe(self) -> None:
-        """Removes its data while it is not running."""
+    def wipe(self) -> None: ...
 
-    def leave(self) -> int:
-        """Lets it go on when this process has ended; returns the process's id."""
+    def leave(self) -> list[int]:
         pid = self.pid
         assert self._process is not None
-        _guard().tell("-", pid)
+        unguard(pid)
         self._process.returncode = 0  # not for us to wait for
         self._process = None
-        return pid
+        self.free_port()
+        return [pid]
 
     def free_port(self) -> None:
         """Lets others have its port from now on."""
@@ -305,7 +344,7 @@ class Daemon(Service):
         if self._process is None:
             return None
         status = self._process.wait()
-        _guard().tell("-", self._process.pid)
+        unguard(self._process.pid)
         self._process = None
         self.is_paused = False
         return status

@@ -1,16 +1,30 @@
 """The servers that ``scripts/services`` and the tests start: that they work, do as told, and end."""
 
+import json
 import os
 import select
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
-from services import NotStarted, RedisCluster, RedisSentinel, RedisServer, ReplyError
+from confluent_kafka import KafkaException, Producer
+from encryption import authority_file, certificate_file
+from services import (
+    KafkaServer,
+    NotStarted,
+    RedisCluster,
+    RedisSentinel,
+    RedisServer,
+    ReplyError,
+    SharedKafka,
+    shared_kafka,
+)
 
 from engines.daemon import wait_until
+from engines.left import Left
 from engines.redis import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +99,72 @@ def test_sentinels_elect_another_primary() -> None:
         redis.fail_over()
         assert redis.primary is first
         assert first.execute("XLEN", "stream") == 1
+
+
+def produce(address: str, topic: str, **settings: str) -> int:
+    """Offset of a record that all brokers in sync have."""
+    delivered: list[int] = []
+    producer = Producer({"bootstrap.servers": address, "enable.idempotence": True, "log_level": 0, **settings})
+    producer.produce(topic, b"value", on_delivery=lambda error, message: delivered.append(message.offset()))
+    producer.flush(20)
+    return delivered[0]
+
+
+def test_kafka_is_one_for_the_whole_run(kafka: SharedKafka) -> None:
+    topic = f"test-{uuid.uuid4()}"
+    kafka.create_topic(topic, 2, {"max.message.bytes": "2097152"})
+    assert kafka.leader_id(topic, 1) == 0
+    assert produce(kafka.address, topic) == 0
+    with pytest.raises(KafkaException, match="TOPIC_ALREADY_EXISTS"):
+        kafka.create_topic(topic)
+    kafka.delete_topic(topic)
+
+
+def test_processes_share_a_kafka_until_the_last_has_left_it(tmp_path: Path) -> None:
+    with shared_kafka(tmp_path) as first:
+        with shared_kafka(tmp_path) as second:
+            assert second.address == first.address
+        first.create_topic("topic")
+        assert produce(first.address, "topic") == 0
+    state = json.loads((tmp_path / "kafka.json").read_text(encoding="utf-8"))
+    assert not Left(*state["left"]).is_running
+    assert not Path(state["folder"]).exists()
+
+
+def test_kafka_keeps_what_it_acknowledged() -> None:
+    settings = {"security.protocol": "SASL_SSL", "ssl.ca.location": authority_file(), "sasl.mechanism": "PLAIN"}
+    settings |= {"sasl.username": "app", "sasl.password": "secret"}
+    with KafkaServer(certificate=certificate_file(), users={"app": "secret"}) as kafka:
+        kafka.create_topic("topic")
+        assert produce(kafka.address, "topic", **settings) == 0
+        kafka.kill()
+        kafka.start()
+        assert produce(kafka.address, "topic", **settings) == 1
+        kafka.restart(keep_data=False)
+        assert "topic" not in kafka.admin.list_topics(timeout=10).topics
+
+
+def test_another_broker_leads_when_one_is_gone() -> None:
+    with KafkaServer(brokers=3) as kafka:
+        kafka.create_topic("topic")
+        assert produce(kafka.address, "topic") == 0
+        leader = kafka.leader_of("topic")
+        leader.kill()
+        wait_until(lambda: kafka.leader_id("topic") not in (leader.id, -1), "another leader")
+        assert produce(kafka.address, "topic") == 1
+        leader.start()
+        kafka.wait_whole()
+        wait_until(lambda: kafka.in_sync("topic") == {0, 1, 2}, "all to have it")
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [("num.io.threads=many", "could not format its storage"), ("metric.reporters=nobody", "ended with status 1")],
+)
+def test_kafka_says_why_it_did_not_start(line: str, why: str) -> None:
+    with pytest.raises(NotStarted, match=why) as raised, KafkaServer(config=[line]):
+        raise AssertionError
+    assert line.partition("=")[2] in str(raised.value)
 
 
 def test_a_killed_process_leaves_nothing_running() -> None:

@@ -13,7 +13,7 @@ import random
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -28,9 +28,10 @@ from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice
 from tricast.log.redis_history import newest, read_stream
 from tricast.log.redis_servers import ERRORS, Servers, unavailable
 from tricast.log.redis_stream import REPLY_BYTES, Answer, Batch, Entry, Keys, Known, Pace, State, keys_of
+from tricast.log.sharded import ShardedLog, shard_of
 from tricast.log.statistics import Statistics
 from tricast.log.window import Window, gap_between, unknown_position
-from tricast.log_urls import RedisUrl
+from tricast.log_urls import CLUSTER, RedisUrl
 from tricast.logs import Logger
 
 #: How long Redis is asked to wait for something new. A connection that is dead is noticed so much later.
@@ -49,6 +50,8 @@ _DRAFT_BYTES = 200
 _READERS = 2
 #: What another process has told a client is mostly here a moment later.
 _MOMENT = 0.05
+#: How long who has published waits for it to come here, too.
+_PATIENCE = 1.0
 #: Old events are dropped when they are this much older than they may be, but no more often than each minute.
 _TRIM_SHARE = 0.05
 _TRIM_SECONDS = (1.0, 60.0)
@@ -64,8 +67,40 @@ def redis_log(config: Config, url: RedisUrl, *, logger: Logger) -> Log:
     Raises:
         ConfigError: a file for TLS cannot be used.
     """
-    servers = Servers(url, config.log)
-    return RedisShard(servers, config.log, history_age=config.events.history_age, logger=logger)
+    servers, statistics = Servers(url, config.log), Statistics()
+    count = config.log.shards
+    shards = {
+        number: RedisShard(
+            servers,
+            config.log,
+            history_age=config.events.history_age,
+            logger=logger,
+            number=number,
+            statistics=statistics,
+        )
+        for number in range(count)
+    }
+    if count == 1:
+        return shards[0]
+
+    async def append_all(
+        by_shard: Mapping[int, Sequence[Draft]], key: IdempotencyKey | None
+    ) -> dict[int, list[EventId]]:
+        numbers = sorted(by_shard)
+        several = [shards[number] for number in numbers]
+        batch = Batch([by_shard[number] for number in numbers], key)
+        found = dict(zip(numbers, await several[0].append_together(several, batch), strict=True))
+        for number, ids in found.items():
+            await shards[number].arrived(ids[-1])
+        return found
+
+    return ShardedLog(
+        shards,
+        shard_of=lambda topic: shard_of(topic, count),
+        # In a cluster they are on different servers.
+        append_all=None if url.topology == CLUSTER else append_all,
+        statistics=statistics,
+    )
 
 
 class RedisShard:
@@ -368,12 +403,33 @@ class RedisShard:
 
     async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> list[EventId]:
         """See ``Log.append``."""
+        (ids,) = await self.append_together((self,), Batch((drafts,), key))
+        await self.arrived(ids[-1])
+        return ids
+
+    async def arrived(self, position: EventId) -> None:
+        """Returns when this process has come to a position, so that who published finds it here; or a while later."""
+        if self.last_id < position:
+            with trio.move_on_after(_PATIENCE):
+                await self._come_to(position)
+
+    async def append_together(self, shards: Sequence["RedisShard"], batch: Batch) -> list[list[EventId]]:
+        """Appends a batch to several shards, over the connection of this one, which has to be one of them.
+
+        Args:
+            shards: they are all on one server.
+            batch: its parts are for these shards.
+
+        Raises:
+            LogUnavailable: see ``Log.append``.
+            RemoteProtocolError: the key was used for something else.
+        """
         if self._session is None:
             raise LogUnavailable(self._problem or _LOST)
         if len(self._jobs) >= _MAX_WAITING or self._waiting_bytes >= _MAX_WAITING_BYTES:
             raise LogUnavailable("too many publishes are waiting for Redis")
         with self._statistics.appends.timing():
-            job = _Job(Batch(drafts, key))
+            job = _Job(shards, batch)
             self._jobs[job] = None
             self._waiting.append(job)
             self._waiting_bytes += job.size
@@ -392,11 +448,10 @@ class RedisShard:
         """
         while True:
             if not self._waiting:
-                self._bell = trio.Event()
-                await self._bell.wait()
+                await self._wait_for_work(redis)
             group = self._take_group()
             try:
-                answers: Sequence[_Result] = await self._append_group(redis, [job.batch for job in group])
+                answers: Sequence[_Result] = await self._append_group(redis, group)
             except ERRORS as error:
                 if not _is_refusal(error):
                     raise
@@ -406,26 +461,39 @@ class RedisShard:
             for job, answer in zip(group, answers, strict=True):
                 self._finish(job, answer)
 
-    async def _append_group(self, redis: Redis[bytes], batches: Sequence[Batch]) -> Sequence["_Result"]:
-        config = self._config
-        appended = await stream.append(redis, self._keys, self._state.log, config.length, batches)
+    async def _wait_for_work(self, redis: Redis[bytes]) -> None:
+        while not self._waiting:
+            self._bell = trio.Event()
+            with trio.move_on_after(_WATCH_SECONDS) as scope:
+                await self._bell.wait()
+            if scope.cancelled_caught:
+                # Rather than the next publisher, let this find out that the connection is dead.
+                await stream.state_of(redis, self._keys)
+
+    async def _append_group(self, redis: Redis[bytes], group: Sequence["_Job"]) -> Sequence["_Result"]:
+        config, shards = self._config, group[0].shards
+        streams = [(shard._keys, shard._state.log) for shard in shards]  # noqa: SLF001 - of its own kind
+        appended = await stream.append(redis, streams, config.length, [job.batch for job in group])
         if appended is None:
             raise LogUnavailable(_ANEW)
-        self._acknowledged = max(self._acknowledged, appended.last)
+        for shard, head in zip(shards, appended.heads, strict=True):
+            shard._acknowledged = max(shard._acknowledged, head)  # noqa: SLF001
         if config.replicas:
             found = await stream.wait_for_replicas(redis, config.replicas, patience=config.timeout)
             if found < config.replicas:
                 why = f"only {found} of {config.replicas} replicas have it"
-                return [LogUnavailable(why) for _ in batches]
+                return [LogUnavailable(why) for _ in group]
         return appended.answers
 
     def _take_group(self) -> list["_Job"]:
         group: list[_Job] = []
         drafts = size = 0
-        while self._waiting and size < _MAX_GROUP_BYTES:
-            drafts += len(self._waiting[0].batch.drafts)
-            size += self._waiting[0].size
-            if group and (drafts > _MAX_GROUP_DRAFTS or size > _MAX_GROUP_BYTES):
+        while self._waiting:
+            job = self._waiting[0]
+            drafts += job.drafts
+            size += job.size
+            is_full = drafts > _MAX_GROUP_DRAFTS or size > _MAX_GROUP_BYTES
+            if group and (is_full or job.shards != group[0].shards):
                 break
             group.append(self._waiting.popleft())
         return group
@@ -526,11 +594,13 @@ _Result = Answer | LogUnavailable
 class _Job:
     """Something to append for a task that waits for it."""
 
-    __slots__ = ("batch", "done", "result", "size")
+    __slots__ = ("batch", "done", "drafts", "result", "shards", "size")
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, shards: Sequence[RedisShard], batch: Batch) -> None:
+        self.shards = shards
         self.batch = batch
-        self.size = sum(_size_of(draft) for draft in batch.drafts)
+        self.drafts = sum(map(len, batch.parts))
+        self.size = sum(_size_of(draft) for part in batch.parts for draft in part)
         self.done = trio.Event()
         self.result: _Result | None = None
 

@@ -124,31 +124,39 @@ return {id, start, n, last, 0}
 """
 )
 
-#: Appends batches.
-#: ARGV: the id of the log, and how many entries it keeps; then for each batch its key (empty for none) with
-#: fingerprint, window in ms and greatest number of keys, how many drafts, and for each of these topic, type (empty for
-#: the usual one) and data.
-#: Returns 0 where the log is another one by now. Else number and last, and for each batch its first id, to which the
-#: others are neighbours; it is empty if the key was used for something else.
+#: Appends batches, to one shard or to several.
+#: KEYS: those of each shard.
+#: ARGV: how many entries a shard keeps, and the id of each shard's log; then for each batch its key (empty for none)
+#: with fingerprint, window in ms and greatest number of keys, and for each shard how many drafts, and for each of these
+#: topic, type (empty for the usual one) and data. Each batch has a draft for each shard.
+#: Returns 0 where one of the logs is another one by now. Else for each shard number and last, and for each batch its
+#: first id in each shard, to which the others are neighbours; they are empty if the key was used for something else.
 APPEND = Script(
     _COMMON
     + f"""
 local MAX_TOPICS, MAX_FORGOTTEN, COUNTERS = {_MAX_TOPICS}, {_MAX_FORGOTTEN}, {_COUNTERS}
 """
     + """
-local state = redis.call('HMGET', meta, 'id', 'n', 'last')
-if state[1] ~= ARGV[1] or redis.call('EXISTS', log) == 0 then return 0 end
-local length, before, last = ARGV[2], tonumber(state[2]), state[3]
-local n = before
-local now = now_ms()
-local newest, answers = {}, {}
+local length, now = ARGV[1], now_ms()
+local shards, reply = {}, {}
+for index = 1, #KEYS / 5 do
+  local at = 5 * index - 4
+  local state = redis.call('HMGET', KEYS[at + 1], 'id', 'n', 'last')
+  if state[1] ~= ARGV[index + 1] or redis.call('EXISTS', KEYS[at]) == 0 then return 0 end
+  shards[index] = {
+    log = KEYS[at], meta = KEYS[at + 1], topics = KEYS[at + 2], n = tonumber(state[2]), last = state[3], newest = {}
+  }
+end
 
 local function find(key, fingerprint, window)
   local used = redis.call('HGET', keys, key)
   if not used then return nil end
-  local first, known = string.match(used, '^(%S+) (%S*)$')
-  if parse(first) < now - window then return nil end
-  return known == fingerprint and first or ''
+  local firsts, known = string.match(used, '^(%S+) (%S*)$')
+  if tonumber(string.match(firsts, '^%d+')) < now - window then return nil end
+  if known ~= fingerprint then firsts = string.rep(',', #shards) end
+  local found = {}
+  for first in string.gmatch(firsts, '([^,]*),') do found[#found + 1] = first end
+  return found
 end
 
 local function forget(old)
@@ -158,59 +166,67 @@ local function forget(old)
   end
 end
 
-local function remember(key, fingerprint, window, max_keys, first)
-  redis.call('HSET', keys, key, first .. ' ' .. fingerprint)
-  redis.call('ZADD', keyed, parse(first), key)
+local function remember(key, fingerprint, window, max_keys, firsts)
+  redis.call('HSET', keys, key, table.concat(firsts, ',') .. ', ' .. fingerprint)
+  redis.call('ZADD', keyed, string.match(firsts[1], '^%d+'), key)
   local oldest = string.format('(%.0f', now - window)
   forget(redis.call('ZRANGEBYSCORE', keyed, '-inf', oldest, 'LIMIT', 0, MAX_FORGOTTEN))
   local surplus = redis.call('ZCARD', keyed) - max_keys
   if surplus > 0 then forget(redis.call('ZRANGE', keyed, 0, surplus - 1)) end
 end
 
-local function add(id, topic, kind, data)
-  n = n + 1
+local function add(shard, id, topic, kind, data)
+  shard.n = shard.n + 1
+  local last
   if kind == '' then
-    last = redis.call('XADD', log, 'MAXLEN', '~', length, id, 'n', n, 't', topic, 'd', data)
+    last = redis.call('XADD', shard.log, 'MAXLEN', '~', length, id, 'n', shard.n, 't', topic, 'd', data)
   else
-    last = redis.call('XADD', log, 'MAXLEN', '~', length, id, 'n', n, 't', topic, 'y', kind, 'd', data)
+    last = redis.call('XADD', shard.log, 'MAXLEN', '~', length, id, 'n', shard.n, 't', topic, 'y', kind, 'd', data)
   end
-  newest[topic] = last
+  shard.last, shard.newest[topic] = last, last
 end
 
-local at = 3
+local at = #shards + 2
 while ARGV[at] do
-  local key, fingerprint = ARGV[at], ARGV[at + 1]
-  local window, max_keys, count = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
-  at = at + 5
-  local first = key ~= '' and find(key, fingerprint, window)
-  if not first then
-    local id = '*'
-    for index = at, at + 3 * count - 1, 3 do
-      add(id, ARGV[index], ARGV[index + 1], ARGV[index + 2])
-      if not first then
-        first = last
-        id = string.match(first, '^%d+') .. '-*'
+  local key, fingerprint, window, max_keys = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  local known = key ~= '' and find(key, fingerprint, window)
+  local firsts = known or {}
+  at = at + 4
+  for number, shard in ipairs(shards) do
+    local id, drafts = '*', at + 1
+    at = drafts + 3 * tonumber(ARGV[at])
+    if not known then
+      for index = drafts, at - 1, 3 do
+        add(shard, id, ARGV[index], ARGV[index + 1], ARGV[index + 2])
+        if id == '*' then
+          firsts[number] = shard.last
+          id = string.match(shard.last, '^%d+') .. '-*'
+        end
       end
     end
-    if key ~= '' then remember(key, fingerprint, window, max_keys, first) end
+    reply[#reply + 1] = firsts[number]
   end
-  at = at + 3 * count
-  answers[#answers + 1] = first
+  if key ~= '' and not known then remember(key, fingerprint, window, max_keys, firsts) end
 end
 
-if n > before then
-  for topic, id in pairs(newest) do
+local heads = {}
+for _, shard in ipairs(shards) do
+  for topic, id in pairs(shard.newest) do
     local ms, counter = parse(id)
-    redis.call('ZADD', topics, string.format('%.17g', ms + math.min(counter, COUNTERS - 1) / COUNTERS), topic)
+    redis.call('ZADD', shard.topics, string.format('%.17g', ms + math.min(counter, COUNTERS - 1) / COUNTERS), topic)
   end
-  local surplus = redis.call('ZCARD', topics) - MAX_TOPICS
-  if surplus > 0 then
-    local gone = redis.call('ZPOPMIN', topics, surplus)
-    redis.call('HSET', meta, 'forgotten', gone[#gone])
+  if next(shard.newest) then
+    local surplus = redis.call('ZCARD', shard.topics) - MAX_TOPICS
+    if surplus > 0 then
+      local gone = redis.call('ZPOPMIN', shard.topics, surplus)
+      redis.call('HSET', shard.meta, 'forgotten', gone[#gone])
+    end
+    redis.call('HSET', shard.meta, 'n', shard.n, 'last', shard.last)
   end
-  redis.call('HSET', meta, 'n', n, 'last', last)
+  heads[#heads + 1] = shard.n
+  heads[#heads + 1] = shard.last
 end
-return {n, last, unpack(answers)}
+return {heads, reply}
 """
 )
 

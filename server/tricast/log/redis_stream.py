@@ -103,27 +103,27 @@ class Batch(NamedTuple):
     """What is appended together.
 
     Attributes:
-        drafts: at least one.
+        parts: for each shard that it is for, at least one draft.
         key: what makes it the same as another one.
     """
 
-    drafts: Sequence[Draft]
+    parts: Sequence[Sequence[Draft]]
     key: IdempotencyKey | None
 
 
-#: The ids of a batch, new ones or those of the first time; or why it was refused.
-Answer = list[EventId] | RemoteProtocolError
+#: The ids of a batch in each of its shards, new ones or those of the first time; or why it was refused.
+Answer = list[list[EventId]] | RemoteProtocolError
 
 
 class Appended(NamedTuple):
     """What became of an append.
 
     Attributes:
-        last: the newest entry behind it.
+        heads: the newest entry behind it, of each shard.
         answers: one for each batch.
     """
 
-    last: Known
+    heads: list[Known]
     answers: list[Answer]
 
 
@@ -162,28 +162,28 @@ async def begin(redis: Redis[bytes], keys: Keys, fresh: bytes, log: bytes, known
     return State(log, _id_of(start), Known(_id_of(last), int(number))), bool(is_known)
 
 
-async def append(redis: Redis[bytes], keys: Keys, log: bytes, length: int, batches: Sequence[Batch]) -> Appended | None:
-    """Appends batches; None where the log is another one by now, and nothing was appended.
+async def append(
+    redis: Redis[bytes], shards: Sequence[tuple[Keys, bytes]], length: int, batches: Sequence[Batch]
+) -> Appended | None:
+    """Appends batches; None where a log is another one by now, and nothing was appended.
 
     Args:
         redis: the connection.
-        keys: the shard's.
-        log: the id of the log.
-        length: how many entries are kept, about.
+        shards: keys, and the id of the log, of each shard that the batches are for.
+        length: how many entries a shard keeps, about.
         batches: each is refused or taken by itself.
     """
-    arguments: list[bytes | str | int] = [log, length]
+    arguments: list[bytes | str | int] = [length, *(log for _, log in shards)]
     for batch in batches:
         _add_batch(arguments, batch)
-    reply = await APPEND.run(redis, keys, arguments)
+    reply = await APPEND.run(redis, [key for keys, _ in shards for key in keys], arguments)
     if not reply:
         return None
-    number, last, *firsts = reply
-    answers: list[Answer] = [
-        _ids(_id_of(first), len(batch.drafts)) if first else key_reused()
-        for first, batch in zip(firsts, batches, strict=True)
-    ]
-    return Appended(Known(_id_of(last), number), answers)
+    heads, firsts = reply
+    first_of = iter(firsts)
+    answers = [_answer([next(first_of) for _ in batch.parts], batch) for batch in batches]
+    pairs = zip(heads[::2], heads[1::2], strict=True)
+    return Appended([Known(_id_of(last), number) for number, last in pairs], answers)
 
 
 async def look(redis: Redis[bytes], keys: Keys, topics: TopicSet, after: EventId) -> Look:
@@ -260,9 +260,16 @@ def _add_batch(arguments: list[bytes | str | int], batch: Batch) -> None:
         arguments += (b"", b"", 0, 0)
     else:
         arguments += (key.name, key.fingerprint.hex(), int(key.window * 1000), key.max_keys)
-    arguments.append(len(batch.drafts))
-    for draft in batch.drafts:
-        arguments += (draft.topic, "" if draft.type == DEFAULT_TYPE else draft.type, draft.data)
+    for part in batch.parts:
+        arguments.append(len(part))
+        for draft in part:
+            arguments += (draft.topic, "" if draft.type == DEFAULT_TYPE else draft.type, draft.data)
+
+
+def _answer(firsts: Sequence[bytes], batch: Batch) -> Answer:
+    if not firsts[0]:
+        return key_reused()
+    return [_ids(_id_of(first), len(part)) for first, part in zip(firsts, batch.parts, strict=True)]
 
 
 def _entries_of(reply: Sequence[Any]) -> list[Entry]:
