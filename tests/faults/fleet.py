@@ -10,7 +10,7 @@ from typing import Any
 import trio
 from clients import Closed, ask
 
-from engines.daemon import HOST, Daemon, Port
+from engines.daemon import HOST, Daemon
 
 _PROGRAM = "from tricast.cli import main; main()"
 
@@ -21,18 +21,15 @@ class TricastServer(Daemon):
     Attributes:
         number: which of the servers it is.
         is_wanted: whether it has to run now.
-        url: where it listens.
     """
 
     def __init__(self, number: int, folder: Path, sections: Mapping[str, Any]) -> None:
         super().__init__(folder)
         self.number = number
         self.is_wanted = False
-        self._port = Port()
-        self.url = f"http://{HOST}:{self._port.number}"
         self._begun_at = 0
         own: dict[str, Mapping[str, Any]] = {
-            "server": {"port": self._port.number},
+            "server": {"port": self.port},
             "drain": {"period": "0s", "grace": "0s"},
         }
         (folder / "server.toml").write_text(_toml({**own, **sections}), encoding="utf-8")
@@ -40,6 +37,10 @@ class TricastServer(Daemon):
     @property
     def name(self) -> str:
         return f"server {self.number}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
 
     def command(self) -> Sequence[str]:
         return [sys.executable, "-c", _PROGRAM, "serve", "--config", "server.toml"]
@@ -82,10 +83,6 @@ class TricastServer(Daemon):
                 except (OSError, Closed):
                     pass
             await trio.sleep(0.1)
-
-    def close(self) -> None:
-        super().close()
-        self._port.release()
 
 
 def _toml(sections: Mapping[str, Mapping[str, Any]]) -> str:

@@ -2,19 +2,19 @@
 
 import random
 import sqlite3
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import trio
 from faults.plan import Kind
 from faults.relay import Relay, Way
-from services import RedisServer
+from services import RedisCluster, RedisSentinel, RedisServer
 
-from engines.daemon import Daemon
+from engines.daemon import Daemon, Service
 
 SERVERS = 3
 #: What can happen to the servers themselves, whatever the log.
@@ -22,14 +22,16 @@ SERVER_KINDS = (
     Kind("kill", "server", SERVERS, 3, 0.1, 4),
     Kind("stop", "server", SERVERS, 3, 0.2, 6),
 )
-_RELAYS = tuple(way.value for way in Way if way is not Way.PASS)
+_RELAYED = tuple(way.value for way in Way if way is not Way.PASS)
 
 
-def _relay_kinds() -> Sequence[Kind]:
-    kinds = [Kind("drop", "relay", SERVERS, 1, 0, 0), Kind("drop", "relay", SERVERS, 1, 0, 0, is_for_all=True)]
-    for what in _RELAYS:
-        kinds += [Kind(what, "relay", SERVERS, 1.5, 0.2, 6), Kind(what, "relay", SERVERS, 0.5, 0.2, 4, is_for_all=True)]
-    return kinds
+def _relay_kinds(count: int) -> Iterator[Kind]:
+    if count:
+        yield Kind("drop", "relay", count, 1, 0, 0)
+        yield Kind("drop", "relay", count, 1, 0, 0, is_for_all=True)
+    for what in _RELAYED if count else ():
+        yield Kind(what, "relay", count, 1.5, 0.2, 6)
+        yield Kind(what, "relay", count, 0.5, 0.2, 4, is_for_all=True)
 
 
 class FaultyLog(ABC):
@@ -64,7 +66,7 @@ class FaultyLog(ABC):
 class SqliteFile(FaultyLog):
     """A file, which others lock."""
 
-    kinds = (Kind("lock", "log", 1, 2, 0.2, 7),)
+    kinds = (Kind("lock", "log", 1, 2, 0.2, 9),)
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "log.db"
@@ -93,62 +95,86 @@ class SqliteFile(FaultyLog):
 
 
 class Engines(FaultyLog):
-    """A log that is kept by servers of its own, of which some have relays in front of them.
+    """A log that is kept by servers of its own.
 
     Args:
-        engines: by the number under which the plan knows them.
-        relayed: the port behind the relays, if each server reaches the log through one.
+        loses: whether it may lose its data.
         more: of the section ``log``.
     """
 
-    def __init__(self, engines: Sequence[Daemon], *, relayed: int | None, more: Mapping[str, Any]) -> None:
-        self._engines = engines
+    #: How many relays there are: one for each server, one for all, or none where the log tells its own addresses.
+    relays = 0
+    #: How many engines there are.
+    engines = 1
+
+    def __init__(self, *, loses: bool, more: Mapping[str, Any]) -> None:
         self._more = more
-        self._relayed = relayed
+        self._service: Service
         self._relays: list[Relay] = []
-        count = len(engines)
         self.kinds = (
-            Kind("kill", "log", count, 2, 0.1, 4),
-            Kind("pause", "log", count, 3, 0.2, 5),
-            *(_relay_kinds() if relayed is not None else ()),
+            Kind("kill", "log", self.engines, 2, 0.1, 4),
+            Kind("pause", "log", self.engines, 3, 0.2, 5),
+            *_relay_kinds(self.relays),
         )
+        if loses:
+            self.kinds = (*self.kinds, Kind("lose", "log", self.engines, 1.5, 0.1, 3))
+        self.losing = self.losing | {"lose"}
 
     @abstractmethod
-    def url(self, port: int | None) -> str:
-        """The log's URL for a server, where there is a relay by way of this port."""
+    def service(self) -> Service:
+        """The servers, which are not running yet; the relays listen already."""
+
+    @abstractmethod
+    def url(self, server: int) -> str:
+        """The log's URL for a server."""
+
+    def nodes(self) -> Sequence[Daemon]:
+        """The engines by the number under which the plan knows them."""
+        return self._service.daemons
 
     def sections(self, server: int) -> Mapping[str, Any]:
-        port = self._relays[server].port if self._relays else None
-        return {"url": self.url(port), "timeout": "1s", "reconnect_max": "1s", **self._more}
+        return {"url": self.url(server), "timeout": "1s", "reconnect_max": "1s", **self._more}
 
     @asynccontextmanager
     async def open(self, numbers: random.Random) -> AsyncIterator[None]:
         async with trio.open_nursery() as nursery:
-            if self._relayed is not None:
-                for _ in range(SERVERS):
-                    relay = Relay(("127.0.0.1", self._relayed), numbers)
-                    await nursery.start(relay.serve)
-                    self._relays.append(relay)
-            yield
+            for _ in range(self.relays):
+                relay = Relay(numbers)
+                await nursery.start(relay.serve)
+                self._relays.append(relay)
+            self._service = self.service()
+            try:
+                await _in_thread(self._service.start)
+                for relay in self._relays:
+                    relay.upstream_port = self.nodes()[0].port
+                await _in_thread(self.ready)
+                yield
+            finally:
+                self._service.close()
             nursery.cancel_scope.cancel()
+
+    def ready(self) -> None:
+        """Does what has to be done before it can be used, whenever it was started without its data."""
 
     async def begin(self, what: str, lane: str, target: int) -> None:
         if lane == "relay":
             self._disturb(self._relays[target], what)
         elif what == "pause":
-            self._engines[target].pause()
+            self.nodes()[target].pause()
         else:
-            await _in_thread(self._engines[target].kill)
+            await _in_thread(self.nodes()[target].kill)
 
     async def end(self, what: str, lane: str, target: int) -> None:
         if lane == "relay":
             self._relays[target].take(Way.PASS)
         elif what == "pause":
-            self._engines[target].resume()
+            self.nodes()[target].resume()
         else:
             if what == "lose":
-                self._engines[target].wipe()
-            await _in_thread(self._engines[target].start)
+                self.nodes()[target].wipe()
+            await _in_thread(self.nodes()[target].start)
+            if what == "lose":
+                await _in_thread(self.ready)
 
     @staticmethod
     def _disturb(relay: Relay, what: str) -> None:
@@ -161,18 +187,81 @@ class Engines(FaultyLog):
 class OneRedis(Engines):
     """One Redis, each server with a relay in front of it."""
 
-    losing = frozenset({"lose"})
+    relays = SERVERS
 
-    def __init__(self, redis: RedisServer, *, loses: bool, more: Mapping[str, Any]) -> None:
-        super().__init__([redis], relayed=redis.port, more=more)
-        if loses:
-            self.kinds = (*self.kinds, Kind("lose", "log", 1, 1.5, 0.1, 3))
+    def service(self) -> Service:
+        return RedisServer()
 
-    def url(self, port: int | None) -> str:
-        return f"redis://127.0.0.1:{port}"
+    def url(self, server: int) -> str:
+        return f"redis://127.0.0.1:{self._relays[server].port}"
+
+
+class Cluster(Engines):
+    """Three masters; while one of them is away, so are its slots."""
+
+    engines = 3
+
+    def service(self) -> Service:
+        return RedisCluster()
+
+    def url(self, server: int) -> str:
+        return self._service.url
+
+
+class ReplicatedCluster(Cluster):
+    """Three masters with a replica each: who is away is replaced, and what the replica had not got is lost."""
+
+    engines = 6
+    losing = frozenset({"kill", "pause"})
+
+    def service(self) -> Service:
+        return RedisCluster(replicas=1)
+
+
+class Sentinel(Engines):
+    """A primary and a replica, of which Sentinel makes another primary; what it had not got is lost."""
+
+    engines = 2
+    losing = frozenset({"kill", "pause"})
+
+    def service(self) -> Service:
+        return RedisSentinel()
+
+    def nodes(self) -> Sequence[Daemon]:
+        service = self._service
+        assert isinstance(service, RedisSentinel)
+        return service.servers
+
+    def url(self, server: int) -> str:
+        return self._service.url
 
 
 async def _in_thread(function: Callable[[], None]) -> None:
-    # What was begun is waited for, or a server would be left behind.
-    with suppress(RuntimeError):
-        await trio.to_thread.run_sync(partial(function))
+    # What was begun is waited for when this is cancelled, or a program would be left behind.
+    await trio.to_thread.run_sync(function)
+
+
+#: By the names under which one asks for them.
+ENGINES: Mapping[str, type[Engines]] = {
+    "redis": OneRedis,
+    "redis-cluster": Cluster,
+    "redis-replicated": ReplicatedCluster,
+    "redis-sentinel": Sentinel,
+}
+LOGS = ("sqlite", *ENGINES)
+
+
+@contextmanager
+def log_named(name: str, *, loses: bool, more: Mapping[str, Any]) -> Iterator[FaultyLog]:
+    """A log of the test's own, gone at the end of the block.
+
+    Args:
+        name: one of the ``LOGS``.
+        loses: whether it may lose its data.
+        more: of the section ``log``.
+    """
+    if name in ENGINES:
+        yield ENGINES[name](loses=loses, more=more)
+        return
+    with tempfile.TemporaryDirectory(prefix="tricast-faults-") as folder:
+        yield SqliteFile(Path(folder))

@@ -25,20 +25,20 @@ class Relay:
     """Passes connections on to an address.
 
     Args:
-        upstream: host and port.
         numbers: for how slow it is.
 
     Attributes:
+        upstream_port: where connections go, on 127.0.0.1.
         port: where it listens, on 127.0.0.1, once it serves.
     """
 
-    def __init__(self, upstream: tuple[str, int], numbers: random.Random) -> None:
-        self._upstream = upstream
+    def __init__(self, numbers: random.Random) -> None:
         self._numbers = numbers
         self._way = Way.PASS
         self._is_open = trio.Event()
         self._is_open.set()
         self._connections: set[trio.CancelScope] = set()
+        self.upstream_port = 0
         self.port = 0
 
     async def serve(self, task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED) -> None:
@@ -77,7 +77,7 @@ class Relay:
         await self._is_open.wait()
         if self._way is Way.REFUSE:
             return
-        upstream = await trio.open_tcp_stream(*self._upstream)
+        upstream = await trio.open_tcp_stream("127.0.0.1", self.upstream_port)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._pump, downstream, upstream, nursery.cancel_scope)

@@ -3,41 +3,18 @@
 import argparse
 import random
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import trio
-from faults.logs import FaultyLog, OneRedis, SqliteFile
+from faults.logs import LOGS, log_named
 from faults.round import Effort, play
-from services import RedisServer
 
-LOGS = ("sqlite", "redis")
 _EPILOG = """Three servers on one log, publishers, and subscribers that go from one server to another, while servers and
 the log are killed, stopped and cut off. The same seed makes the same plan of faults. Exit status: 0 when every
 subscriber got what was acknowledged, in order, or was told of a gap; 1 otherwise, with what was broken and what
 happened around it; 2 for wrong usage."""
-
-
-@contextmanager
-def log_named(name: str, *, loses: bool, more: Mapping[str, Any]) -> Iterator[FaultyLog]:
-    """A log of the test's own, gone at the end of the block.
-
-    Args:
-        name: one of the ``LOGS``.
-        loses: whether it may lose its data.
-        more: of the section ``log``.
-    """
-    if name == "sqlite":
-        with tempfile.TemporaryDirectory(prefix="tricast-faults-") as folder:
-            yield SqliteFile(Path(folder))
-    else:
-        with RedisServer() as redis:
-            yield OneRedis(redis, loses=loses, more=more)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
