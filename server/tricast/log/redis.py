@@ -25,6 +25,7 @@ from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import BEGINNING, Draft, Event, EventId, Position, TopicSet
 from tricast.log import redis_stream as stream
 from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice
+from tricast.log.redis_channel import channel_log
 from tricast.log.redis_history import newest, read_stream
 from tricast.log.redis_servers import ERRORS, Servers, unavailable
 from tricast.log.redis_stream import REPLY_BYTES, Answer, Batch, Entry, Keys, Known, Pace, State, keys_of
@@ -67,6 +68,8 @@ def redis_log(config: Config, url: RedisUrl, *, logger: Logger) -> Log:
     Raises:
         ConfigError: a file for TLS cannot be used.
     """
+    if config.log.delivery == "pubsub":
+        return channel_log(config, url, logger=logger)
     servers, statistics = Servers(url, config.log), Statistics()
     count = config.log.shards
     shards = {
