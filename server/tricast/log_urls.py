@@ -91,7 +91,7 @@ def _parse_servers(text: str) -> RedisUrl | KafkaUrl:
     if url.query or url.fragment or not re.fullmatch(r"[!-~]+", text):
         raise ValueError(text)
     credentials, _, nodes = url.netloc.rpartition("@")
-    path = url.path.strip("/")
+    path = url.path.removeprefix("/").rstrip("/")
     if url.scheme == "kafka":
         if credentials or _KAFKA_TOPIC.fullmatch(path) is None or path in (".", ".."):
             raise ValueError(text)

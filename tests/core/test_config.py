@@ -347,6 +347,71 @@ def test_the_url_of_a_log_is_not_repeated(load: Loader) -> None:
     assert "secret" not in found
 
 
+# Logs on servers
+
+KAFKA = '[log]\nurl = "kafka://host/events"\n'
+REDIS = '[log]\nurl = "redis://user:secret@host"\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{REDIS}shards = 256\ndelivery = "pubsub"\nreplicas = 1\nnamespace = "a:b"',
+        f'{REDIS}tls_certificate = "a"\ntls_key = "b"',
+        f'{KAFKA}shards = 4\nlength = 1\nkafka = {{ "sasl.username" = "a" }}\n[[log.source]]\nkafka_topic = "a"',
+        '[log]\nshards = 1\ndelivery = "stream"\nkafka = {}\nsource = []',
+    ],
+)
+def test_logs_on_servers(load: Loader, text: str) -> None:
+    load(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[log]\nshards = 2", "FILE: log: expected a log.url for redis or kafka, where there is log.shards"),
+        ('[log]\ndelivery = "pubsub"', "FILE: log: expected a log.url for redis, where there is log.delivery"),
+        (f"{KAFKA}replicas = 1", "FILE: log: expected a log.url for redis, where there is log.replicas"),
+        (f'{REDIS}kafka = {{ a = "b" }}', "FILE: log: expected a log.url for kafka, where there is log.kafka"),
+        (f'{REDIS}[[log.source]]\nkafka_topic = "a"', "FILE: log: expected a log.url for kafka, where there is log.so"),
+        (f'{REDIS}tls_key = "a"', "FILE: log: expected a tls_certificate as well, where there is a tls_key"),
+        ("[log]\nurl = 1", 'FILE: log.url: expected "memory:"'),
+        (f"{REDIS}shards = 257", "FILE: log.shards: expected less than or equal to 256, found 257"),
+        (f"{REDIS}length = 0", "FILE: log.length: expected greater than or equal to 1, found 0"),
+        (f'{REDIS}delivery = "fast"', "FILE: log.delivery: expected 'stream' or 'pubsub', found 'fast'"),
+        (f'{REDIS}namespace = "a{{b}}"', "FILE: log.namespace: expected 1 to 64 visible ASCII characters other than {"),
+        (f'{REDIS}namespace = ""', "FILE: log.namespace: expected 1 to 64 visible"),
+        (f'{REDIS}timeout = "0s"', "FILE: log.timeout: expected greater than 0"),
+        (f"{KAFKA}kafka = {{ a = 1 }}", "FILE: log.kafka.a: expected a valid string"),
+        (f"{KAFKA}[[log.source]]", "FILE: log.source.0.kafka_topic: Field required"),
+        (f'{KAFKA}[[log.source]]\nkafka_topic = "a/b"', "FILE: log.source.0.kafka_topic: expected to match pattern"),
+    ],
+)
+def test_what_is_wrong_with_logs_on_servers(load: Loader, text: str, problem: str) -> None:
+    (found,) = load.problems(text)
+    assert found.startswith(problem)
+    assert "secret" not in found
+
+
+@pytest.mark.parametrize("topic", ["a", "", "{key}.{key}", "a.*.{key}", "{key}.>", "a..{key}", "{key} "])
+def test_what_is_no_topic_for_a_source(load: Loader, topic: str) -> None:
+    (found,) = load.problems(f'{KAFKA}[[log.source]]\nkafka_topic = "a"\ntopic = "{topic}"')
+    assert found.startswith('FILE: log.source.0.topic: expected a topic with {key} in it such as "orders.{key}"')
+
+
+@pytest.mark.parametrize("type_", ["", "tricast.gap", "a\\nb"])
+def test_what_is_no_type_for_a_source(load: Loader, type_: str) -> None:
+    (found,) = load.problems(f'{KAFKA}[[log.source]]\nkafka_topic = "a"\ntype = "{type_}"')
+    assert found.startswith("FILE: log.source.0.type: ")
+
+
+def test_a_password_is_not_shown_with_the_configuration(load: Loader) -> None:
+    config = load(REDIS)
+    assert "secret" not in repr(config)
+    config = load(f'{KAFKA}kafka = {{ "sasl.password" = "secret" }}')
+    assert "secret" not in repr(config)
+
+
 # The number of workers
 
 

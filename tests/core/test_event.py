@@ -11,6 +11,8 @@ from tricast.event import (
     BEGINNING,
     Event,
     EventId,
+    Position,
+    ShardedId,
     TopicSet,
     check_pattern,
     check_topic,
@@ -20,7 +22,11 @@ from tricast.event import (
     is_pattern,
     is_token,
     is_valid_pattern,
+    join,
+    parse_position,
+    seen_in,
     shorten,
+    whole,
 )
 
 # Ids
@@ -61,6 +67,125 @@ def test_what_is_no_id(text: str) -> None:
         EventId.parse(text)
     assert (caught.value.code, caught.value.status) == ("bad-last-id", 400)
     assert caught.value.detail.isascii()
+
+
+# Positions in shards
+
+
+def at(**parts: int) -> ShardedId:
+    """As in ``_2=5``: in shard 2, at 1-5."""
+    return ShardedId({int(name[1:]): EventId(1, counter) for name, counter in parts.items()})
+
+
+@pytest.mark.parametrize("text", ["0.1-2", "0.1795360951079-0_7.0-0", "255.1-1", "3.5-0_1000.9-9"])
+def test_positions_in_shards_are_written_as_they_are_read(text: str) -> None:
+    position = parse_position(text)
+    assert isinstance(position, ShardedId)
+    assert str(position) == text
+    assert repr(position) == f"ShardedId({text})"
+    assert parse_position(str(position)) == position
+
+
+def test_a_position_is_one_in_shards_or_one() -> None:
+    assert parse_position("5-7") == EventId(5, 7)
+    assert parse_position("2.5-7") == ShardedId({2: EventId(5, 7)})
+    assert parse_position("9.1-1_2.1-1") == at(_2=1, _9=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ".",
+        "0.",
+        "0.1",
+        ".1-2",
+        "0.1-2_",
+        "_0.1-2",
+        "0.1-2__1.1-2",
+        "0.1-2_1-2",
+        "0.1-2 1.1-2",
+        "0.1-2\n",
+        "-1.1-2",
+        "0.1-2,1.1-2",
+        "1234567890.1-2",
+        "0." + "1" * 20 + "-0",
+        "\u0661.1-2",
+        "0.0.1-2",
+    ],
+)
+def test_what_is_no_position(text: str) -> None:
+    with pytest.raises(RemoteProtocolError, match="last_id must be") as caught:
+        parse_position(text)
+    assert (caught.value.code, caught.value.status) == ("bad-last-id", 400)
+    assert caught.value.detail.isascii()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_behind", "is_before"),
+    [
+        (at(_0=1), at(_0=1), True, True),
+        (at(_0=2), at(_0=1), True, False),
+        (at(_0=1, _1=1), at(_0=1), True, False),
+        (at(_0=2, _1=1), at(_0=1, _1=1), True, False),
+        (at(_0=2, _1=1), at(_0=1, _1=2), False, False),
+        (at(_0=2), at(_1=1), False, False),
+        (at(_0=2), at(_0=1, _1=1), False, False),
+        (at(_0=1), BEGINNING, True, False),
+        (at(_0=0), BEGINNING, True, False),
+        (at(_0=1), EventId(0, 1), False, False),
+    ],
+)
+def test_one_position_is_at_or_behind_another_in_every_shard_or_it_is_not(
+    one: Position, other: Position, is_behind: bool, is_before: bool
+) -> None:
+    is_equal = is_behind and is_before
+    assert ((one >= other), (one <= other), (one == other)) == (is_behind, is_before, is_equal)
+    assert ((other <= one), (other >= one), (other == one)) == (is_behind, is_before, is_equal)
+    assert ((one > other), (one < other), (one != other)) == (is_behind and not is_equal, False, not is_equal)
+    assert ((other < one), (other > one)) == (is_behind and not is_equal, False)
+
+
+def test_what_is_shown_of_a_position_does_not_make_it_another() -> None:
+    position = at(_0=1, _1=2)
+    shown = seen_in(position, (1,))
+    assert str(shown) == "1.1-2"
+    assert shown == position
+    assert len({shown, position}) == 1
+    assert str(whole(shown)) == "0.1-1_1.1-2"
+
+
+def test_a_position_that_does_not_tell_of_all_that_matters_is_shown_whole() -> None:
+    assert str(seen_in(at(_0=1, _1=2), (1, 2))) == "0.1-1_1.1-2"
+    assert seen_in(EventId(1, 2), (1, 2)) == whole(EventId(1, 2)) == EventId(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "joined"),
+    [
+        (EventId(1, 0), EventId(2, 0), EventId(2, 0)),
+        (at(_0=1, _1=5), at(_0=2, _1=4), at(_0=2, _1=5)),
+        (at(_0=1), at(_1=1), at(_0=1, _1=1)),
+        (at(_0=1), BEGINNING, at(_0=1)),
+    ],
+)
+def test_joined_positions(one: Position, other: Position, joined: Position) -> None:
+    assert join(one, other) == join(other, one) == joined
+
+
+_positions = st.dictionaries(st.integers(0, 2), st.integers(0, 3), min_size=1).map(
+    lambda parts: ShardedId({number: EventId(1, counter) for number, counter in parts.items()})
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(one=_positions, other=_positions, third=_positions)
+def test_positions_are_in_an_order_though_not_in_a_row(one: ShardedId, other: ShardedId, third: ShardedId) -> None:
+    assert (one >= other and other >= one) == (one == other)
+    assert not (one >= other and other >= third) or one >= third
+    joined = join(one, other)
+    assert joined >= one
+    assert joined >= other
+    assert not (third >= one and third >= other) or third >= joined
 
 
 # Topics and patterns

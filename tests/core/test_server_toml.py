@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tricast import Config, load_config
+from tricast.config import SourceEntry
 from tricast.schema import model_of
 
 FILE = Path(__file__).parents[2] / "config" / "server.toml"
@@ -56,3 +57,23 @@ def test_the_handlers_shown_in_comments_work(tmp_path: Path) -> None:
     file.write_text(shown)
     handlers: Any = load_config(file).websocket.handler
     assert [entry.path for entry in handlers] == ["/echo", "/chat"]
+
+
+def test_the_sources_shown_in_comments_work(tmp_path: Path) -> None:
+    before, section, after = FILE.read_text().partition("[log]\n")
+    own, following, rest = after.partition("[poll]\n")
+    own = own.replace('url = "memory:"', 'url = "kafka://localhost/events"')
+    lines = re.findall(r"(?m)^#(\[\[log\.source\]\]|[a-z_]+ = .*)$", own)
+    file = tmp_path / "server.toml"
+    file.write_text(before + section + own + "\n".join(lines) + "\n" + following + rest)
+    (source,) = load_config(file).log.source
+    assert source == SourceEntry(kafka_topic="orders", topic="orders.{key}")
+    # Every key of a source is there.
+    assert len(lines) == 1 + len(SourceEntry.model_fields)
+
+
+def test_the_settings_of_kafka_shown_in_comments_work(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"such as (\{ \"security.protocol\".* \})", FILE.read_text())
+    file = tmp_path / "server.toml"
+    file.write_text(f'[log]\nurl = "kafka://localhost/events"\nkafka = {shown}\n')
+    assert load_config(file).log.kafka["security.protocol"] == "SASL_SSL"

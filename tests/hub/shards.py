@@ -83,14 +83,13 @@ class Shard:
         waits: every read takes another turn.
     """
 
-    problem = None
-
     def __init__(self, content: Content) -> None:
         self._content = content
         self._seen = len(content.entries)
         self.last_id = content.last_id
         self.statistics = Statistics()
         self.waits = True
+        self.problem: str | None = None
         self._committed: Committed | None = None
         self._skipped: Skipped | None = None
 
@@ -105,8 +104,10 @@ class Shard:
     async def open(self, committed: Committed, skipped: Skipped | None = None) -> AsyncIterator[None]:
         """See ``Log.open``."""
         self._committed, self._skipped = committed, skipped
-        yield
-        self._committed = self._skipped = None
+        try:
+            yield
+        finally:
+            self._committed = self._skipped = None
 
     async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> list[EventId]:
         """See ``Log.append``; it is not handed over yet, in any process."""

@@ -1,0 +1,94 @@
+"""Which log the configuration asks for, and that nothing is imported for one that it does not ask for."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from serving import capturing_logger
+from structlog.testing import LogCapture
+
+import tricast
+from tricast.errors import ConfigError
+from tricast.log.base import Log
+from tricast.log.memory import MemoryLog
+from tricast.log.sqlite import SqliteLog
+from tricast.stores import log_of
+
+LIBRARIES = ("coredis", "confluent_kafka")
+
+
+def made(url: str) -> Log:
+    config = tricast.Config.model_validate({"log": {"url": url}})
+    return log_of(config, capturing_logger(LogCapture()))
+
+
+def test_logs_without_servers(tmp_path: Path) -> None:
+    assert isinstance(made("memory:"), MemoryLog)
+    assert isinstance(made(f"sqlite:///{tmp_path}/log.db"), SqliteLog)
+    assert not list(tmp_path.iterdir())  # it is not opened yet
+
+
+@pytest.mark.parametrize("url", ["redis://localhost", "redis+cluster://localhost", "kafka://localhost/events"])
+def test_logs_on_servers_that_need_not_be_there_yet(url: str) -> None:
+    assert made(url).statistics.reconnects == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "extra", "library"),
+    [
+        ("redis://user:hidden@host", "redis", "coredis"),
+        ("redis+sentinel://host/name", "redis", "coredis"),
+        ("kafka://host/hidden", "kafka", "confluent_kafka"),
+    ],
+)
+def test_an_extra_that_is_missing_is_named(url: str, extra: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ConfigError) as caught:
+        made(url)
+    expected = f"this log needs {library}, which is not installed: pip install 'tricast[{extra}]'"
+    assert str(caught.value) == f"configuration: log.url: {expected}"
+
+
+def test_an_extra_that_is_broken_is_not_taken_for_one_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> None:
+            if name == "coredis":
+                raise ModuleNotFoundError("No module named 'anyio'", name="anyio")
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "coredis"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(ModuleNotFoundError, match="anyio"):
+        made("redis://host")
+
+
+SERVE = """
+import sys, trio, tricast
+from functools import partial
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        config = tricast.Config.model_validate({"server": {"port": 0}, "log": {"url": "memory:"}})
+        await nursery.start(partial(tricast.serve, config))
+        nursery.cancel_scope.cancel()
+
+trio.run(main)
+"""
+HELP = """
+import sys
+from tricast.cli import main
+sys.argv = ["tricast", "--help"]
+try:
+    main()
+except SystemExit as exit:
+    assert not exit.code
+"""
+
+
+@pytest.mark.parametrize("program", ["import sys, tricast", SERVE, HELP], ids=["import", "serve", "help"])
+def test_what_a_log_needs_is_not_imported_where_it_is_not_used(program: str) -> None:
+    program += f"\nprint('imported:', [name for name in {LIBRARIES} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "imported: []"
