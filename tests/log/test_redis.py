@@ -348,9 +348,7 @@ async def test_of_too_many_topics_some_are_forgotten(
     redis: RedisServer, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_entry_a_node(redis)
-    text = redis_scripts.APPEND._text.decode().replace(
-        "MAX_TOPICS, MAX_FORGOTTEN, COUNTERS = 100000", "MAX_TOPICS, MAX_FORGOTTEN, COUNTERS = 2"
-    )
+    text = redis_scripts.APPEND._text.decode().replace("MAX_TOPICS, COUNTERS = 100000", "MAX_TOPICS, COUNTERS = 2")
     monkeypatch.setattr(redis_stream, "APPEND", redis_scripts.Script(text))
     first = await processes.begin(redis.url, length=2)
     ids = [(await first.append(name))[0] for name in ("a", "b", "c", "d", "e")]
