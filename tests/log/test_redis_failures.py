@@ -597,7 +597,7 @@ async def test_when_it_is_closed_nothing_is_left(redis: RedisServer) -> None:
                 nursery.cancel_scope.cancel()
         redis.resume()
         assert open_descriptors() == before
-        assert not process.shard._jobs
+        assert not process.shard._appends._unanswered
     async with process.open():
         assert process.log.last_id >= last
 
