@@ -207,6 +207,9 @@ def _with_gap(
     ends = {number: _plain(gap.resumed_at) for number, gap in gaps.items()}
     events = {number: [each for each in found[number].events if own_id(each) <= end] for number, end in ends.items()}
     upto = ShardedId({**position, **ends}, shown)
+    if isinstance(after, ShardedId):
+        # A gap may begin before what was asked for: where that is from what was lost.
+        after = ShardedId({**after.parts, **{number: _plain(gap.after) for number, gap in gaps.items()}}, after.shown)
     reason = next(iter(gaps.values())).reason
     return Slice(_placed(position, shown, events), Gap(reason, after, upto), upto, complete=False)
 
