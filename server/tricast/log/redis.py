@@ -21,7 +21,7 @@ from coredis.exceptions import AuthorizationError, ResponseError
 
 from tricast.config import Config, LogSection
 from tricast.errors import LogUnavailable
-from tricast.event import BEGINNING, Draft, Event, EventId, Position, TopicSet
+from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, Position, TopicSet
 from tricast.log import redis_stream as stream
 from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice
 from tricast.log.redis_appends import Append, Appends, Result
@@ -51,6 +51,8 @@ _TRIM_SHARE = 0.05
 _TRIM_SECONDS = (1.0, 60.0)
 #: Before every event, but not "all that is kept".
 _BEFORE_ALL = EventId(0, 1)
+#: Positions that are remembered to be in the stream, or not.
+_MAX_ENTRIES = 1000
 _LOST = "the connection to Redis was lost"
 _ANEW = "it began anew in Redis"
 
@@ -148,6 +150,10 @@ class RedisShard:
         #: Where the window begins, and whether that is all that is kept.
         self._behind = BEGINNING
         self._is_all = False
+        #: The marks behind that, each with the entry up to which it leaves no doubt.
+        self._marks: dict[EventId, EventId] = {}
+        #: Other positions that were asked for, and whether they are in the stream.
+        self._entries: dict[EventId, bool] = {}
         self._arrived = trio.lowlevel.ParkingLot()
         self._reading = trio.CapacityLimiter(_READERS)
 
@@ -222,11 +228,11 @@ class RedisShard:
 
     async def _begin(self, redis: Redis[bytes]) -> None:
         """Finds out whether the log is the one that was known, and begins anew where it is not."""
-        known = max(self._state.last, self._acknowledged)
+        known = self._state._replace(last=max(self._state.last, self._acknowledged))
         fresh = secrets.token_hex(8).encode()
         is_replicated = self._config.replicas > 0
         state, is_known = await stream.begin(
-            redis, self._keys, fresh, self._state.log, known, is_replicated=is_replicated
+            redis, self._keys, fresh, known, self._window.landmarks(), is_replicated=is_replicated
         )
         if not is_known:
             await self._start_over(redis, state)
@@ -239,6 +245,8 @@ class RedisShard:
         window.keep(found.events, oldest=self._oldest())
         window.last_id = state.last.id
         self._window, self._behind, self._is_all = window, found.behind, found.is_all
+        self._marks = {mark.id: mark.fork for mark in found.marks}
+        self._entries.clear()
         is_first, is_same = not self._state.log, state.log == self._state.log
         self._state = state
         self._acknowledged = max(self._acknowledged, state.last) if is_same else state.last
@@ -293,6 +301,7 @@ class RedisShard:
             elif entry.log:
                 self._state = State(log, entry.id, Known(entry.id, entry.number))
                 self._window.last_id = entry.id
+                self._marks[entry.id] = entry.fork
                 self._skipped(entry.id)
             else:
                 self._window.last_id = entry.id
@@ -445,7 +454,15 @@ class RedisShard:
             # Another process may have told it to a client before it came to be known here.
             await self._catch_up(after)
             if after > self.last_id:
-                return unknown_position(after, self.last_id)
+                return _from_fork(unknown_position(after, self.last_id), self._fork_of(after))
+        while True:
+            start = self._state.start
+            is_ours = after == BEGINNING or await self._is_entry(after)
+            found = await self._read(topics, after, max_bytes=max_bytes)
+            if start == self._state.start:  # or it may be about another stream than it was
+                return found if is_ours else _from_fork(found, self._fork_of(after))
+
+    async def _read(self, topics: TopicSet, after: EventId, *, max_bytes: int) -> Slice:
         self._window.trim(self._oldest())
         if after >= self._behind or (after == BEGINNING and self._is_all):
             found = self._window.read(topics, max(after, _BEFORE_ALL), max_bytes=max_bytes)
@@ -457,6 +474,31 @@ class RedisShard:
         with self._statistics.reads.timing():
             async with self._asking() as redis:
                 return await read_stream(redis, self._keys, state, topics, after, max_bytes=max_bytes)
+
+    async def _is_entry(self, position: EventId) -> bool:
+        """Whether a position is one of this stream: all that are told are those of entries.
+
+        Another one comes from a server that went on for a while when its place was taken already: from what was lost.
+        """
+        if position == self.last_id or position in self._marks or self._window.holds(position):
+            return True
+        if self._behind == BEGINNING and position < next(iter(self._marks), BEGINNING):
+            return True  # from before the log began, which reading tells
+        if position not in self._entries:
+            async with self._asking() as redis:
+                if position not in self._entries:  # others may have asked the same
+                    if len(self._entries) >= _MAX_ENTRIES:
+                        self._entries.clear()
+                    self._entries[position] = await stream.is_entry(redis, self._keys, position)
+        return self._entries[position]
+
+    def _fork_of(self, position: EventId) -> EventId:
+        """Up to where one who has come to a position that is not of this stream has what is here."""
+        # Where a log began, nothing is known of what was lost.
+        forks = {mark: fork for mark, fork in self._marks.items() if fork < position and fork != mark}
+        return min(
+            (fork for mark, fork in forks.items() if position < mark), default=max(forks.values(), default=position)
+        )
 
     async def _catch_up(self, position: EventId) -> None:
         """Returns when everything is handed over that is at or before a position.
@@ -511,6 +553,12 @@ class _Session:
         """Ends it."""
         self.failure = failure
         self._scope.cancel()
+
+
+def _from_fork(found: Slice, fork: EventId) -> Slice:
+    """What was read behind a position that is none: the gap begins before it."""
+    gap = found.gap or Gap(GapReason.UNKNOWN_ID, fork, found.upto)
+    return found._replace(gap=gap._replace(after=fork))
 
 
 def _is_refusal(error: Exception) -> bool:
