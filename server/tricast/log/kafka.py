@@ -52,6 +52,8 @@ _MAX_WAITING_BYTES = 64 * 2**20
 _READERS = 2
 #: How long to wait for the threads at the end.
 _LAST_SECONDS = 10.0
+#: Publishers wait for so many times ``log.timeout``: librdkafka gives up after one, but there may be batches before.
+_PATIENCE = 2.0
 #: What a look at Kafka may take, at most: a publisher who waits meanwhile is told so much later.
 _LOOK_SECONDS = 2.0
 
@@ -156,9 +158,8 @@ class KafkaLog:
         """See ``Log.open``. All that is kept is read at first. Cancelling it waits for the threads, not for ever.
 
         Raises:
-            ConfigError: a setting for librdkafka cannot be used.
-            LogUnavailable: Kafka does not answer, or has no such topic; or, what is in the scope being cancelled, the
-                thread that reads has ended.
+            LogUnavailable: Kafka does not answer, or has no such topic, or a setting cannot be used. Or, what is in the
+                scope being cancelled, the thread that reads has ended.
         """
         token = trio.lowlevel.current_trio_token()
 
@@ -315,7 +316,9 @@ class KafkaLog:
         self._waiting_bytes += call.job.size
         try:
             (threads.publisher if len(call.job.outputs) == 1 else threads.transactions).submit(call.job)
-            await call.done.wait()
+            with trio.move_on_after(_PATIENCE * self._config.timeout):
+                await call.done.wait()
+            call.resolve(LogUnavailable("Kafka does not answer"))
         finally:
             # Where the publisher does not wait any longer, it still takes its place in what librdkafka holds; but for
             # no longer than it may take.
@@ -353,9 +356,11 @@ class KafkaLog:
                     self._logger.warning("records of Kafka's are left out", topic=place.topic, why=each.why)
             self._changed.unpark_all()
 
-    def lost(self, place: Place) -> None:
+    def lost(self, place: Place, why: str) -> None:
         """See ``Receiver.lost``."""
         if self._threads is not None:
+            if why:
+                self.failed(why)
             self._threads.watcher.look([place])
 
     def ended(self, failure: str) -> None:
@@ -440,7 +445,7 @@ class _Threads:
         post: calls a function in Trio's thread, soon, and in order.
 
     Raises:
-        ConfigError: a setting for librdkafka cannot be used.
+        LogUnavailable: a setting cannot be used.
     """
 
     def __init__(self, log: KafkaLog, clients: Clients, config: LogSection, post: Post) -> None:
