@@ -112,6 +112,8 @@ class KafkaLog:
         self._jobs: dict[_Call, None] = {}
         self._waiting_bytes = 0
         self._warned: set[str] = set()
+        #: How often reading began anew somewhere.
+        self._restarts = 0
 
     def _new_shard(self, number: int, place: Place) -> Shard:
         return Shard(place, self.translators[place.topic], self._keeping, partial(self._append_to, number))
@@ -338,7 +340,10 @@ class KafkaLog:
 
     async def read(self, topics: TopicSet, after: Position, *, max_bytes: int) -> Slice:
         """See ``Log.read``."""
-        return await self._sharded.read(topics, after, max_bytes=max_bytes)
+        restarts = self._restarts
+        found = await self._sharded.read(topics, after, max_bytes=max_bytes)
+        # Positions from before one are not always before those behind it: nobody is at the end with what he has now.
+        return found if restarts == self._restarts else found._replace(complete=False)
 
     # What the threads have to say; see ``Receiver``
 
@@ -413,10 +418,14 @@ class KafkaLog:
                 self._logger.error("Kafka dropped what was not read yet", topic=place.topic, partition=place.partition)
                 return shard.restart(shard.incarnation, first)
             self._logger.error("Kafka has lost what it had", topic=place.topic, partition=place.partition)
-            return shard.restart(incarnation_of(secrets.token_hex(8)), end)
+            return self._restart(shard, incarnation_of(secrets.token_hex(8)), end)
         self._logger.error("Kafka's topic was made anew", topic=place.topic, partition=place.partition)
         shard.topic_id = seen.topics[place.topic].topic_id
-        return shard.restart(self._incarnation(place, seen), first)
+        return self._restart(shard, self._incarnation(place, seen), first)
+
+    def _restart(self, shard: Shard, incarnation: int, offset: int) -> EventId:
+        self._restarts += 1
+        return shard.restart(incarnation, offset)
 
 
 class _Call:
