@@ -142,9 +142,8 @@ def record_of(message: Message) -> Record:
 
 def in_words(error: KafkaException | KafkaError | None) -> str:
     """What went wrong, in a few words."""
-    found = error.args[0] if isinstance(error, KafkaException) else error
-    text = found.str() if isinstance(found, KafkaError) else str(found)
-    return text or "unknown error"
+    found = error_of(error) if isinstance(error, KafkaException) else error
+    return (found.str() if found is not None else "") or "unknown error"
 
 
 def error_of(exception: KafkaException) -> KafkaError:
@@ -369,16 +368,19 @@ class Publisher:
     def run(self) -> None:
         """Works until stopped."""
         while not self._stopped.is_set():
-            if self._failure:
-                self._renew()
-            try:
-                self._producer.poll(_POLL_SECONDS)
-            except KafkaException as error:
-                # What it raises here is fatal: this producer never writes again.
-                self._failure = in_words(error)
-                self._clear()
-            self._tell()
+            self._turn()
         self._clear()
+        self._tell()
+
+    def _turn(self) -> None:
+        if self._failure:
+            self._renew()
+        try:
+            self._producer.poll(_POLL_SECONDS)
+        except KafkaException as error:
+            # What it raises here is fatal: this producer never writes again.
+            self._failure = in_words(error)
+            self._clear()
         self._tell()
 
     def _renew(self) -> None:
