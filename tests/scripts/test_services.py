@@ -15,6 +15,7 @@ import coredis
 import pytest
 import trio
 from confluent_kafka import KafkaException, Producer
+from coredis.connection import TCPLocation
 from encryption import authority_file, certificate_file
 from services import (
     KafkaServer,
@@ -56,6 +57,20 @@ def test_it_says_why_it_did_not_start() -> None:
         raise AssertionError
     assert "argument must be a memory value" in str(raised.value)
     assert not server.folder.exists()
+
+
+async def test_a_redis_can_have_users_and_certificates() -> None:
+    users = ["default off", "app on >secret ~tricast:* +xadd"]
+    with RedisServer(users=users, certificate=certificate_file(), authority=authority_file()) as redis:
+        assert redis.url == f"rediss://127.0.0.1:{redis.port}"
+        client = coredis.Redis(
+            *("127.0.0.1", redis.port), ssl=True, ssl_ca_certs=authority_file(), username="app", password="secret"
+        )
+        async with client:
+            await client.xadd("tricast:stream", {"name": "value"})
+            with pytest.raises(coredis.exceptions.AuthorizationError):
+                await client.xadd("stream", {"name": "value"})
+        assert redis.execute("XLEN", "tricast:stream") == 1
 
 
 def test_what_it_refuses_is_an_error(redis: RedisServer) -> None:
@@ -191,9 +206,11 @@ def test_a_killed_process_leaves_nothing_running() -> None:
 # ---- the script
 
 
-def services(*arguments: object) -> subprocess.CompletedProcess[str]:
+def services(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [str(part) for part in (ROOT / "scripts" / "services", *arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=120
+    )
 
 
 def programs_of(folder: Path) -> list[Left]:
@@ -211,7 +228,7 @@ async def test_all_services_come_up_and_go(tmp_path: Path) -> None:
         host, port = cluster.removeprefix("redis+cluster://").split(",")[0].split(":")
         await talk(coredis.RedisCluster(host, int(port), decode_responses=True))
         addresses, name = sentinel.removeprefix("redis+sentinel://").split("/")
-        hosts = [(host, int(port)) for host, _, port in (one.partition(":") for one in addresses.split(","))]
+        hosts = [TCPLocation(host, int(port)) for host, port in (one.split(":") for one in addresses.split(","))]
         async with coredis.Sentinel(hosts, decode_responses=True) as watching:
             await talk(watching.primary_for(name))
         address, topic = topic.removeprefix("kafka://").split("/")
@@ -264,6 +281,16 @@ def test_what_has_ended_is_started_anew(tmp_path: Path) -> None:
         assert services("status", "--folder", folder).returncode == 0
     finally:
         services("down", "--folder", folder)
+
+
+def test_when_one_cannot_be_started_the_server_itself_says_why(tmp_path: Path) -> None:
+    program, folder = tmp_path / "redis-server", tmp_path / "services"
+    program.write_text("#!/bin/sh\necho no luck today\nexit 7\n", encoding="utf-8")
+    program.chmod(0o755)
+    failed = services("up", "redis", "--folder", folder, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert re.search(r"redis-server on port \d+ ended with status 7; its last lines:\nno luck today\n", failed.stderr)
+    assert not folder.exists()
 
 
 def test_what_is_not_the_services_own_stays(tmp_path: Path) -> None:
