@@ -25,6 +25,7 @@ from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import BEGINNING, Draft, Event, EventId, Position, TopicSet
 from tricast.log import redis_stream as stream
 from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice
+from tricast.log.redis_channel import channel_log
 from tricast.log.redis_history import newest, read_stream
 from tricast.log.redis_servers import ERRORS, Servers, unavailable
 from tricast.log.redis_stream import REPLY_BYTES, Answer, Batch, Entry, Keys, Known, Pace, State, keys_of
@@ -50,6 +51,8 @@ _DRAFT_BYTES = 200
 _READERS = 2
 #: What another process has told a client is mostly here a moment later.
 _MOMENT = 0.05
+#: How long who has published waits for it to come here, too.
+_PATIENCE = 1.0
 #: Old events are dropped when they are this much older than they may be, but no more often than each minute.
 _TRIM_SHARE = 0.05
 _TRIM_SECONDS = (1.0, 60.0)
@@ -65,6 +68,8 @@ def redis_log(config: Config, url: RedisUrl, *, logger: Logger) -> Log:
     Raises:
         ConfigError: a file for TLS cannot be used.
     """
+    if config.log.delivery == "pubsub":
+        return channel_log(config, url, logger=logger)
     servers, statistics = Servers(url, config.log), Statistics()
     count = config.log.shards
     shards = {
@@ -87,7 +92,10 @@ def redis_log(config: Config, url: RedisUrl, *, logger: Logger) -> Log:
         numbers = sorted(by_shard)
         several = [shards[number] for number in numbers]
         batch = Batch([by_shard[number] for number in numbers], key)
-        return dict(zip(numbers, await several[0].append_together(several, batch), strict=True))
+        found = dict(zip(numbers, await several[0].append_together(several, batch), strict=True))
+        for number, ids in found.items():
+            await shards[number].arrived(ids[-1])
+        return found
 
     return ShardedLog(
         shards,
@@ -399,7 +407,14 @@ class RedisShard:
     async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> list[EventId]:
         """See ``Log.append``."""
         (ids,) = await self.append_together((self,), Batch((drafts,), key))
+        await self.arrived(ids[-1])
         return ids
+
+    async def arrived(self, position: EventId) -> None:
+        """Returns when this process has come to a position, so that who published finds it here; or a while later."""
+        if self.last_id < position:
+            with trio.move_on_after(_PATIENCE):
+                await self._come_to(position)
 
     async def append_together(self, shards: Sequence["RedisShard"], batch: Batch) -> list[list[EventId]]:
         """Appends a batch to several shards, over the connection of this one, which has to be one of them.
@@ -436,8 +451,7 @@ class RedisShard:
         """
         while True:
             if not self._waiting:
-                self._bell = trio.Event()
-                await self._bell.wait()
+                await self._wait_for_work(redis)
             group = self._take_group()
             try:
                 answers: Sequence[_Result] = await self._append_group(redis, group)
@@ -449,6 +463,15 @@ class RedisShard:
                 self._refusal = None
             for job, answer in zip(group, answers, strict=True):
                 self._finish(job, answer)
+
+    async def _wait_for_work(self, redis: Redis[bytes]) -> None:
+        while not self._waiting:
+            self._bell = trio.Event()
+            with trio.move_on_after(_WATCH_SECONDS) as scope:
+                await self._bell.wait()
+            if scope.cancelled_caught:
+                # Rather than the next publisher, let this find out that the connection is dead.
+                await stream.state_of(redis, self._keys)
 
     async def _append_group(self, redis: Redis[bytes], group: Sequence["_Job"]) -> Sequence["_Result"]:
         config, shards = self._config, group[0].shards

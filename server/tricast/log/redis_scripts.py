@@ -50,9 +50,8 @@ def score_of(position: EventId) -> float:
     return position.ms + min(position.counter, _COUNTERS - 1.5) / _COUNTERS
 
 
-_COMMON = """
-local log, meta, topics, keys, keyed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-
+#: What needs no keys.
+FUNCTIONS = """
 local function parse(id)
   local ms, counter = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(ms), tonumber(counter)
@@ -68,11 +67,53 @@ local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
+"""
+
+_COMMON = (
+    FUNCTIONS
+    + """
+local log, meta, topics, keys, keyed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 
 local function first_entry()
   return redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
 end
 """
+)
+
+#: The idempotency keys, in what ``keys`` and ``keyed`` name, as of ``now``. ``find`` returns the first ids of what a
+#: key stands for, one for each shard; none if that was something else, and nil if the key is not known.
+IDEMPOTENCE = (
+    f"local MAX_FORGOTTEN = {_MAX_FORGOTTEN}"
+    """
+local function find(key, fingerprint, window)
+  local used = redis.call('HGET', keys, key)
+  if not used then return nil end
+  local firsts, known = string.match(used, '^(%S+) (%S*)$')
+  if tonumber(string.match(firsts, '^%d+')) < now - window then return nil end
+  local found = {}
+  if known == fingerprint then
+    for first in string.gmatch(firsts, '[^,]+') do found[#found + 1] = first end
+  end
+  return found
+end
+
+local function forget(old)
+  for _, key in ipairs(old) do
+    redis.call('HDEL', keys, key)
+    redis.call('ZREM', keyed, key)
+  end
+end
+
+local function remember(key, fingerprint, window, max_keys, firsts)
+  redis.call('HSET', keys, key, table.concat(firsts, ',') .. ' ' .. fingerprint)
+  redis.call('ZADD', keyed, string.match(firsts[1], '^%d+'), key)
+  local oldest = string.format('(%.0f', now - window)
+  forget(redis.call('ZRANGEBYSCORE', keyed, '-inf', oldest, 'LIMIT', 0, MAX_FORGOTTEN))
+  local surplus = redis.call('ZCARD', keyed) - max_keys
+  if surplus > 0 then forget(redis.call('ZRANGE', keyed, 0, surplus - 1)) end
+end
+"""
+)
 
 #: Opens the log, or finds out whether it is the one that was known. Where there is none it begins one; where the newest
 #: entry that somebody knows is missing, it says so to all by a mark.
@@ -134,7 +175,7 @@ return {id, start, n, last, 0}
 APPEND = Script(
     _COMMON
     + f"""
-local MAX_TOPICS, MAX_FORGOTTEN, COUNTERS = {_MAX_TOPICS}, {_MAX_FORGOTTEN}, {_COUNTERS}
+local MAX_TOPICS, COUNTERS = {_MAX_TOPICS}, {_COUNTERS}
 """
     + """
 local length, now = ARGV[1], now_ms()
@@ -148,33 +189,9 @@ for index = 1, #KEYS / 5 do
   }
 end
 
-local function find(key, fingerprint, window)
-  local used = redis.call('HGET', keys, key)
-  if not used then return nil end
-  local firsts, known = string.match(used, '^(%S+) (%S*)$')
-  if tonumber(string.match(firsts, '^%d+')) < now - window then return nil end
-  if known ~= fingerprint then firsts = string.rep(',', #shards) end
-  local found = {}
-  for first in string.gmatch(firsts, '([^,]*),') do found[#found + 1] = first end
-  return found
-end
-
-local function forget(old)
-  for _, key in ipairs(old) do
-    redis.call('HDEL', keys, key)
-    redis.call('ZREM', keyed, key)
-  end
-end
-
-local function remember(key, fingerprint, window, max_keys, firsts)
-  redis.call('HSET', keys, key, table.concat(firsts, ',') .. ', ' .. fingerprint)
-  redis.call('ZADD', keyed, string.match(firsts[1], '^%d+'), key)
-  local oldest = string.format('(%.0f', now - window)
-  forget(redis.call('ZRANGEBYSCORE', keyed, '-inf', oldest, 'LIMIT', 0, MAX_FORGOTTEN))
-  local surplus = redis.call('ZCARD', keyed) - max_keys
-  if surplus > 0 then forget(redis.call('ZRANGE', keyed, 0, surplus - 1)) end
-end
-
+"""
+    + IDEMPOTENCE
+    + """
 local function add(shard, id, topic, kind, data)
   shard.n = shard.n + 1
   local last
@@ -204,7 +221,7 @@ while ARGV[at] do
         end
       end
     end
-    reply[#reply + 1] = firsts[number]
+    reply[#reply + 1] = firsts[number] or ''
   end
   if key ~= '' and not known then remember(key, fingerprint, window, max_keys, firsts) end
 end
