@@ -391,6 +391,7 @@ class KafkaLog:
             self._problem = None
             self._statistics.reconnects += 1
             self._logger.info("the log is available again", topic=self._url.topic)
+            self._changed.unpark_all()
 
     def _is_other(self, shard: Shard, seen: Seen) -> bool:
         """Whether the topic was made anew since a shard began."""

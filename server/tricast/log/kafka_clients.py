@@ -137,6 +137,8 @@ class Clients:
             is_own = name == self._url.topic
             hint = f": kafka-topics.sh --create --topic {name} --partitions {self._shards}" if is_own else ""
             return f"there is no topic {name}{hint}"
+        assert self._admin is not None
+        self._admin.poll(0)  # it hears the reason then
         nodes = ", ".join(map(str, self._url.nodes))
         return f"{nodes}: {self._why or in_words(error)}"
 
