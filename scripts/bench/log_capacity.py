@@ -26,7 +26,7 @@ from machine import describe_machine
 from peers.base import Capability, Running
 from peers.tricast import Tricast
 from processes import read_cpu_ns
-from publisher import Publisher, write_event
+from publisher import Publisher, PublishError, write_event
 from scenarios.base import EVENT_BYTES, TOPIC, MeasureError, Session, as_us
 from scenarios.fan_out import fan_out
 from standalone import run
@@ -39,6 +39,8 @@ MAX_P99_MS = 10.0
 MAX_RATIO = 1.05
 _CATCH_UP_SECONDS = 30.0
 _TOPICS = 64
+#: By the batch, about as many events a second as it takes.
+_MANY = {1: 2000, 100: 20_000}
 _CONNECTIONS = 32
 
 
@@ -103,19 +105,26 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measures everything in turns, and returns the figures."""
     results: Figures = {}
+    failures = []
     for repetition in range(1, options.repetitions + 1):
         for part in options.only or PARTS:
             for number, (name, take) in enumerate(PARTS[part](options)):
                 inside = folder / f"{repetition}-{part}-{number}"
                 inside.mkdir()
-                for key, value in take(inside).items():
+                try:
+                    figures = take(inside)
+                except (MeasureError, PublishError) as error:
+                    figures = {}
+                    failures.append(f"#{repetition} {name}: {error}")
+                for key, value in figures.items():
                     results.setdefault(name, {}).setdefault(key, {})[repetition] = value
-                say(f"#{repetition} {name}")
+                say(f"#{repetition} {name}" if figures else failures[-1])
     return {
         "program": options.program,
         "subscribers": options.subscribers,
         "repetitions": options.repetitions,
         "results": results,
+        "failures": failures,
         "machine": describe_machine(),
     }
 
@@ -199,7 +208,7 @@ def take_case(case: Case, options: argparse.Namespace, folder: Path) -> dict[str
             time.sleep(0.5)
             written, before = log.told("stats", "total_net_output_bytes"), log.told("memory", "used_memory")
             redis, each = log.read_cpu_ns(), [read_cpu_ns(node.pids()) for node in nodes]
-            events = round((case.rate or 20_000) * options.seconds / case.batch) * case.batch
+            events = round((case.rate or _MANY[case.batch]) * options.seconds / case.batch) * case.batch
             seconds = publish(publisher, nodes[0], case, events)
             time.sleep(0.5)
             redis = [now - then for now, then in zip(log.read_cpu_ns(), redis, strict=True)]
@@ -329,6 +338,7 @@ def render(found: dict[str, Any]) -> str:
             f"({ratio.low:.3f} to {ratio.high:.3f} in {ratio.repetitions} repetitions)."
         )
         lines += [words, ""]
+    lines += [f"Failed: {failure}" for failure in found["failures"]]
     return "\n".join(lines)
 
 
@@ -364,11 +374,15 @@ def _median(values: Mapping[int, float] | None, digits: int) -> str:
 
 
 def is_fine(found: dict[str, Any]) -> bool:
-    """Returns whether what is promised holds, as far as it was measured."""
+    """Returns whether everything could be measured that was to be, and what is promised holds there."""
     results: Figures = found["results"]
     latency = spread(results.get(_latency_over(2), {}).get("p99_ms", {}).values())
     ratio = divide(results.get(REDIS, {}).get("cpu_us", {}), results.get(MEMORY, {}).get("cpu_us", {}))
-    return (latency is None or latency.median <= MAX_P99_MS) and (ratio is None or ratio.median <= MAX_RATIO)
+    return (
+        not found["failures"]
+        and (latency is None or latency.median <= MAX_P99_MS)
+        and (ratio is None or ratio.median <= MAX_RATIO)
+    )
 
 
 def say(message: str) -> None:

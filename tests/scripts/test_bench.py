@@ -745,6 +745,7 @@ def test_connections_are_held_and_nothing_is_lost(tmp_path: Path) -> None:
 CAPACITY = {
     "subscribers": 10_000,
     "repetitions": 3,
+    "failures": [],
     "results": {
         str(CASES[1]): {"redis_us": {1: 50.0, 2: 40.0, 3: 45.0}, "reader_us": {1: 90.0}, "per_second": {1: 1000.4}},
         "latency over 2 nodes": {"p50_ms": {1: 2.0}, "p99_ms": {1: 9.0, 2: 30.0, 3: 8.0}, "max_ms": {1: 20.0}},
@@ -760,16 +761,18 @@ def test_what_a_log_takes_is_told_in_medians() -> None:
     assert "received on another server: p50 2.00 ms, p99 9.00 ms, max 20.00 ms." in told
     assert "on the same server" not in told
     assert "1.040 times as much (1.030 to 1.100 in 3 repetitions)" in told
-    assert render_capacity({"results": {}}) == ""
+    assert render_capacity({"results": {}, "failures": []}) == ""
+    assert "Failed: #1 redis: it broke" in render_capacity(CAPACITY | {"failures": ["#1 redis: it broke"]})
 
 
 def test_what_is_promised_of_a_log_is_judged() -> None:
     assert is_fine(CAPACITY)
-    assert is_fine({"results": {}})
+    assert is_fine({"results": {}, "failures": []})
+    assert not is_fine({"results": {}, "failures": ["it broke"]})
     late = {"latency over 2 nodes": {"p99_ms": {1: 9.0, 2: 30.0, 3: 11.0}}}
     dear = {MEMORY: {"cpu_us": {1: 10.0}}, REDIS: {"cpu_us": {1: 10.6}}}
-    assert not is_fine({"results": late})
-    assert not is_fine({"results": dear})
+    assert not is_fine({"results": late, "failures": []})
+    assert not is_fine({"results": dear, "failures": []})
 
 
 def test_every_server_reads_every_event(tmp_path: Path) -> None:
