@@ -188,7 +188,6 @@ async def test_a_replica_is_promoted_in_order(
         owner = owner_of(cluster, namespace)
         (replica,) = cluster.replicas_of(owner)
         await world.do(lambda: cluster.promote(replica))
-    assert world.one.skipped == world.other.skipped == []
     assert owner_of(cluster, namespace) is replica
 
 
@@ -211,7 +210,6 @@ async def test_the_shard_moves_to_another_server(cluster: RedisCluster, begin: B
         old = owner_of(cluster, namespace)
         new = next(node for node in cluster.masters if node is not old)
         await world.do(lambda: move(cluster, old, new, namespace))
-    assert world.one.skipped == world.other.skipped == []
     assert keys_in(new, namespace)
     assert not keys_in(old, namespace)
 
