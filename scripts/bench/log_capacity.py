@@ -25,7 +25,7 @@ from load import Load
 from machine import describe_machine
 from peers.base import Capability, Running
 from peers.tricast import Tricast
-from processes import read_cpu_ns
+from processes import read_cpu_ns, share_nice
 from publisher import Publisher, PublishError, write_event
 from scenarios.base import EVENT_BYTES, TOPIC, MeasureError, Session, as_us
 from scenarios.fan_out import fan_out
@@ -83,6 +83,7 @@ def main() -> int:
     """Reads the command line and measures; returns the exit status."""
     options = parse(sys.argv[1:])
     os.nice(options.nice)
+    share_nice(os.getpid())
     return run(NAME, options, measure, render, is_fine)
 
 
@@ -94,7 +95,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=5, help="how often everything is measured")
     parser.add_argument("--seconds", type=float, default=5, help="how long events are published, each time")
     parser.add_argument("--subscribers", type=int, default=10_000, help="where deliveries are compared")
-    parser.add_argument("--events", type=int, default=50, help="that each of them gets, 5 a second")
+    parser.add_argument("--events", type=int, default=30, help="that each of them gets")
+    parser.add_argument("--rate", type=float, default=2, help="of these events; each has to be over before the next")
     parser.add_argument("--program", choices=("redis", "valkey"), default="redis", help="which server it is")
     parser.add_argument("--only", metavar="PART", nargs="+", choices=tuple(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--nice", type=int, default=0, help="of all processes; less than 0 as root")
@@ -155,9 +157,12 @@ def engine(masters: int, program: str, folder: Path) -> Iterator[Engine]:
     config = ["appendfsync everysec"]
     if masters == 1:
         with RedisServer(folder, program=program, config=config) as server:
+            share_nice(server.pid)
             yield Engine(server.url, [server])
     else:
         with RedisCluster(folder, masters=masters, program=program, config=config) as cluster:
+            for server in cluster.masters:
+                share_nice(server.pid)
             yield Engine(cluster.url, cluster.masters)
 
 
@@ -276,7 +281,7 @@ def take_fan_out(log: str, options: argparse.Namespace, folder: Path) -> dict[st
             settings = {"TRICAST_LOG__URL": stack.enter_context(engine(1, options.program, folder / "engine")).url}
         running = stack.enter_context(Tricast().run(folder / "server", options=settings))
         session = Session(running, stack.enter_context(_load()), Capability.SSE)
-        found = fan_out(session, options.subscribers, options.events, 5)
+        found = fan_out(session, options.subscribers, options.events, options.rate)
     if found["lost"] or found["closed"]:
         raise MeasureError(f"{found['lost']:.0f} events were lost, {found['closed']:.0f} streams ended")
     return found
