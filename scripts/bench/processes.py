@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +61,18 @@ def _read_pss(proc: Path) -> int:
         if name == "Pss":
             return int(value.split()[0]) * 1024
     return 0
+
+
+def share_nice(pid: int) -> None:
+    """Makes the session of a process as nice as this process is.
+
+    Where each session is scheduled as one (autogroup, sched(7)), the nice value of a process counts among those of its
+    session alone.
+    """
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    with suppress(OSError):  # there are no such groups here, or it ended meanwhile
+        if nice:
+            Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="ascii")
 
 
 def list_descendants(pid: int) -> list[int]:

@@ -381,11 +381,14 @@ async def test_several_shards_in_redis(redis: RedisServer, monkeypatch: pytest.M
                     pass  # it has not noticed yet
                 # It has seen both shards.
                 assert answer.json()["id"] in json.loads(await tail.out.next())["id"].split("_")
+            again = await publish("topic.0")
+            async with running("subscribe", "topic.0", "--last-id", ids[0], "--url", server) as subscriber:
+                assert json.loads(await subscriber.out.next())["id"] == again
             code, out, said = await run("log", "info")
             assert (code, said) == (0, "")
             lines = [line.split() for line in out.splitlines()]
             assert ["kind", "redis"] in lines
-            assert ["events", "10"] in lines
+            assert ["events", "11"] in lines
             assert lines[-3] == ["shard", "events", "topics", "size", "oldest", "first", "last"]
             assert [line[0] for line in lines[-2:]] == ["0", "1"]
             code, out, said = await run("log", "trim", "--before", ids[0], "--yes")

@@ -1,7 +1,9 @@
 """The log in Redis seen from outside, beside a server's log on the same streams."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -178,3 +180,19 @@ async def test_where_there_is_no_log(redis: RedisServer) -> None:
     with pytest.raises(LogUnavailable, match="no connection to Redis"):
         async with inspected_log(config_of(url)):
             pytest.fail("it was opened")
+
+
+async def test_the_rights_that_are_documented_are_enough(redis: RedisServer) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "logs.md").read_text()
+    (rule,) = re.findall(r"(?m)^user tricast on >password (.*\+xadd.*)$", text)
+    (further,) = re.findall(r"(?m)^\| `tricast log` \| (.*) \|$", text)
+    rights = re.findall(r"`(\+[^`]+)`", further.replace("\\|", "|"))
+    async with opened(config_of(redis.url)) as log:
+        await filled(log, "a", "a")
+        redis.execute("ACL", "SETUSER", "tricast", "on", ">password", *rule.split(), *rights)
+        async with inspected_log(config_of(redis.url.replace("//", "//tricast:password@"))) as inspected:
+            held = await inspected.shards[0].holding()
+            assert (held.events, held.topics) == (2, 1)
+            assert held.size is not None
+            assert len(await inspected.newest(ALL, 9)) == 2
+            assert await inspected.shards[0].drop(Cut(keep=1)) == 2  # and the mark

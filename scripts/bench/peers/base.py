@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from processes import share_nice
+
 HOST = "127.0.0.1"
 #: Where the small programs are.
 PROGRAMS = Path(__file__).parent / "programs"
@@ -316,6 +318,7 @@ def launched(
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that its children can be ended with it, and Ctrl-C comes to us alone
         )
+    share_nice(process.pid)
     try:
         yield process.pid, _started(process, log, port)
     finally:
