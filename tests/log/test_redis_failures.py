@@ -616,3 +616,33 @@ async def test_it_is_cancelled_at_any_time(redis: RedisServer, processes: Proces
     ids = ids_of(other.committed)
     assert ids == sorted(set(ids))
     assert other.skipped == []
+
+
+# Failover
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+async def test_a_replica_takes_over(redis: RedisServer, processes: Processes, replicas: int) -> None:
+    """Who comes to it first need not be who was told of what it lacks."""
+    with RedisServer(config=[f"replicaof 127.0.0.1 {redis.port}"]) as replica:
+        await until(lambda: b"state=online" in redis.execute("INFO", "replication"))  # type: ignore[operator]
+        process = await processes.begin(redis.url, replicas=replicas)
+        (known,) = await process.append("a")
+        await until(lambda: replica.execute("XLEN", KEYS.log) == 2)
+        await process.came_to(known)
+        redis.kill()
+        replica.execute("REPLICAOF", "NO", "ONE")
+        servers = process.log._servers  # type: ignore[attr-defined]
+        servers._url = servers._url._replace(nodes=_parsed(replica.url).nodes)
+        await process.came_back()
+        start = process.shard._state.start
+        if replicas:
+            assert await gap_after(process, known) is None
+            assert start < known
+        else:
+            assert await gap_after(process, known) == Gap(GapReason.RESTARTED, known, start)
+            assert process.skipped == [start]
+            ids = await process.append("b")
+            await disconnect(process)  # it is said once
+            await process.came_to(ids[0])
+            assert process.shard._state.start == start

@@ -280,7 +280,10 @@ class RedisShard:
         """Finds out whether the log is the one that was known, and begins anew where it is not."""
         known = max(self._state.last, self._acknowledged)
         fresh = secrets.token_hex(8).encode()
-        state, is_known = await stream.begin(redis, self._keys, fresh, self._state.log, known)
+        is_replicated = self._config.replicas > 0
+        state, is_known = await stream.begin(
+            redis, self._keys, fresh, self._state.log, known, is_replicated=is_replicated
+        )
         if not is_known:
             await self._start_over(redis, state)
 
@@ -292,9 +295,9 @@ class RedisShard:
         window.keep(found.events, oldest=self._oldest())
         window.last_id = state.last.id
         self._window, self._behind, self._is_all = window, found.behind, found.is_all
-        is_first = not self._state.log
+        is_first, is_same = not self._state.log, state.log == self._state.log
         self._state = state
-        self._acknowledged = state.last
+        self._acknowledged = max(self._acknowledged, state.last) if is_same else state.last
         if not is_first:
             self._skipped(state.last.id)
         self._arrived.unpark_all()
@@ -476,8 +479,9 @@ class RedisShard:
         appended = await stream.append(redis, streams, config.length, [job.batch for job in group])
         if appended is None:
             raise LogUnavailable(_ANEW)
-        for shard, head in zip(shards, appended.heads, strict=True):
-            shard._acknowledged = max(shard._acknowledged, head)  # noqa: SLF001
+        for shard, (_, log), head in zip(shards, streams, appended.heads, strict=True):
+            if shard._state.log == log:  # noqa: SLF001
+                shard._acknowledged = max(shard._acknowledged, head)  # noqa: SLF001
         if config.replicas:
             found = await stream.wait_for_replicas(redis, config.replicas, patience=config.timeout)
             if found < config.replicas:

@@ -6,7 +6,7 @@ The keys of a shard, all in one slot:
   and ``d``; or a mark, with ``n`` and ``m``: what was before it is in doubt. ``n`` counts the entries, so whoever reads
   them in order sees whether one is missing.
 - ``meta``, a hash: ``id``, by which a log is known that began anew; ``start``, the newest mark; ``n`` and ``last`` of
-  the newest entry; ``forgotten``, the greatest score that was dropped from the topics.
+  the newest entry; ``forgotten``, the greatest score that was dropped from the topics; ``run``, of which server it is.
 - ``topics``, a sorted set: each topic with its newest event, as a score (see ``score_of``).
 - ``keys`` and ``keyed``, the idempotency keys: what each of them stands for, and when it was first used.
 """
@@ -75,14 +75,17 @@ end
 """
 
 #: Opens the log, or finds out whether it is the one that was known. Where there is none it begins one; where the newest
-#: entry that somebody knows is missing, it says so to all by a mark.
-#: ARGV: the id of a new log; the id, and the newest entry with its number, of the one that was known, if any.
+#: entry that somebody knows is missing, it says so to all by a mark. So it does where the server has taken over from
+#: another one: who was told of what it lacks may come to it later, or never.
+#: ARGV: the id of a new log; the id, and the newest entry with its number, of the one that was known, if any; the id of
+#: the server's run, and 1 if it may lack what was acknowledged by another one.
 #: Returns id, start, number and last, and 1 if everything behind what was known can be read on from there.
 BEGIN = Script(
     _COMMON
     + """
 local fresh, known_log, known, known_n = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local state = redis.call('HMGET', meta, 'id', 'start', 'n', 'last')
+local run, may_lack = ARGV[5], ARGV[6] == '1'
+local state = redis.call('HMGET', meta, 'id', 'start', 'n', 'last', 'run')
 local id, start, n, last = state[1], state[2], tonumber(state[3]), state[4]
 
 local top, is_gone = 0, redis.call('EXISTS', log) == 0
@@ -97,7 +100,7 @@ local function mark()
   start = string.format('%.0f-0', math.max(now_ms(), top + 1, parse(known) + 1))
   last = start
   redis.call('XADD', log, start, 'n', n, 'm', id)
-  redis.call('HSET', meta, 'id', id, 'start', start, 'n', n, 'last', last)
+  redis.call('HSET', meta, 'id', id, 'start', start, 'n', n, 'last', last, 'run', run)
 end
 
 local function is_there()
@@ -111,6 +114,14 @@ if not id or is_gone then
   id, n = fresh, 1
   mark()
   return {id, start, n, last, 0}
+end
+if state[5] ~= run then
+  if may_lack then
+    n = n + 1
+    mark()
+    return {id, start, n, last, 0}
+  end
+  redis.call('HSET', meta, 'run', run)
 end
 if known_log == '' or is_before(known, start) then return {id, start, n, last, 0} end
 if known_log == id and not is_before(last, known) then

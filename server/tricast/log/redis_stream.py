@@ -144,7 +144,9 @@ class Pace:
         self.count = max(min(fitting, 2 * self.count, _MAX_COUNT), 1)
 
 
-async def begin(redis: Redis[bytes], keys: Keys, fresh: bytes, log: bytes, known: Known) -> tuple[State, bool]:
+async def begin(
+    redis: Redis[bytes], keys: Keys, fresh: bytes, log: bytes, known: Known, *, is_replicated: bool
+) -> tuple[State, bool]:
     """Opens the log, and begins one where there is none.
 
     Args:
@@ -153,13 +155,23 @@ async def begin(redis: Redis[bytes], keys: Keys, fresh: bytes, log: bytes, known
         fresh: the id of a log that begins.
         log: the id of the one that was open before; empty where there was none.
         known: the newest entry that is known of it.
+        is_replicated: whether replicas have all that is acknowledged.
 
     Returns:
         How it is, and whether everything behind what was known can be read on from there.
     """
     arguments: list[bytes | str | int] = [fresh, log, str(known.id), known.number]
+    run, has_taken_over = await _server(redis)
+    arguments += [run, int(has_taken_over and not is_replicated)]
     log, start, number, last, is_known = await BEGIN.run(redis, keys, arguments)
     return State(log, _id_of(start), Known(_id_of(last), int(number))), bool(is_known)
+
+
+async def _server(redis: Redis[bytes]) -> tuple[bytes, bool]:
+    """The id of the server's run, and whether it was a replica before it was what it is."""
+    text: bytes = await redis.create_request(b"INFO", b"server", b"replication", callback=_as_it_is)
+    found = dict(line.partition(b":")[::2] for line in text.splitlines())
+    return found[b"run_id"], bool(found[b"master_replid2"].strip(b"0"))
 
 
 async def append(
