@@ -43,14 +43,16 @@ class Statistics:
         appends: from when a publisher asked to when the log held it.
         reads: those that memory could not answer.
         reconnects: how often a connection to what holds the log was made again.
+        left_out: what others wrote into it that is no event.
         lags: by shard, 0 where there are none: events that the log holds and this process has not handed over, when
             that was last looked at.
     """
 
-    __slots__ = ("appends", "lags", "reads", "reconnects")
+    __slots__ = ("appends", "lags", "left_out", "reads", "reconnects")
 
     def __init__(self) -> None:
         self.appends = Timings()
         self.reads = Timings()
         self.reconnects = 0
+        self.left_out = 0
         self.lags: dict[int, int] = {}
