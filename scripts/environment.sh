@@ -60,6 +60,16 @@ install_package() {
     fi
 }
 
+# A server that the tests start themselves: require_server PROGRAM PACKAGE REASON. The system's service of that name is
+# not for us to start.
+require_server() {
+    has_program "$1" && return
+    install_package "$2" "$3"
+    if command -v systemctl >/dev/null; then
+        systemctl --quiet disable "$2" || say "the service $2 may start at the next boot"
+    fi
+}
+
 # Prints the first Python on the PATH that is new enough.
 find_python() {
     local candidate found=""

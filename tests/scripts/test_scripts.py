@@ -57,7 +57,7 @@ def read_requirements(*extras: str) -> set[str]:
 def test_all_programs_are_here() -> None:
     names = {path.name for path in PROGRAMS if path.parent.name == "scripts"}
     assert names >= {"demo-proxy", "lint", "lock", "proxy-parity", "raise-nofile", "run", "test"}
-    assert names >= {"audit", "conformance", "fuzz", "release"}
+    assert names >= {"audit", "conformance", "fuzz", "release", "services"}
     measuring = {"check", "hostile", "hundred-thousand", "proxy", "run"}
     assert {path.name for path in PROGRAMS if path.parent == BENCH} == measuring
 

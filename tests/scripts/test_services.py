@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
 from pathlib import Path
 
+import coredis
 import pytest
+import trio
 from confluent_kafka import KafkaException, Producer
+from coredis.connection import TCPLocation
 from encryption import authority_file, certificate_file
 from services import (
     KafkaServer,
@@ -24,7 +29,7 @@ from services import (
 )
 
 from engines.daemon import wait_until
-from engines.left import Left
+from engines.left import Left, end, remember
 from engines.redis import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +57,20 @@ def test_it_says_why_it_did_not_start() -> None:
         raise AssertionError
     assert "argument must be a memory value" in str(raised.value)
     assert not server.folder.exists()
+
+
+async def test_a_redis_can_have_users_and_certificates() -> None:
+    users = ["default off", "app on >secret ~tricast:* +xadd"]
+    with RedisServer(users=users, certificate=certificate_file(), authority=authority_file()) as redis:
+        assert redis.url == f"rediss://127.0.0.1:{redis.port}"
+        client = coredis.Redis(
+            *("127.0.0.1", redis.port), ssl=True, ssl_ca_certs=authority_file(), username="app", password="secret"
+        )
+        async with client:
+            await client.xadd("tricast:stream", {"name": "value"})
+            with pytest.raises(coredis.exceptions.AuthorizationError):
+                await client.xadd("stream", {"name": "value"})
+        assert redis.execute("XLEN", "tricast:stream") == 1
 
 
 def test_what_it_refuses_is_an_error(redis: RedisServer) -> None:
@@ -182,3 +201,120 @@ def test_a_killed_process_leaves_nothing_running() -> None:
     assert select.select([server], [], [], 20)[0]
     os.close(server)
     shutil.rmtree(folder)
+
+
+# ---- the script
+
+
+def services(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(part) for part in (ROOT / "scripts" / "services", *arguments)]
+    return subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def programs_of(folder: Path) -> list[Left]:
+    entries = json.loads((folder / "services.json").read_text(encoding="utf-8"))
+    return [Left(*program) for entry in entries.values() for program in entry["programs"]]
+
+
+async def test_all_services_come_up_and_go(tmp_path: Path) -> None:
+    folder = tmp_path / "services"
+    done = services("up", "all", "--folder", folder)
+    try:
+        assert done.returncode == 0, done.stderr
+        single, cluster, sentinel, topic = done.stdout.splitlines()
+        await talk(coredis.Redis.from_url(single, decode_responses=True))
+        host, port = cluster.removeprefix("redis+cluster://").split(",")[0].split(":")
+        await talk(coredis.RedisCluster(host, int(port), decode_responses=True))
+        addresses, name = sentinel.removeprefix("redis+sentinel://").split("/")
+        hosts = [TCPLocation(host, int(port)) for host, port in (one.split(":") for one in addresses.split(","))]
+        async with coredis.Sentinel(hosts, decode_responses=True) as watching:
+            await talk(watching.primary_for(name))
+        address, topic = topic.removeprefix("kafka://").split("/")
+        assert await trio.to_thread.run_sync(produce, address, topic) == 0
+        programs = programs_of(folder)
+        assert len(programs) == 1 + 3 + 5 + 1
+        assert services("status", "--folder", folder).returncode == 0
+        again = services("up", "all", "--folder", folder)
+        assert again.stdout == done.stdout
+        assert programs_of(folder) == programs
+        assert services("down", "kafka", "--folder", folder).returncode == 0
+        assert [one.is_running for one in programs] == [True] * 9 + [False]
+        assert services("status", "kafka", "--folder", folder).returncode == 3
+    finally:
+        down = services("down", "--folder", folder)
+    assert (down.returncode, down.stdout, down.stderr) == (0, "", "")
+    assert not any(one.is_running for one in programs)
+    assert not folder.exists()
+
+
+async def talk(client: coredis.Redis[str] | coredis.RedisCluster[str]) -> None:
+    async with client:
+        await client.xadd("stream", {"name": "value"})
+        assert await client.xlen("stream") == 1
+
+
+def test_folders_do_not_know_of_each_other(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    try:
+        urls = [services("up", "redis", "--folder", folder).stdout for folder in folders]
+        assert len(set(urls)) == 2
+        assert services("down", "--folder", folders[0]).returncode == 0
+        assert services("status", "--folder", folders[1]).stdout == f"redis          running {urls[1]}"
+    finally:
+        for folder in folders:
+            services("down", "--folder", folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_has_ended_is_started_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "services"
+    try:
+        services("up", "redis", "--folder", folder)
+        end(programs_of(folder))
+        broken = services("status", "--folder", folder)
+        assert broken.returncode == 3
+        assert broken.stdout.split()[:2] == ["redis", "broken"]
+        again = services("up", "redis", "--folder", folder)
+        assert "redis has ended, and is started anew" in again.stderr
+        assert services("status", "--folder", folder).returncode == 0
+    finally:
+        services("down", "--folder", folder)
+
+
+def test_when_one_cannot_be_started_the_server_itself_says_why(tmp_path: Path) -> None:
+    program, folder = tmp_path / "redis-server", tmp_path / "services"
+    program.write_text("#!/bin/sh\necho no luck today\nexit 7\n", encoding="utf-8")
+    program.chmod(0o755)
+    failed = services("up", "redis", "--folder", folder, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert re.search(r"redis-server on port \d+ ended with status 7; its last lines:\nno luck today\n", failed.stderr)
+    assert not folder.exists()
+
+
+def test_what_is_not_the_services_own_stays(tmp_path: Path) -> None:
+    (tmp_path / "redis").mkdir()
+    refused = services("up", "redis", "--folder", tmp_path)
+    assert refused.returncode == 1
+    assert "is there already, and not a service's" in refused.stderr
+    assert services("down", "--folder", tmp_path).returncode == 0
+    assert (tmp_path / "redis").is_dir()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_when_interrupted_nothing_is_left_running(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "services"
+    command = [ROOT / "scripts" / "services", "up", "redis-cluster", "--folder", folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        log = folder / "redis-cluster" / "node-0" / "log"
+        wait_until(lambda: log.exists() and "Ready to accept" in log.read_text(encoding="utf-8"), "a server to run", 20)
+        [pid] = re.findall(r"pid=(\d+), just started", log.read_text(encoding="utf-8"))
+        left = remember(int(pid))
+        process.send_signal(number)
+        out, err = process.communicate()
+    assert process.returncode in (-number, 128 + number)
+    assert out == ""
+    assert "Traceback" not in err
+    wait_until(lambda: not left.is_running, "it to end")
+    assert number == signal.SIGKILL or not folder.exists()
