@@ -12,11 +12,12 @@ from typing import Any
 import trio
 from faults.plan import Kind
 from faults.relay import Relay, Way
-from services import RedisCluster, RedisSentinel, RedisServer
+from services import KafkaServer, RedisCluster, RedisSentinel, RedisServer
 
 from engines.daemon import Daemon, Service
 
 SERVERS = 3
+_TOPIC = "events"
 #: What can happen to the servers themselves, whatever the log.
 SERVER_KINDS = (
     Kind("kill", "server", SERVERS, 3, 0.1, 4),
@@ -106,6 +107,8 @@ class Engines(FaultyLog):
     relays = 0
     #: How many engines there are.
     engines = 1
+    #: Whether ids go on where they were when all data is lost, so that rules of order hold.
+    can_lose = True
 
     def __init__(self, *, loses: bool, more: Mapping[str, Any]) -> None:
         self._more = more
@@ -116,7 +119,7 @@ class Engines(FaultyLog):
             Kind("pause", "log", self.engines, 3, 0.2, 5),
             *_relay_kinds(self.relays),
         )
-        if loses:
+        if loses and self.can_lose:
             self.kinds = (*self.kinds, Kind("lose", "log", self.engines, 1.5, 0.1, 3))
         self.losing = self.losing | {"lose"}
 
@@ -236,6 +239,40 @@ class Sentinel(Engines):
         return self._service.url
 
 
+class Kafka(Engines):
+    """One broker, behind one relay: where clients are sent is the same for all of them."""
+
+    relays = 1
+    can_lose = False
+
+    def service(self) -> Service:
+        return KafkaServer(advertised_port=self._relays[0].port)
+
+    def ready(self) -> None:
+        assert isinstance(self._service, KafkaServer)
+        self._service.create_topic(_TOPIC, partitions=self._more.get("shards", 1))
+
+    def url(self, server: int) -> str:
+        return f"kafka://127.0.0.1:{self._relays[0].port}/{_TOPIC}"
+
+
+class KafkaBrokers(Engines):
+    """Three brokers, each of which leads some partitions; who is away is replaced, and nothing acknowledged is lost."""
+
+    engines = 3
+    can_lose = False
+
+    def service(self) -> Service:
+        return KafkaServer(brokers=3)
+
+    def ready(self) -> None:
+        assert isinstance(self._service, KafkaServer)
+        self._service.create_topic(_TOPIC, partitions=self._more.get("shards", 1))
+
+    def url(self, server: int) -> str:
+        return f"{self._service.url}/{_TOPIC}"
+
+
 async def _in_thread(function: Callable[[], None]) -> None:
     # What was begun is waited for when this is cancelled, or a program would be left behind.
     await trio.to_thread.run_sync(function)
@@ -247,6 +284,8 @@ ENGINES: Mapping[str, type[Engines]] = {
     "redis-cluster": Cluster,
     "redis-replicated": ReplicatedCluster,
     "redis-sentinel": Sentinel,
+    "kafka": Kafka,
+    "kafka-brokers": KafkaBrokers,
 }
 LOGS = ("sqlite", *ENGINES)
 
