@@ -109,6 +109,8 @@ class Engines(FaultyLog):
     engines = 1
     #: Whether ids go on where they were when all data is lost, so that rules of order hold.
     can_lose = True
+    #: Whether an engine may be paused. One that was replaced meanwhile takes events until it is told, and loses them.
+    can_pause = True
 
     def __init__(self, *, loses: bool, more: Mapping[str, Any]) -> None:
         self._more = more
@@ -116,9 +118,10 @@ class Engines(FaultyLog):
         self._relays: list[Relay] = []
         self.kinds = (
             Kind("kill", "log", self.engines, 2, 0.1, 4),
-            Kind("pause", "log", self.engines, 3, 0.2, 5),
             *_relay_kinds(self.relays),
         )
+        if self.can_pause:
+            self.kinds = (*self.kinds, Kind("pause", "log", self.engines, 3, 0.2, 5))
         if loses and self.can_lose:
             self.kinds = (*self.kinds, Kind("lose", "log", self.engines, 1.5, 0.1, 3))
         self.losing = self.losing | {"lose"}
@@ -215,7 +218,8 @@ class ReplicatedCluster(Cluster):
     """Three masters with a replica each: who is away is replaced, and what the replica had not got is lost."""
 
     engines = 6
-    losing = frozenset({"kill", "pause"})
+    can_pause = False
+    losing = frozenset({"kill"})
 
     def service(self) -> Service:
         return RedisCluster(replicas=1)
@@ -225,7 +229,8 @@ class Sentinel(Engines):
     """A primary and a replica, of which Sentinel makes another primary; what it had not got is lost."""
 
     engines = 2
-    losing = frozenset({"kill", "pause"})
+    can_pause = False
+    losing = frozenset({"kill"})
 
     def service(self) -> Service:
         return RedisSentinel()
@@ -237,6 +242,13 @@ class Sentinel(Engines):
 
     def url(self, server: int) -> str:
         return self._service.url
+
+
+class SplitSentinel(Sentinel):
+    """The same, where for a while there are two primaries."""
+
+    can_pause = True
+    losing = frozenset({"kill", "pause"})
 
 
 class Kafka(Engines):
@@ -284,6 +296,7 @@ ENGINES: Mapping[str, type[Engines]] = {
     "redis-cluster": Cluster,
     "redis-replicated": ReplicatedCluster,
     "redis-sentinel": Sentinel,
+    "redis-sentinel-split": SplitSentinel,
     "kafka": Kafka,
     "kafka-brokers": KafkaBrokers,
 }
