@@ -37,11 +37,13 @@ class World:
             self.journal.acknowledged([publication], [self.id(number)], number + 0.5)
         return publication.name
 
-    def follow(self, *given: int | Gap, begin: str | None = None, topics: tuple[str, ...] = ("news",)) -> Follower:
+    def follow(
+        self, *given: int | Gap, begin: str | None = None, at: float = 0.0, topics: tuple[str, ...] = ("news",)
+    ) -> Follower:
         """A subscriber that was given these, events by their number."""
         follower = Follower(self.journal, f"subscriber {len(self.followers)}", topics)
         self.followers.append(follower)
-        follower.told(self.id(0) if begin is None else begin, 0.0)
+        follower.told(self.id(0) if begin is None else begin, at)
         for item in given:
             if isinstance(item, Gap):
                 follower.gap(item, 1.0)
@@ -146,9 +148,11 @@ def test_a_gap_that_goes_back(world: World) -> None:
 
 
 def test_all_that_is_kept_need_not_be_all_where_the_log_loses_events(world: World) -> None:
-    world.follow(3, 4, 5, begin=BEGINNING)
+    world.follow(1, 3, 4, 5, begin=BEGINNING, at=2.5)
     assert world.rules(loses_at=0.0) == []
-    assert world.rules() == ["missing"] * 3
+    assert world.rules() == ["missing"] * 2
+    world.follow(1, 3, 5, begin=BEGINNING, at=2.5)
+    assert world.rules(loses_at=0.0) == ["missing"], "it was published only then"
 
 
 def test_a_position_without_an_event_tells_that_everything_before_it_was_given(world: World) -> None:
