@@ -12,7 +12,7 @@ from serving import until
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import Event, EventId, Gap, GapReason, ShardedId, TopicSet
 from tricast.log import redis as redis_module
-from tricast.log import redis_history, redis_scripts, redis_stream
+from tricast.log import redis_appends, redis_history, redis_scripts, redis_stream
 from tricast.log.base import IdempotencyKey, Slice
 from tricast.log.redis_servers import slot_of
 from tricast.log.redis_stream import keys_of
@@ -115,7 +115,7 @@ def scripts_run(redis: RedisServer) -> int:
 async def test_too_much_that_waits_is_refused(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_MAX_WAITING", "_MAX_WAITING_BYTES"):
         with monkeypatch.context() as patch:
-            patch.setattr(redis_module, name, 0)
+            patch.setattr(redis_appends, name, 0)
             with pytest.raises(LogUnavailable, match="too many publishes"):
                 await process.append("a")
     await process.append("a")
@@ -131,8 +131,8 @@ async def test_an_append_that_is_cancelled_leaves_all_as_it_was(process: Process
     (last,) = await process.append("a", data=b"2")
     await process.came_to(last)
     assert process.committed[-1].data == b"2"
-    assert not process.shard._jobs
-    assert process.shard._waiting_bytes == 0
+    assert not process.shard._appends._unanswered
+    assert process.shard._appends._size == 0
 
 
 async def test_a_log_that_is_not_open_takes_nothing(redis: RedisServer) -> None:
@@ -348,9 +348,7 @@ async def test_of_too_many_topics_some_are_forgotten(
     redis: RedisServer, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_entry_a_node(redis)
-    text = redis_scripts.APPEND._text.decode().replace(
-        "MAX_TOPICS, MAX_FORGOTTEN, COUNTERS = 100000", "MAX_TOPICS, MAX_FORGOTTEN, COUNTERS = 2"
-    )
+    text = redis_scripts.APPEND._text.decode().replace("MAX_TOPICS, COUNTERS = 100000", "MAX_TOPICS, COUNTERS = 2")
     monkeypatch.setattr(redis_stream, "APPEND", redis_scripts.Script(text))
     first = await processes.begin(redis.url, length=2)
     ids = [(await first.append(name))[0] for name in ("a", "b", "c", "d", "e")]

@@ -299,8 +299,10 @@ async def test_set_back_it_says_so_to_all(redis: RedisServer, processes: Process
         await process.came_to(new)
         start = process.shard._state.start
         assert lost[-1] < start < new
-        for position in (*kept, *lost):
+        for position in kept:
             assert await gap_after(process, position) == Gap(GapReason.RESTARTED, position, start)
+        for position in lost:  # to those who have it, what they miss begins where it was set back
+            assert await gap_after(process, position) == Gap(GapReason.RESTARTED, kept[-1], start)
         assert await gap_after(process, start) is None
         assert (await process.ids("a"))[-2:] == [kept[0], new]
     for process in both:
@@ -595,7 +597,7 @@ async def test_when_it_is_closed_nothing_is_left(redis: RedisServer) -> None:
                 nursery.cancel_scope.cancel()
         redis.resume()
         assert open_descriptors() == before
-        assert not process.shard._jobs
+        assert not process.shard._appends._unanswered
     async with process.open():
         assert process.log.last_id >= last
 
@@ -646,3 +648,61 @@ async def test_a_replica_takes_over(redis: RedisServer, processes: Processes, re
             await disconnect(process)  # it is said once
             await process.came_to(ids[0])
             assert process.shard._state.start == start
+
+
+async def test_a_server_whose_place_was_taken_went_on_for_a_while(redis: RedisServer, processes: Processes) -> None:
+    """What it took in the meantime is lost, and who comes from there has a gap that begins where the two parted."""
+    with RedisServer(config=[f"replicaof 127.0.0.1 {redis.port}"]) as replica:
+        await until(lambda: b"state=online" in redis.execute("INFO", "replication"))  # type: ignore[operator]
+        old = await processes.begin(redis.url)
+        (common,) = await old.append("a")
+        await until(lambda: replica.execute("XLEN", KEYS.log) == 2)
+        replica.execute("REPLICAOF", "NO", "ONE")
+        new, cold = await processes.begin(replica.url), await processes.begin(replica.url, cache_size=1)
+        kept, lost = [], []
+        for _ in range(3):
+            for process, ids in ((new, kept), (old, lost)):
+                (last,) = await process.append("a")
+                ids.append(last)
+                await until(lambda last=last: now_ms(redis) > last.ms)  # type: ignore[misc]
+        assert (await new.read("a", after=lost[-1])).gap == Gap(GapReason.UNKNOWN_ID, common, kept[-1])
+        for process in (new, cold):
+            await process.came_to(kept[-1])
+            for position, rest in ((lost[0], kept[1:]), (lost[1], kept[2:])):
+                for _ in range(2):  # asked, and remembered
+                    found = await process.read("a", after=position)
+                    assert ids_of(found.events) == rest
+                    assert found.gap == Gap(GapReason.UNKNOWN_ID, common, kept[-1])
+            assert (await process.read("a", after=kept[0])).gap is None
+            assert (await gap_after(process, common)) == Gap(GapReason.RESTARTED, common, process.shard._state.start)
+        # Who was on it finds that the newest of what it knows is missing.
+        servers = old.log._servers  # type: ignore[attr-defined]
+        servers._url = servers._url._replace(nodes=_parsed(replica.url).nodes)
+        await disconnect(old)
+        (last,) = await old.append("b")
+        for process in (old, new, cold):
+            await process.came_to(last)
+            start = process.shard._state.start
+            assert kept[-1] < start < last
+            assert process.skipped == [start]
+            for position in (*lost, *kept):
+                gap = await gap_after(process, position)
+                assert gap is not None
+                assert gap.after == (common if position in lost else position)
+                assert gap.resumed_at >= start
+
+
+async def test_positions_are_remembered_only_so_long(
+    redis: RedisServer, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_module, "_MAX_ENTRIES", 2)
+    ids = await process.append("a", "a")
+    await process.came_to(ids[-1])
+    for counter in range(2, 7):
+        position = EventId(ids[0].ms - 1, counter)
+        assert (await process.read("a", after=position)).gap is not None
+    process.shard._behind = EventId(0, 2)
+    for counter in range(5):
+        position = EventId(ids[0].ms - 1, counter)
+        await process.read("a", after=position)
+    assert len(process.shard._entries) <= 2

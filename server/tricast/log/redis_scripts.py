@@ -3,8 +3,8 @@
 The keys of a shard, all in one slot:
 
 - ``log``, the stream. An entry is an event, with the fields ``n``, ``t``, ``y`` (not where the type is the usual one)
-  and ``d``; or a mark, with ``n`` and ``m``: what was before it is in doubt. ``n`` counts the entries, so whoever reads
-  them in order sees whether one is missing.
+  and ``d``; or a mark, with ``n``, ``m`` and ``f``: what was before it is in doubt. ``n`` counts the entries, so that
+  one that is missing is noticed. ``f`` is the entry up to which those who come from what was lost have what is here.
 - ``meta``, a hash: ``id``, by which a log is known that began anew; ``start``, the newest mark; ``n`` and ``last`` of
   the newest entry; ``forgotten``, the greatest score that was dropped from the topics; ``run``, of which server it is.
 - ``topics``, a sorted set: each topic with its newest event, as a score (see ``score_of``).
@@ -50,9 +50,8 @@ def score_of(position: EventId) -> float:
     return position.ms + min(position.counter, _COUNTERS - 1.5) / _COUNTERS
 
 
-_COMMON = """
-local log, meta, topics, keys, keyed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-
+#: What needs no keys.
+FUNCTIONS = """
 local function parse(id)
   local ms, counter = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(ms), tonumber(counter)
@@ -68,17 +67,60 @@ local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
+"""
+
+_COMMON = (
+    FUNCTIONS
+    + """
+local log, meta, topics, keys, keyed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 
 local function first_entry()
   return redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
 end
 """
+)
+
+#: The idempotency keys, in what ``keys`` and ``keyed`` name, as of ``now``. ``find`` returns the first ids of what a
+#: key stands for, one for each shard; none if that was something else, and nil if the key is not known.
+IDEMPOTENCE = (
+    f"local MAX_FORGOTTEN = {_MAX_FORGOTTEN}"
+    """
+local function find(key, fingerprint, window)
+  local used = redis.call('HGET', keys, key)
+  if not used then return nil end
+  local firsts, known = string.match(used, '^(%S+) (%S*)$')
+  if tonumber(string.match(firsts, '^%d+')) < now - window then return nil end
+  local found = {}
+  if known == fingerprint then
+    for first in string.gmatch(firsts, '[^,]+') do found[#found + 1] = first end
+  end
+  return found
+end
+
+local function forget(old)
+  for _, key in ipairs(old) do
+    redis.call('HDEL', keys, key)
+    redis.call('ZREM', keyed, key)
+  end
+end
+
+local function remember(key, fingerprint, window, max_keys, firsts)
+  redis.call('HSET', keys, key, table.concat(firsts, ',') .. ' ' .. fingerprint)
+  redis.call('ZADD', keyed, string.match(firsts[1], '^%d+'), key)
+  local oldest = string.format('(%.0f', now - window)
+  forget(redis.call('ZRANGEBYSCORE', keyed, '-inf', oldest, 'LIMIT', 0, MAX_FORGOTTEN))
+  local surplus = redis.call('ZCARD', keyed) - max_keys
+  if surplus > 0 then forget(redis.call('ZRANGE', keyed, 0, surplus - 1)) end
+end
+"""
+)
 
 #: Opens the log, or finds out whether it is the one that was known. Where there is none it begins one; where the newest
 #: entry that somebody knows is missing, it says so to all by a mark. So it does where the server has taken over from
 #: another one: who was told of what it lacks may come to it later, or never.
 #: ARGV: the id of a new log; the id, and the newest entry with its number, of the one that was known, if any; the id of
-#: the server's run, and 1 if it may lack what was acknowledged by another one.
+#: the server's run, and 1 if it may lack what was acknowledged by another one; then other entries that are known, the
+#: newest first, and the last mark.
 #: Returns id, start, number and last, and 1 if everything behind what was known can be read on from there.
 BEGIN = Script(
     _COMMON
@@ -96,10 +138,10 @@ if not is_gone then
   end
 end
 
-local function mark()
+local function mark(fork)
   start = string.format('%.0f-0', math.max(now_ms(), top + 1, parse(known) + 1))
   last = start
-  redis.call('XADD', log, start, 'n', n, 'm', id)
+  redis.call('XADD', log, start, 'n', n, 'm', id, 'f', fork or start)
   redis.call('HSET', meta, 'id', id, 'start', start, 'n', n, 'last', last, 'run', run)
 end
 
@@ -118,7 +160,7 @@ end
 if state[5] ~= run then
   if may_lack then
     n = n + 1
-    mark()
+    mark(last)
     return {id, start, n, last, 0}
   end
   redis.call('HSET', meta, 'run', run)
@@ -129,8 +171,18 @@ if known_log == id and not is_before(last, known) then
   local first = first_entry()
   if not first or is_before(known, first[1]) then return {id, start, n, last, 0} end
 end
+local fork = start
+if known_log == id then
+  fork = ARGV[#ARGV]
+  for index = 7, #ARGV do
+    if redis.call('XRANGE', log, ARGV[index], ARGV[index])[1] then
+      fork = ARGV[index]
+      break
+    end
+  end
+end
 n = n + 1
-mark()
+mark(fork)
 return {id, start, n, last, 0}
 """
 )
@@ -145,7 +197,7 @@ return {id, start, n, last, 0}
 APPEND = Script(
     _COMMON
     + f"""
-local MAX_TOPICS, MAX_FORGOTTEN, COUNTERS = {_MAX_TOPICS}, {_MAX_FORGOTTEN}, {_COUNTERS}
+local MAX_TOPICS, COUNTERS = {_MAX_TOPICS}, {_COUNTERS}
 """
     + """
 local length, now = ARGV[1], now_ms()
@@ -159,33 +211,9 @@ for index = 1, #KEYS / 5 do
   }
 end
 
-local function find(key, fingerprint, window)
-  local used = redis.call('HGET', keys, key)
-  if not used then return nil end
-  local firsts, known = string.match(used, '^(%S+) (%S*)$')
-  if tonumber(string.match(firsts, '^%d+')) < now - window then return nil end
-  if known ~= fingerprint then firsts = string.rep(',', #shards) end
-  local found = {}
-  for first in string.gmatch(firsts, '([^,]*),') do found[#found + 1] = first end
-  return found
-end
-
-local function forget(old)
-  for _, key in ipairs(old) do
-    redis.call('HDEL', keys, key)
-    redis.call('ZREM', keyed, key)
-  end
-end
-
-local function remember(key, fingerprint, window, max_keys, firsts)
-  redis.call('HSET', keys, key, table.concat(firsts, ',') .. ', ' .. fingerprint)
-  redis.call('ZADD', keyed, string.match(firsts[1], '^%d+'), key)
-  local oldest = string.format('(%.0f', now - window)
-  forget(redis.call('ZRANGEBYSCORE', keyed, '-inf', oldest, 'LIMIT', 0, MAX_FORGOTTEN))
-  local surplus = redis.call('ZCARD', keyed) - max_keys
-  if surplus > 0 then forget(redis.call('ZRANGE', keyed, 0, surplus - 1)) end
-end
-
+"""
+    + IDEMPOTENCE
+    + """
 local function add(shard, id, topic, kind, data)
   shard.n = shard.n + 1
   local last
@@ -215,7 +243,7 @@ while ARGV[at] do
         end
       end
     end
-    reply[#reply + 1] = firsts[number]
+    reply[#reply + 1] = firsts[number] or ''
   end
   if key ~= '' and not known then remember(key, fingerprint, window, max_keys, firsts) end
 end

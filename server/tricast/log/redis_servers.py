@@ -5,6 +5,7 @@ another one.
 """
 
 import os
+import re
 import ssl
 from binascii import crc_hqx
 from collections import deque
@@ -18,7 +19,7 @@ import anyio
 import trio
 from anyio.abc import ByteStream
 from coredis import Redis
-from coredis.connection import BaseConnection, Location
+from coredis.connection import TCPConnection, TCPLocation
 from coredis.exceptions import (
     AskError,
     AuthenticationError,
@@ -59,6 +60,11 @@ _WORDS: tuple[tuple[type[Exception], str], ...] = (
     (gaierror, "the name of the Redis server cannot be found"),
 )
 
+#: What some versions say in the place of NOPERM, of a command in a script; not all of them which command it is.
+_LACKS_A_RIGHT = ("The user executing the script", "ACL failure in script")
+#: Where in a script, which tells a user nothing.
+_WHERE = re.compile(r" script: [0-9a-f]{40}, on @user_script.*", re.DOTALL)
+
 
 def slot_of(key: bytes) -> int:
     """The slot of a key in a cluster: of what is between the first braces, if that is not empty, else of all of it."""
@@ -84,6 +90,11 @@ class Servers:
         self._tls = _tls_context(config) if url.has_tls else None
         #: Whom to ask next where a key is. All of a cluster's nodes know, and there may be others by now.
         self._informants = deque(url.nodes)
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether each key is on one of several servers."""
+        return self._url.topology == CLUSTER
 
     @asynccontextmanager
     async def connect(self, key: bytes, *, block: float = 0.0) -> AsyncIterator[Redis[bytes]]:
@@ -113,7 +124,7 @@ class Servers:
                 self._informants.rotate(-1)
 
     async def _find(self, key: bytes) -> Node:
-        if self._url.topology == CLUSTER:
+        if self.is_cluster:
             return await self._ask("the cluster", lambda node: self._owner(node, slot_of(key)))
         if self._url.topology == SENTINEL:
             return await self._ask("the sentinels", self._primary)
@@ -164,8 +175,8 @@ class Servers:
     ) -> AsyncIterator[Redis[bytes]]:
         stream = await self._dial(node)
         pool = _OneConnection(
-            connection_class=_Connection,
-            location=_Dialed(stream),
+            connection_class=Connection,
+            location=_Dialed(*node, stream),
             stream_timeout=self._timeout + block,
             username=(has_credentials and self._url.username) or None,
             password=(has_credentials and self._url.password) or None,
@@ -207,39 +218,50 @@ class Servers:
 
 
 @dataclass(unsafe_hash=True)
-class _Dialed(Location):
-    """Where a connection leads that is there already."""
+class _Dialed(TCPLocation):
+    """Where a server is, and a stream that leads to it already."""
 
     stream: ByteStream
 
-    async def check(self) -> bool:
-        return True
 
-
-class _Connection(BaseConnection):
-    """What coredis does with it from its first command on; a socket of its own it would not close in all cases."""
+class Connection(TCPConnection):
+    """What coredis makes of a stream; when it cannot open one by itself, it leaves things open."""
 
     location: _Dialed
 
     async def _connect(self) -> ByteStream:
         return self.location.stream
 
-    def describe(self) -> str:
-        return "Connection"
+    async def pushed(self) -> list[Any]:
+        """All messages that came since the last call and answer no command, as soon as there are any.
+
+        One at a time, as coredis hands them over, they would be taken more slowly than they come, and pile up.
+        """
+        messages = [await self._push_message_buffer_out.receive()]
+        while self._push_message_buffer_out.statistics().current_buffer_used:
+            messages.append(self._push_message_buffer_out.receive_nowait())
+        return messages
 
 
-class _OneConnection(ConnectionPool[_Connection]):
+class _OneConnection(ConnectionPool[Connection]):
     """A pool that makes no other connection in the place of a lost one: that server may have lost the key since."""
 
-    _connection: _Connection | None = None
+    _connection: Connection | None = None
 
-    async def get_connection(self, **_: Any) -> _Connection:
+    async def get_connection(self, **_: Any) -> Connection:
         if self._connection is None:
             self._connection = await super().get_connection()
         return self._connection
 
-    def release(self, connection: _Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Does nothing: everybody uses the one connection at the same time."""
+
+
+async def connection_of(redis: Redis[bytes]) -> Connection:
+    """The connection of a client from ``Servers.connect``."""
+    connection = await redis.connection_pool.get_connection()
+    assert isinstance(connection, Connection)
+    return connection
 
 
 def unavailable(error: Exception) -> LogUnavailable | None:
@@ -261,9 +283,12 @@ def _to_raise(error: Exception) -> Exception:
 
 
 def _in_words(error: BaseException) -> str:
+    said = _WHERE.sub("", str(error))
+    if said.startswith(_LACKS_A_RIGHT):
+        return f"the user in log.url lacks a right in Redis, see ACL LOG there: {said}"
     for kind, words in _WORDS:
         if isinstance(error, kind):
-            return words.format(error)
+            return words.format(said)
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate of Redis is not trusted: {error.verify_message}"
     if isinstance(error, OSError) and error.errno is not None:

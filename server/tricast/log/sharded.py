@@ -197,6 +197,8 @@ def _with_gap(
     for number, each in found.items():
         if each.gap is not None:
             reasons.append(each.gap.reason)
+            if each.gap.after != asked[number] and isinstance(after, ShardedId):
+                after = ShardedId({**after.parts, number: _plain(each.gap.after)}, after.shown)
             end = ends[number] = _plain(each.gap.resumed_at)
             events[number] = [event for event in each.events if own_id(event) <= end]
     placed = _placed(numbers, position, events)
