@@ -141,13 +141,18 @@ class _Log:
                 continue
             shard = self._journal.shards[topic]
             begin = bisect_right(entries, (follower.start.get(shard, ZERO), len(self._journal.entries)))
-            if shard not in follower.start and may_lose:  # all that is kept, which need not be all
-                begin = next((index for index, (_, number) in enumerate(entries) if number in given), len(entries))
+            # Of all that is kept, nothing is missing that was lost before it began.
+            since = follower.notes[0].at if may_lose and shard not in follower.start else -math.inf
             for event_id, number in entries[begin:]:
                 if event_id > follower.position.get(shard, ZERO):
                     break
-                if number not in given and not any(_covers(gap, shard, event_id) for gap in gaps):
+                if number in given or any(_covers(gap, shard, event_id) for gap in gaps):
+                    continue
+                if self._sent_at(number) >= since:
                     yield self._violation(follower, number)
+
+    def _sent_at(self, number: int) -> float:
+        return self._journal.publications[self._journal.entries[number].name].sent_at
 
     def _violation(self, follower: Follower, number: int) -> Violation:
         entry = self._journal.entries[number]

@@ -12,11 +12,12 @@ from typing import Any
 import trio
 from faults.plan import Kind
 from faults.relay import Relay, Way
-from services import RedisCluster, RedisSentinel, RedisServer
+from services import KafkaServer, RedisCluster, RedisSentinel, RedisServer
 
 from engines.daemon import Daemon, Service
 
 SERVERS = 3
+_TOPIC = "events"
 #: What can happen to the servers themselves, whatever the log.
 SERVER_KINDS = (
     Kind("kill", "server", SERVERS, 3, 0.1, 4),
@@ -106,6 +107,10 @@ class Engines(FaultyLog):
     relays = 0
     #: How many engines there are.
     engines = 1
+    #: Whether ids go on where they were when all data is lost, so that rules of order hold.
+    can_lose = True
+    #: Whether an engine may be paused. One that was replaced meanwhile takes events until it is told, and loses them.
+    can_pause = True
 
     def __init__(self, *, loses: bool, more: Mapping[str, Any]) -> None:
         self._more = more
@@ -113,10 +118,11 @@ class Engines(FaultyLog):
         self._relays: list[Relay] = []
         self.kinds = (
             Kind("kill", "log", self.engines, 2, 0.1, 4),
-            Kind("pause", "log", self.engines, 3, 0.2, 5),
             *_relay_kinds(self.relays),
         )
-        if loses:
+        if self.can_pause:
+            self.kinds = (*self.kinds, Kind("pause", "log", self.engines, 3, 0.2, 5))
+        if loses and self.can_lose:
             self.kinds = (*self.kinds, Kind("lose", "log", self.engines, 1.5, 0.1, 3))
         self.losing = self.losing | {"lose"}
 
@@ -212,7 +218,8 @@ class ReplicatedCluster(Cluster):
     """Three masters with a replica each: who is away is replaced, and what the replica had not got is lost."""
 
     engines = 6
-    losing = frozenset({"kill", "pause"})
+    can_pause = False
+    losing = frozenset({"kill"})
 
     def service(self) -> Service:
         return RedisCluster(replicas=1)
@@ -222,7 +229,8 @@ class Sentinel(Engines):
     """A primary and a replica, of which Sentinel makes another primary; what it had not got is lost."""
 
     engines = 2
-    losing = frozenset({"kill", "pause"})
+    can_pause = False
+    losing = frozenset({"kill"})
 
     def service(self) -> Service:
         return RedisSentinel()
@@ -236,6 +244,47 @@ class Sentinel(Engines):
         return self._service.url
 
 
+class SplitSentinel(Sentinel):
+    """The same, where for a while there are two primaries."""
+
+    can_pause = True
+    losing = frozenset({"kill", "pause"})
+
+
+class Kafka(Engines):
+    """One broker, behind one relay: where clients are sent is the same for all of them."""
+
+    relays = 1
+    can_lose = False
+
+    def service(self) -> Service:
+        return KafkaServer(advertised_port=self._relays[0].port)
+
+    def ready(self) -> None:
+        assert isinstance(self._service, KafkaServer)
+        self._service.create_topic(_TOPIC, partitions=self._more.get("shards", 1))
+
+    def url(self, server: int) -> str:
+        return f"kafka://127.0.0.1:{self._relays[0].port}/{_TOPIC}"
+
+
+class KafkaBrokers(Engines):
+    """Three brokers, each of which leads some partitions; who is away is replaced, and nothing acknowledged is lost."""
+
+    engines = 3
+    can_lose = False
+
+    def service(self) -> Service:
+        return KafkaServer(brokers=3)
+
+    def ready(self) -> None:
+        assert isinstance(self._service, KafkaServer)
+        self._service.create_topic(_TOPIC, partitions=self._more.get("shards", 1))
+
+    def url(self, server: int) -> str:
+        return f"{self._service.url}/{_TOPIC}"
+
+
 async def _in_thread(function: Callable[[], None]) -> None:
     # What was begun is waited for when this is cancelled, or a program would be left behind.
     await trio.to_thread.run_sync(function)
@@ -247,6 +296,9 @@ ENGINES: Mapping[str, type[Engines]] = {
     "redis-cluster": Cluster,
     "redis-replicated": ReplicatedCluster,
     "redis-sentinel": Sentinel,
+    "redis-sentinel-split": SplitSentinel,
+    "kafka": Kafka,
+    "kafka-brokers": KafkaBrokers,
 }
 LOGS = ("sqlite", *ENGINES)
 

@@ -135,6 +135,7 @@ class _Round:
         self._began: list[Fault] = []
         self._subscribers: list[FaultySubscriber] = []
         self._ends: dict[str, tuple[int, Id]] = {}
+        self._faulty: dict[tuple[str, int], trio.Lock] = {}
         self._zero = trio.current_time()
 
     def _clock(self) -> float:
@@ -264,9 +265,11 @@ class _Round:
             await trio.sleep_until(ends_at)
 
     async def _go_wrong(self, fault: Fault, target: int) -> None:
-        await self._begin(fault, target)
-        await trio.sleep_until(self._zero + fault.at + fault.seconds)
-        await self._mend(fault, target)
+        # What takes long to start again may take longer than the plan has it.
+        async with self._faulty.setdefault((fault.lane, target), trio.Lock()):
+            await self._begin(fault, target)
+            await trio.sleep_until(self._zero + fault.at + fault.seconds)
+            await self._mend(fault, target)
 
     async def _begin(self, fault: Fault, target: int) -> None:
         if fault.lane != "server":

@@ -37,11 +37,13 @@ class World:
             self.journal.acknowledged([publication], [self.id(number)], number + 0.5)
         return publication.name
 
-    def follow(self, *given: int | Gap, begin: str | None = None, topics: tuple[str, ...] = ("news",)) -> Follower:
+    def follow(
+        self, *given: int | Gap, begin: str | None = None, at: float = 0.0, topics: tuple[str, ...] = ("news",)
+    ) -> Follower:
         """A subscriber that was given these, events by their number."""
         follower = Follower(self.journal, f"subscriber {len(self.followers)}", topics)
         self.followers.append(follower)
-        follower.told(self.id(0) if begin is None else begin, 0.0)
+        follower.told(self.id(0) if begin is None else begin, at)
         for item in given:
             if isinstance(item, Gap):
                 follower.gap(item, 1.0)
@@ -146,9 +148,11 @@ def test_a_gap_that_goes_back(world: World) -> None:
 
 
 def test_all_that_is_kept_need_not_be_all_where_the_log_loses_events(world: World) -> None:
-    world.follow(3, 4, 5, begin=BEGINNING)
+    world.follow(1, 3, 4, 5, begin=BEGINNING, at=2.5)
     assert world.rules(loses_at=0.0) == []
-    assert world.rules() == ["missing"] * 3
+    assert world.rules() == ["missing"] * 2
+    world.follow(1, 3, 5, begin=BEGINNING, at=2.5)
+    assert world.rules(loses_at=0.0) == ["missing"], "it was published only then"
 
 
 def test_a_position_without_an_event_tells_that_everything_before_it_was_given(world: World) -> None:
@@ -235,12 +239,14 @@ def test_shards_are_independent() -> None:
     assert world.rules() == ["id"]
 
 
-def test_a_position_that_goes_back_in_another_shard() -> None:
+@pytest.mark.parametrize(("topics", "rules"), [(("news", "other"), ["order"]), (("news",), [])])
+def test_a_position_that_goes_back_in_another_shard(topics: tuple[str, ...], rules: list[str]) -> None:
     world = World(shard=0)
-    follower = world.follow(begin="0.10-0_1.2-0")
+    world.journal.acknowledged(world.journal.sent(["other"], 1.0), ["1.2-0"], 1.5)
+    follower = world.follow(begin="0.10-0_1.2-0", topics=topics)
     follower.event("0.11-0_1.1-0", 1, "news")
     follower.is_retired = True
-    assert world.rules() == ["order"]
+    assert world.rules() == rules, "it matters where there may be something for it"
 
 
 def test_what_is_told(world: World) -> None:
