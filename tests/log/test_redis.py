@@ -479,9 +479,7 @@ def test_landmarks_and_what_a_window_holds() -> None:
         assert not window.holds(position)
 
 
-async def test_large_events_behind_small_ones_are_read_few_at_a_time(
-    redis: RedisServer, processes: Processes
-) -> None:
+async def test_large_events_behind_small_ones_are_read_few_at_a_time(redis: RedisServer, processes: Processes) -> None:
     process = await processes.begin(redis.url, cache_size=1)
     ids = await process.append(*["a"] * 100)
     for _ in range(4):
