@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from cryptography.hazmat.primitives import serialization
@@ -80,11 +80,21 @@ class KafkaTopics(ABC):
             KafkaException: Kafka refused it.
         """
         new = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=dict(config or {}))
-        self.admin.create_topics([new])[topic].result()
+        wait_until(lambda: self._is_created(new), f"brokers for {topic}")
         wait_until(
             lambda: [self.leader_id(topic, number) >= 0 for number in range(partitions)] == [True] * partitions,
             f"leaders of {topic}",
         )
+
+    def _is_created(self, new: NewTopic) -> bool:
+        try:
+            self.admin.create_topics([new])[new.topic].result()
+        except KafkaException as error:
+            # A broker that came late with a heartbeat does not count until the next.
+            if error.args[0].code() != KafkaError.INVALID_REPLICATION_FACTOR:
+                raise
+            return False
+        return True
 
     def delete_topic(self, topic: str) -> None:
         """Removes a topic with all that is in it."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import coredis
@@ -29,7 +30,7 @@ from services import (
 )
 
 from engines.daemon import wait_until
-from engines.left import Left, end, remember
+from engines.left import Left, end
 from engines.redis import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,20 @@ def test_it_says_why_it_did_not_start() -> None:
         raise AssertionError
     assert "argument must be a memory value" in str(raised.value)
     assert not server.folder.exists()
+
+
+async def test_a_redis_can_have_users_and_certificates() -> None:
+    users = ["default off", "app on >secret ~tricast:* +xadd"]
+    with RedisServer(users=users, certificate=certificate_file(), authority=authority_file()) as redis:
+        assert redis.url == f"rediss://127.0.0.1:{redis.port}"
+        client = coredis.Redis(
+            *("127.0.0.1", redis.port), ssl=True, ssl_ca_certs=authority_file(), username="app", password="secret"
+        )
+        async with client:
+            await client.xadd("tricast:stream", {"name": "value"})
+            with pytest.raises(coredis.exceptions.AuthorizationError):
+                await client.xadd("stream", {"name": "value"})
+        assert redis.execute("XLEN", "tricast:stream") == 1
 
 
 def test_what_it_refuses_is_an_error(redis: RedisServer) -> None:
@@ -192,9 +207,11 @@ def test_a_killed_process_leaves_nothing_running() -> None:
 # ---- the script
 
 
-def services(*arguments: object) -> subprocess.CompletedProcess[str]:
+def services(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [str(part) for part in (ROOT / "scripts" / "services", *arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=120
+    )
 
 
 def programs_of(folder: Path) -> list[Left]:
@@ -267,6 +284,16 @@ def test_what_has_ended_is_started_anew(tmp_path: Path) -> None:
         services("down", "--folder", folder)
 
 
+def test_when_one_cannot_be_started_the_server_itself_says_why(tmp_path: Path) -> None:
+    program, folder = tmp_path / "redis-server", tmp_path / "services"
+    program.write_text("#!/bin/sh\necho no luck today\nexit 7\n", encoding="utf-8")
+    program.chmod(0o755)
+    failed = services("up", "redis", "--folder", folder, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert re.search(r"redis-server on port \d+ ended with status 7; its last lines:\nno luck today\n", failed.stderr)
+    assert not folder.exists()
+
+
 def test_what_is_not_the_services_own_stays(tmp_path: Path) -> None:
     (tmp_path / "redis").mkdir()
     refused = services("up", "redis", "--folder", tmp_path)
@@ -283,12 +310,21 @@ def test_when_interrupted_nothing_is_left_running(tmp_path: Path, number: signal
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         log = folder / "redis-cluster" / "node-0" / "log"
         wait_until(lambda: log.exists() and "Ready to accept" in log.read_text(encoding="utf-8"), "a server to run", 20)
-        [pid] = re.findall(r"pid=(\d+), just started", log.read_text(encoding="utf-8"))
-        left = remember(int(pid))
+        assert running_in(folder)
         process.send_signal(number)
         out, err = process.communicate()
     assert process.returncode in (-number, 128 + number)
     assert out == ""
     assert "Traceback" not in err
-    wait_until(lambda: not left.is_running, "it to end")
+    wait_until(lambda: not running_in(folder), "all to end", 20)
     assert number == signal.SIGKILL or not folder.exists()
+
+
+def running_in(folder: Path) -> list[str]:
+    """The ids of the processes that work in the folder or below, or did before it was removed."""
+    found = []
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):
+            if process.name.isdigit() and (process / "cwd").readlink().is_relative_to(folder):
+                found.append(process.name)
+    return found

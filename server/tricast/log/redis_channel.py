@@ -172,7 +172,7 @@ class ChannelShard:
         self._statistics = statistics or Statistics()
         label = {"shard": number} if config.shards > 1 else {}
         self._link = Link(config, label=label, logger=logger, chance=chance, statistics=self._statistics)
-        self._appends = Appends()
+        self._appends: Appends[None] = Appends()
         self._key, self._channel, *self._idempotence = (
             f"{config.namespace}:{{{tag_of(number, config.shards)}}}:{name}".encode()
             for name in ("position", "channel", "keys", "keyed")
@@ -343,7 +343,7 @@ class ChannelShard:
         if self._link.problem is not None:
             raise LogUnavailable(self._link.problem)
         with self._statistics.appends.timing():
-            (ids,) = await self._appends.append(Batch([drafts], key))
+            (ids,) = await self._appends.append(Batch([drafts], key), None)
             return ids
 
     async def _append(self, redis: Redis[bytes]) -> None:
@@ -354,7 +354,8 @@ class ChannelShard:
         """
         keys = [self._key, *self._idempotence]
         while True:
-            group = await self._appends.next_group()
+            await self._appends.wait()
+            group = self._appends.take()
             arguments: list[bytes | str | int] = [self._publish_command, self._channel]
             for append in group:
                 arguments += _arguments_of(append.batch)

@@ -5,6 +5,7 @@ another one.
 """
 
 import os
+import re
 import ssl
 from binascii import crc_hqx
 from collections import deque
@@ -58,6 +59,11 @@ _WORDS: tuple[tuple[type[Exception], str], ...] = (
     (TimeoutError, "Redis does not answer"),
     (gaierror, "the name of the Redis server cannot be found"),
 )
+
+#: What some versions say in the place of NOPERM, of a command in a script; not all of them which command it is.
+_LACKS_A_RIGHT = ("The user executing the script", "ACL failure in script")
+#: Where in a script, which tells a user nothing.
+_WHERE = re.compile(r" script: [0-9a-f]{40}, on @user_script.*", re.DOTALL)
 
 
 def slot_of(key: bytes) -> int:
@@ -277,9 +283,12 @@ def _to_raise(error: Exception) -> Exception:
 
 
 def _in_words(error: BaseException) -> str:
+    said = _WHERE.sub("", str(error))
+    if said.startswith(_LACKS_A_RIGHT):
+        return f"the user in log.url lacks a right in Redis, see ACL LOG there: {said}"
     for kind, words in _WORDS:
         if isinstance(error, kind):
-            return words.format(error)
+            return words.format(said)
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate of Redis is not trusted: {error.verify_message}"
     if isinstance(error, OSError) and error.errno is not None:
