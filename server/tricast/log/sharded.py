@@ -204,9 +204,10 @@ def _with_gap(
     gaps: Mapping[int, Gap],
 ) -> Slice:
     """What goes before a gap, up to where that is over in the shards that have one; all else is for the next read."""
-    position = {**heads, **asked}
     begins = {number: _plain(gap.after) for number, gap in gaps.items()}
     ends = {number: _plain(gap.resumed_at) for number, gap in gaps.items()}
+    # A position that never was is behind where its shard goes on, and no event is to tell of it any more.
+    position = {**heads, **asked, **{number: min(asked[number], end) for number, end in ends.items()}}
     events = {number: [each for each in found[number].events if own_id(each) <= end] for number, end in ends.items()}
     upto = ShardedId({**position, **ends}, shown)
     gap = Gap(next(iter(gaps.values())).reason, ShardedId({**asked, **begins}, shown), upto)
