@@ -17,9 +17,7 @@ from clients import (
     WEBSOCKET_HEADERS,
     Answer,
     Closed,
-    Ended,
     Event,
-    WebSocket,
     Wire,
     ask,
     frame,
@@ -306,45 +304,63 @@ async def test_publishing_while_the_file_is_locked(path: Path) -> None:
     ]  # fmt: skip
 
 
-async def ended(transport: str, server: tricast.Server, position: str) -> None:
-    """Subscribes where the file is needed for it, and is sent away."""
-    if transport == "poll":
-        answer = await ask(server.url, "GET", f"/events?topic=news&last_id={position}")
-        assert (answer.status, answer.code) == (503, "log-unavailable")
-    elif transport == "sse":
-        with await subscribe("sse", server.url, "news", last_id=position) as subscriber, pytest.raises(Ended):
-            await subscriber.event()
-    else:
-        with await open_websocket(server.url, f"/events?topic=news&last_id={position}") as websocket:
-            assert isinstance(websocket, WebSocket)
-            await websocket.reply()
-            assert (await websocket.closed()).code == 1012
+@contextmanager
+def away(path: Path) -> Iterator[None]:
+    """The file is somewhere else, with what belongs to it."""
+    names = ["log.db", "log.db-wal", "log.db-shm"]
+    for name in names:
+        path.with_name(name).rename(path.with_name(f"away-{name}"))
+    yield
+    for name in reversed(names):  # the database last: without the others it has lost its newest
+        path.with_name(f"away-{name}").rename(path.with_name(name))
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_who_comes_back_while_the_file_is_away(path: Path, transport: str) -> None:
+async def refused_while_away(server: tricast.Server) -> None:
+    answer = await ask(server.url, "POST", "/publish?topic=news", body=b"1")
+    assert (answer.status, answer.code) == (503, "log-unavailable")
+    assert answer.headers["retry-after"]
+
+
+async def test_a_poll_that_comes_back_while_the_file_is_away(path: Path) -> None:
     records = LogCapture()
     async with serving(records=records, within=40, log={"url": url_of(path), "cache_size": "1B"}) as server:
         ids = [await publish(server.url, "news", n) for n in range(3)]
+        with away(path):
+            answer = await ask(server.url, "GET", f"/events?topic=news&last_id={ids[0]}")
+            assert (answer.status, answer.code) == (503, "log-unavailable")
+            assert answer.headers["retry-after"]
+            await refused_while_away(server)
+        with await subscribe("poll", server.url, "news", last_id=ids[0]) as subscriber:
+            assert [event.id for event in await subscriber.events(2)] == ids[1:]
+    assert [entry["event"] for entry in records.entries].count("the log cannot be read") == 1
+
+
+@pytest.mark.parametrize("transport", ["sse", "ws"])
+async def test_who_stays_while_the_file_is_away_gets_everything_after_it(path: Path, transport: str) -> None:
+    records = LogCapture()
+
+    def said(event: str) -> int:
+        return [entry["event"] for entry in records.entries].count(event)
+
+    async with serving(records=records, within=60, log={"url": url_of(path), "cache_size": "1B"}) as server:
+        ids = [await publish(server.url, "news", n) for n in range(3)]
         with await subscribe("sse", server.url, "news") as witness:
-            names = ["log.db", "log.db-wal", "log.db-shm"]
-            for name in names:
-                path.with_name(name).rename(path.with_name(f"away-{name}"))
-            await ended(transport, server, ids[0])
-            if transport == "ws":
-                # Before it has found out where to begin, which is before the upgrade.
-                answer = await ask(server.url, "GET", "/events?topic=news&last_id=0-0", *WEBSOCKET_HEADERS)
-                assert (answer.status, answer.code) == (503, "log-unavailable")
-            for name in reversed(names):  # the database last: without the others it has lost its newest
-                path.with_name(f"away-{name}").rename(path.with_name(name))
-            with await subscribe(transport, server.url, "news", last_id=ids[0]) as subscriber:
+            with away(path):
+                # Where the file is needed for it.
+                subscriber = await subscribe(transport, server.url, "news", last_id=ids[0])
+                await until(lambda: said("the log cannot be read") == 1)
+                await refused_while_away(server)
+                if transport == "ws":
+                    # Before it has found out where to begin, which is before the upgrade.
+                    answer = await ask(server.url, "GET", "/events?topic=news&last_id=0-0", *WEBSOCKET_HEADERS)
+                    assert (answer.status, answer.code) == (503, "log-unavailable")
+            with subscriber:
                 assert [event.id for event in await subscriber.events(2)] == ids[1:]
-            await until_ready(server.url)
-            await publish(server.url, "news", "all is well")
-            assert (await witness.event()).data == "all is well"
-        said = [entry["event"] for entry in records.entries]
-    assert "connection failed" not in said
-    assert said.count("the log cannot be read") == said.count("the log can be read again") == 1
+                await until_ready(server.url)
+                last = await publish(server.url, "news", "all is well")
+                assert [(await each.event()).id for each in (witness, subscriber)] == [last, last]
+    assert not said("connection failed")
+    assert said("the log cannot be read") == said("the log can be read again") == 1
 
 
 async def test_a_disk_that_is_full(path: Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from zlib import crc32
 
 import pytest
-from hub.fakes import FakeSubscriber, at_once
+from hub.fakes import FORMS, FakeSubscriber, at_once
 from hub.shards import Content, Shard
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
@@ -309,7 +309,7 @@ def test_a_slice_is_not_complete_before_every_shard_was_read(world: World) -> No
     world.shards[0].hand_over(1)
     found = world.read("a", "b", after=place(0, 99), max_bytes=1)
     assert (ids(found.events), found.complete) == (["0.1-1_1.1-99"], False)
-    assert world.read("a", "b", after=found.upto).gap == Gap(GapReason.UNKNOWN_ID, place(1, 99, 0), place(1, 0, 0))
+    assert world.read("a", "b", after=found.upto).gap == Gap(GapReason.UNKNOWN_ID, place(1, 99), place(1, 0, 0))
 
 
 def test_a_slice_is_not_complete_when_a_shard_went_on_meanwhile(world: World) -> None:
@@ -348,7 +348,7 @@ def test_a_shard_of_which_a_position_does_not_tell_begins_now(small: World) -> N
     assert found == Slice((), Gap(GapReason.UNKNOWN_ID, after, place(0, 2, 1)), place(0, 2, 1), complete=False)
     assert str(found.upto) == "0.1-0_1.1-2"
     found = small.read("a", "b", after=found.upto)
-    assert found.gap == Gap(GapReason.EVICTED, place(0, 2, 1), place(3, 2, 1))
+    assert found.gap == Gap(GapReason.EVICTED, place(0, 2), place(3, 2, 1))
 
 
 def test_a_gap_in_one_shard_goes_before_all_of_the_others(small: World) -> None:
@@ -357,7 +357,7 @@ def test_a_gap_in_one_shard_goes_before_all_of_the_others(small: World) -> None:
     found = small.read("a", "a2", "b", after=after)
     # What topics of the same shard keep below the end of a gap is there.
     assert ids(found.events) == ["0.1-2_1.1-0"]
-    assert found.gap == Gap(GapReason.EVICTED, after, place(3, 0, 0))
+    assert found.gap == Gap(GapReason.EVICTED, place(0, 0), place(3, 0, 0))
     assert (found.upto, str(found.upto), found.complete) == (place(3, 0, 0), "0.1-3_1.1-0", False)
     found = small.read("a", "a2", "b", after=found.upto)
     assert ids(found.events) == ["0.1-3_1.1-1", "0.1-4_1.1-1", "0.1-5_1.1-1"]
@@ -373,6 +373,27 @@ def test_gaps_in_several_shards_are_told_together(small: World) -> None:
     assert found == Slice([], Gap(GapReason.EVICTED, after, place(2, 104, 0)), place(2, 104, 0), complete=False)
     found = small.read(">", after=found.upto)
     assert ids(found.events) == ["0.1-2_1.1-104_2.1-1", "0.1-3_1.1-104_2.1-1", "0.1-4_1.1-104_2.1-1"]
+
+
+def test_an_event_before_a_gap_does_not_tell_of_a_position_that_never_was(small: World) -> None:
+    """Or it would stand behind the gap, which tells of the event."""
+    small.publish("a", "a2", *["a"] * 3)
+    found = small.read("a", "a2", "b", after=place(0, 99))
+    assert ids(found.events) == ["0.1-2_1.1-0"]
+    assert found.gap == Gap(GapReason.EVICTED, place(0, 99), place(3, 0, 0))
+    assert FORMS[0].block(found.events, found.gap).startswith(b"event 0.1-2_1.1-0 a2\ngap ")
+
+
+def test_a_gap_may_begin_before_the_position(world: World) -> None:
+    """A shard may know that more is missing than what is behind it."""
+
+    async def read(*_: object, **__: object) -> Slice:
+        return Slice((), Gap(GapReason.RESTARTED, at(1), at(5)), at(5), complete=True)
+
+    world.publish("a", "b")
+    world.shards[1].read = read  # type: ignore[method-assign]
+    found = world.read("a", "b", after=place(1, 3))
+    assert found.gap == Gap(GapReason.RESTARTED, place(1, 1), place(1, 5, 0))
 
 
 # With the hub

@@ -2,7 +2,8 @@
 
 import json
 
-from tricast.event import Event, EventId, Gap, GapReason
+from tricast.event import Event, EventId, Gap, GapReason, ShardedEvent, ShardedId
+from tricast.wire import long_poll, sse, websocket
 from tricast.wire.form import StreamForm, encode_gap_json, encode_json
 
 
@@ -70,3 +71,41 @@ def test_names_are_escaped_and_data_is_verbatim() -> None:
 def test_the_json_of_a_gap() -> None:
     found = json.loads(encode_gap_json(Gap(GapReason.UNKNOWN_ID, EventId(1, 2), EventId(3, 4))))
     assert found == {"reason": "unknown_id", "after": "1-2", "resumed_at": "3-4"}
+
+
+# Logs in shards
+
+
+def sharded(first: int, second: int, shown: tuple[int, ...] | None = (0, 3)) -> ShardedId:
+    return ShardedId({0: EventId(first, 0), 3: EventId(second, 0), 9: EventId(7, 7)}, shown)
+
+
+def test_ids_in_shards_in_every_form() -> None:
+    found = ShardedEvent(sharded(1, 2), "news", "message", b"1")
+    assert json.loads(encode_json(found))["id"] == "0.1-0_3.2-0"
+    assert sse.encode_event(found).startswith(b"id: 0.1-0_3.2-0\n")
+    assert sse.encode_envelope(found).startswith(b"id: 0.1-0_3.2-0\n")
+    assert b"id: 0.1-0_3.2-0\n" in sse.opening(retry_ms=1, position=found.id)
+    assert b'"id":"0.1-0_3.2-0"' in websocket.FORM.block([found])
+    assert b"last-event-id: 0.1-0_3.2-0\r\n" in long_poll.nothing(found.id).lower()
+    head, _, body = long_poll.FORM.block([found]).partition(b"\r\n\r\n")
+    assert b"last-event-id: 0.1-0_3.2-0\r\n" in head.lower()
+    assert json.loads(body)["last_id"] == json.loads(body)["events"][0]["id"] == "0.1-0_3.2-0"
+
+
+def test_a_gap_in_shards_in_every_form() -> None:
+    found = ShardedEvent(sharded(2, 2), "news", "message", b"1")
+    gap = Gap(GapReason.EVICTED, sharded(1, 2), sharded(5, 2))
+    told = {"reason": "evicted", "after": "0.1-0_3.2-0", "resumed_at": "0.5-0_3.2-0"}
+    assert json.loads(encode_gap_json(gap)) == told
+    assert sse.encode_gap(gap).startswith(b"id: 0.5-0_3.2-0\nevent: tricast.gap\n")
+    form = StreamForm("test", encode_json, encode_gap_json)
+    assert form.block([found], gap) == encode_json(found) + encode_gap_json(gap)
+    body = json.loads(long_poll.FORM.block([found], gap).partition(b"\r\n\r\n")[2])
+    assert (body["gap"], body["last_id"]) == (told, "0.5-0_3.2-0")
+
+
+def test_views_of_an_event_are_encoded_apart() -> None:
+    found = ShardedEvent(sharded(1, 2, (0,)), "news", "message", b"1")
+    view = found.seen_in((0, 3))
+    assert [json.loads(encode_json(each))["id"] for each in (found, view)] == ["0.1-0", "0.1-0_3.2-0"]

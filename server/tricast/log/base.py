@@ -54,7 +54,7 @@ class Log(Protocol):
 
     @property
     def last_id(self) -> Position:
-        """The newest position: what is up to it was handed over in this process, or skipped, and nothing behind it."""
+        """The newest position: all up to it was handed over in this process, or skipped, and nothing behind it."""
         ...
 
     @property

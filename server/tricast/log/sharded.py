@@ -155,7 +155,7 @@ class ShardedLog:
         heads = self._heads()
         gaps = {number: each.gap for number, each in found.items() if each.gap is not None}
         if gaps:
-            return _with_gap(after, {**heads, **asked}, numbers, found, gaps)
+            return _with_gap(asked, heads, numbers, found, gaps)
         ends = {**asked, **{number: _plain(each.upto) for number, each in found.items()}}
         # While one of them was read, others may have gone on.
         is_read = len(found) == len(numbers) and all(each.complete for each in found.values())
@@ -202,21 +202,21 @@ def across_shards() -> RemoteProtocolError:
 
 
 def _with_gap(
-    after: Position,
-    position: Mapping[int, EventId],
+    asked: Mapping[int, EventId],
+    heads: Mapping[int, EventId],
     shown: tuple[int, ...],
     found: Mapping[int, Slice],
     gaps: Mapping[int, Gap],
 ) -> Slice:
     """What goes before a gap, up to where that is over in the shards that have one; all else is for the next read."""
+    begins = {number: _plain(gap.after) for number, gap in gaps.items()}
     ends = {number: _plain(gap.resumed_at) for number, gap in gaps.items()}
+    # A position that never was is behind where its shard goes on, and no event is to tell of it any more.
+    position = {**heads, **asked, **{number: min(asked[number], end) for number, end in ends.items()}}
     events = {number: [each for each in found[number].events if own_id(each) <= end] for number, end in ends.items()}
     upto = ShardedId({**position, **ends}, shown)
-    if isinstance(after, ShardedId):
-        # A gap may begin before what was asked for: where that is from what was lost.
-        after = ShardedId({**after.parts, **{number: _plain(gap.after) for number, gap in gaps.items()}}, after.shown)
-    reason = next(iter(gaps.values())).reason
-    return Slice(_placed(position, shown, events), Gap(reason, after, upto), upto, complete=False)
+    gap = Gap(next(iter(gaps.values())).reason, ShardedId({**asked, **begins}, shown), upto)
+    return Slice(_placed(position, shown, events), gap, upto, complete=False)
 
 
 def _placed(
