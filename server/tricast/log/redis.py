@@ -230,9 +230,14 @@ class RedisShard:
         """Finds out whether the log is the one that was known, and begins anew where it is not."""
         known = self._state._replace(last=max(self._state.last, self._acknowledged))
         fresh = secrets.token_hex(8).encode()
-        is_replicated = self._config.replicas > 0
         state, is_known = await stream.begin(
-            redis, self._keys, fresh, known, self._window.landmarks(), is_replicated=is_replicated
+            redis,
+            self._keys,
+            fresh,
+            known,
+            self._window.landmarks(),
+            may_return=self._servers.may_return,
+            is_replicated=self._config.replicas > 0,
         )
         if not is_known:
             await self._start_over(redis, state)

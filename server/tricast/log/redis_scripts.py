@@ -268,8 +268,9 @@ for _, shard in ipairs(shards) do
       local gone = redis.call('ZPOPMIN', shard.topics, surplus)
       redis.call('HSET', shard.meta, 'forgotten', gone[#gone])
     end
-    redis.call('HSET', shard.meta, 'n', shard.n, 'last', shard.last)
   end
+  -- Also where every key was known: WAIT counts from what was written over the connection.
+  redis.call('HSET', shard.meta, 'n', shard.n, 'last', shard.last)
   heads[#heads + 1] = shard.n
   heads[#heads + 1] = shard.last
 end
