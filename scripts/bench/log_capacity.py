@@ -124,7 +124,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "program": options.program,
         "subscribers": options.subscribers,
-        "repetitions": options.repetitions,
         "results": results,
         "failures": failures,
         "machine": describe_machine(),

@@ -283,18 +283,21 @@ async def _tail(
     from tricast.stores import inspecting, log_of
 
     logger = _logger()
-    async with inspecting(config, logger) as inspected:  # says so if there is no log, before one is made
-        if after is None:
-            after = await inspected.head()
-            # What came since then is read behind it.
-            newest = await inspected.newest(topics, _NEWEST if count is None else count)
-            _print([event for event in newest if after >= event.id])
-            if not follows:
-                return
-            count = None
+    # What is only passed on can be followed, and there is nothing else to see of it.
+    if not follows or config.log.delivery != "pubsub":
+        async with inspecting(config, logger) as inspected:  # says so if there is no log, before one is made
+            if after is None:
+                after = await inspected.head()
+                # What came since then is read behind it.
+                newest = await inspected.newest(topics, _NEWEST if count is None else count)
+                _print([event for event in newest if after >= event.id])
+                if not follows:
+                    return
+                count = None
     follower = _Follower(log_of(_keeping_all(config), logger), topics)
     async with follower.log.open(follower.wake, follower.wake):
-        await follower.print_behind(after, count, follows=follows)
+        position = follower.log.last_id if after is None else after
+        await follower.print_behind(position, count, follows=follows)
 
 
 def _keeping_all(config: "Config") -> "Config":

@@ -366,7 +366,11 @@ async def test_several_shards_in_redis(redis: RedisServer, monkeypatch: pytest.M
         async with serving_command() as (_, server), httpx.AsyncClient(base_url=server) as client:
 
             async def publish(topic: str) -> str:
-                return str((await client.post("/publish", params={"topic": topic}, content="1")).json()["id"])
+                while (
+                    answer := await client.post("/publish", params={"topic": topic}, content="1")
+                ).status_code == 503:
+                    pass  # it has not noticed yet that Redis is back
+                return str(answer.json()["id"])
 
             ids = [await publish(f"topic.{number}") for number in range(8)]
             async with running("log", "tail", "--follow", "-n", "3") as tail:
@@ -377,10 +381,9 @@ async def test_several_shards_in_redis(redis: RedisServer, monkeypatch: pytest.M
                 await tail.err.until("the log is not available")
                 redis.start()
                 await tail.err.until("the log is available again")
-                while (answer := await client.post("/publish", params={"topic": "a"}, content="1")).status_code == 503:
-                    pass  # it has not noticed yet
+                ids.append(await publish("a"))
                 # It has seen both shards.
-                assert answer.json()["id"] in json.loads(await tail.out.next())["id"].split("_")
+                assert ids[-1] in json.loads(await tail.out.next())["id"].split("_")
             again = await publish("topic.0")
             async with running("subscribe", "topic.0", "--last-id", ids[0], "--url", server) as subscriber:
                 assert json.loads(await subscriber.out.next())["id"] == again
@@ -395,3 +398,33 @@ async def test_several_shards_in_redis(redis: RedisServer, monkeypatch: pytest.M
             assert (code, said) == (0, "")
             shard = ids[0].partition(".")[0]
             assert re.fullmatch(rf"shard {shard}: dropped 1 events, \d are left, from \S+ on\n", out)  # the mark
+
+
+async def test_what_is_only_passed_on_can_be_followed(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRICAST_LOG__URL", redis.url)
+    monkeypatch.setenv("TRICAST_LOG__DELIVERY", "pubsub")
+    with trio.fail_after(60):
+        async with (
+            serving_command() as (_, server),
+            httpx.AsyncClient(base_url=server) as client,
+            running("log", "tail", "-f", "--topic", "a") as tail,
+            trio.open_nursery() as nursery,
+        ):
+            published: list[str] = []
+
+            async def publish() -> None:
+                while True:
+                    answer = await client.post("/publish", params={"topic": "a"}, content="1")
+                    published.append(answer.json()["id"])
+
+            nursery.start_soon(publish)
+            # It says nothing when it begins: of what comes before that it tells nothing.
+            first = json.loads(await tail.out.next())["id"]
+            second = json.loads(await tail.out.next())["id"]
+            await tail.out.next()  # so the answer to the one before has come
+            nursery.cancel_scope.cancel()
+        assert published.index(second) == published.index(first) + 1
+        for args in (("tail",), ("info",), ("trim", "--keep", "1", "--yes")):
+            code, _, said = await run("log", *args)
+            assert code == 1
+            assert "events are only passed on" in said

@@ -744,7 +744,6 @@ def test_connections_are_held_and_nothing_is_lost(tmp_path: Path) -> None:
 
 CAPACITY = {
     "subscribers": 10_000,
-    "repetitions": 3,
     "failures": [],
     "results": {
         str(CASES[1]): {"redis_us": {1: 50.0, 2: 40.0, 3: 45.0}, "reader_us": {1: 90.0}, "per_second": {1: 1000.4}},

@@ -58,7 +58,7 @@ def test_all_programs_are_here() -> None:
     names = {path.name for path in PROGRAMS if path.parent.name == "scripts"}
     assert names >= {"demo-proxy", "lint", "lock", "proxy-parity", "raise-nofile", "run", "test"}
     assert names >= {"audit", "conformance", "fuzz", "release", "services"}
-    measuring = {"check", "hostile", "hundred-thousand", "proxy", "run"}
+    measuring = {"check", "hostile", "hundred-thousand", "log-capacity", "proxy", "run"}
     assert {path.name for path in PROGRAMS if path.parent == BENCH} == measuring
 
 
