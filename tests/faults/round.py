@@ -110,7 +110,7 @@ def _made(folder: Path) -> Path:
 def _sections(effort: Effort, log: Mapping[str, Any], cache_size: str) -> dict[str, dict[str, Any]]:
     return {
         "events": {"history": effort.history, "history_size": "1GiB"},
-        "log": {"cache_size": cache_size, **log, **effort.log},
+        "log": {"cache_size": cache_size, "length": effort.history * len(TOPICS), **log, **effort.log},
         "poll": {"timeout": "1s"},
         "sse": {"keepalive": "1s"},
         "websocket": {"ping_interval": "1s"},
@@ -197,7 +197,7 @@ class _Round:
 
     def _loses_at(self) -> float:
         """When the log began to lose events."""
-        if self._effort.history < _UNLIMITED:
+        if self._log.loses_always or self._effort.history < _UNLIMITED:
             return 0.0
         return min((fault.at for fault in self._began if fault.what in self._log.losing), default=math.inf)
 
