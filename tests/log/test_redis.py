@@ -17,6 +17,7 @@ from tricast.log.base import IdempotencyKey, Slice
 from tricast.log.redis_servers import slot_of
 from tricast.log.redis_stream import keys_of
 from tricast.log.sharded import shard_of
+from tricast.log.window import Window
 
 KEY = IdempotencyKey(b"k", b"1", 60.0, 10)
 
@@ -446,3 +447,32 @@ def test_the_keys_of_shards_are_spread_over_the_slots(shards: int) -> None:
 )
 def test_what_of_a_topic_says_which_shard_it_is_in(topic: str, what: str) -> None:
     assert {shard_of(topic, shards) - shard_of(what, shards) for shards in range(1, 50)} == {0}
+
+
+async def test_redis_throws_away_what_it_knows_of_topics(redis: RedisServer, processes: Processes) -> None:
+    one_entry_a_node(redis)
+    first = await processes.begin(redis.url, length=10)
+    ids = await first.append(*["a", "b"] * 10)
+    second = await processes.begin(redis.url, length=10, cache_size=1)
+    redis.execute("DEL", KEYS.topics)
+    assert await second.ids("a", after=ids[11]) == ids[12::2]
+    assert (await second.read("c", after=ids[0])).gap is not None
+    (last,) = await first.append("b")
+    await second.came_to(last)
+    assert await second.ids("a", after=ids[11]) == ids[12::2]
+    assert await second.ids("a") == ids[12::2]
+    assert (await second.read("c", after=ids[0])).gap is not None
+    assert (await second.read("c", after=ids[-1])).gap is None
+
+
+def test_landmarks_and_what_a_window_holds() -> None:
+    window = Window(start=EventId(0, 1), history=1000, max_size=10**9)
+    assert list(window.landmarks()) == []
+    assert not window.holds(EventId(1, 0))
+    window.keep([Event(EventId(number, 0), "a", "message", b"1") for number in range(1, 301)], oldest=EventId(101, 0))
+    marks = [position.ms for position in window.landmarks()]
+    assert marks == [*range(300, 236, -1), *range(236, 108, -2), 108, 104]
+    assert window.holds(EventId(101, 0))
+    assert window.holds(EventId(300, 0))
+    for position in (EventId(100, 0), EventId(200, 1), EventId(301, 0)):
+        assert not window.holds(position)

@@ -93,6 +93,7 @@ async def test_what_one_publishes_all_get(redis: RedisServer, processes: Process
         await process.gets("1", "2", "3")
         assert [event.id for event in process.events] == [*first, *second]
         assert process.skipped == []
+        assert process.log.waits
 
 
 async def test_what_is_read_again_is_in_memory(redis: RedisServer, processes: Processes) -> None:

@@ -10,7 +10,6 @@ import pytest
 import trio
 from log.redis_worlds import Process, Processes, data_of
 from services import RedisCluster, RedisSentinel, RedisServer
-from serving import until
 
 from engines.daemon import wait_until
 from engines.redis import ADMINISTRATOR
@@ -66,6 +65,7 @@ class Publisher:
         self.acknowledged: dict[int, Position] = {}
         self._process = process
         self._number = 0
+        self._progress = trio.lowlevel.ParkingLot()
 
     async def run(self) -> None:
         while True:
@@ -76,11 +76,13 @@ class Publisher:
                 await trio.sleep(0.02)  # as publishers are told to
             else:
                 self.acknowledged[self._number] = position
+                self._progress.unpark_all()
 
     async def goes_on(self) -> None:
         """Returns when so many more are acknowledged."""
         enough = len(self.acknowledged) + MANY
-        await until(lambda: len(self.acknowledged) >= enough)
+        while len(self.acknowledged) < enough:
+            await self._progress.park()
 
 
 class World:

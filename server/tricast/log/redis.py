@@ -230,9 +230,14 @@ class RedisShard:
         """Finds out whether the log is the one that was known, and begins anew where it is not."""
         known = self._state._replace(last=max(self._state.last, self._acknowledged))
         fresh = secrets.token_hex(8).encode()
-        is_replicated = self._config.replicas > 0
         state, is_known = await stream.begin(
-            redis, self._keys, fresh, known, self._window.landmarks(), is_replicated=is_replicated
+            redis,
+            self._keys,
+            fresh,
+            known,
+            self._window.landmarks(),
+            may_return=self._servers.may_return,
+            is_replicated=self._config.replicas > 0,
         )
         if not is_known:
             await self._start_over(redis, state)
@@ -246,7 +251,7 @@ class RedisShard:
         window.last_id = state.last.id
         self._window, self._behind, self._is_all = window, found.behind, found.is_all
         self._marks = {mark.id: mark.fork for mark in found.marks}
-        self._entries.clear()
+        self._entries = {}
         is_first, is_same = not self._state.log, state.log == self._state.log
         self._state = state
         self._acknowledged = max(self._acknowledged, state.last) if is_same else state.last
@@ -303,6 +308,7 @@ class RedisShard:
                 self._window.last_id = entry.id
                 self._marks[entry.id] = entry.fork
                 self._skipped(entry.id)
+                self._arrived.unpark_all()
             else:
                 self._window.last_id = entry.id
         self._hand_over(events)
@@ -484,13 +490,14 @@ class RedisShard:
             return True
         if self._behind == BEGINNING and position < next(iter(self._marks), BEGINNING):
             return True  # from before the log began, which reading tells
-        if position not in self._entries:
+        entries = self._entries
+        if position not in entries:
             async with self._asking() as redis:
-                if position not in self._entries:  # others may have asked the same
-                    if len(self._entries) >= _MAX_ENTRIES:
-                        self._entries.clear()
-                    self._entries[position] = await stream.is_entry(redis, self._keys, position)
-        return self._entries[position]
+                if position not in entries:  # others may have asked the same
+                    if len(entries) >= _MAX_ENTRIES:
+                        del entries[next(iter(entries))]
+                    entries[position] = await stream.is_entry(redis, self._keys, position)
+        return entries[position]
 
     def _fork_of(self, position: EventId) -> EventId:
         """Up to where one who has come to a position that is not of this stream has what is here."""

@@ -207,7 +207,8 @@ for index = 1, #KEYS / 5 do
   local state = redis.call('HMGET', KEYS[at + 1], 'id', 'n', 'last')
   if state[1] ~= ARGV[index + 1] or redis.call('EXISTS', KEYS[at]) == 0 then return 0 end
   shards[index] = {
-    log = KEYS[at], meta = KEYS[at + 1], topics = KEYS[at + 2], n = tonumber(state[2]), last = state[3], newest = {}
+    log = KEYS[at], meta = KEYS[at + 1], topics = KEYS[at + 2], n = tonumber(state[2]), last = state[3],
+    before = state[3], newest = {}
   }
 end
 
@@ -248,11 +249,18 @@ while ARGV[at] do
   if key ~= '' and not known then remember(key, fingerprint, window, max_keys, firsts) end
 end
 
+local function score_of(id)
+  local ms, counter = parse(id)
+  return string.format('%.17g', ms + math.min(counter, COUNTERS - 1) / COUNTERS)
+end
+
 local heads = {}
 for _, shard in ipairs(shards) do
+  if next(shard.newest) and redis.call('EXISTS', shard.topics) == 0 then
+    redis.call('HSET', shard.meta, 'forgotten', score_of(shard.before))
+  end
   for topic, id in pairs(shard.newest) do
-    local ms, counter = parse(id)
-    redis.call('ZADD', shard.topics, string.format('%.17g', ms + math.min(counter, COUNTERS - 1) / COUNTERS), topic)
+    redis.call('ZADD', shard.topics, score_of(id), topic)
   end
   if next(shard.newest) then
     local surplus = redis.call('ZCARD', shard.topics) - MAX_TOPICS
@@ -260,8 +268,9 @@ for _, shard in ipairs(shards) do
       local gone = redis.call('ZPOPMIN', shard.topics, surplus)
       redis.call('HSET', shard.meta, 'forgotten', gone[#gone])
     end
-    redis.call('HSET', shard.meta, 'n', shard.n, 'last', shard.last)
   end
+  -- Also where every key was known: WAIT counts from what was written over the connection.
+  redis.call('HSET', shard.meta, 'n', shard.n, 'last', shard.last)
   heads[#heads + 1] = shard.n
   heads[#heads + 1] = shard.last
 end
@@ -280,6 +289,8 @@ LOOK = Script(
 local state = redis.call('HMGET', meta, 'id', 'start', 'n', 'last', 'forgotten')
 local first = first_entry()
 local newer = {}
+-- Where all keys are for a cache, each of them may go.
+local forgotten = redis.call('EXISTS', topics) == 1 and (state[5] or '0') or 'inf'
 if ARGV[2] then
   for index = 2, #ARGV do
     local score = redis.call('ZSCORE', topics, ARGV[index])
@@ -290,7 +301,7 @@ else
 end
 return {
   state[1] or '', state[2] or '0-0', tonumber(state[3]) or 0, state[4] or '0-0',
-  first and first[1] or '', state[5] or '0', newer
+  first and first[1] or '', forgotten, newer
 }
 """
 )

@@ -96,6 +96,15 @@ class Servers:
         """Whether each key is on one of several servers."""
         return self._url.topology == CLUSTER
 
+    @property
+    def may_return(self) -> bool:
+        """Whether a primary whose place was taken may be made the primary again without having been a replica.
+
+        Sentinel does that, when one is back before it was told, and its successor fails. Nodes of a cluster ask the
+        others before they take anything.
+        """
+        return self._url.topology == SENTINEL
+
     @asynccontextmanager
     async def connect(self, key: bytes, *, block: float = 0.0) -> AsyncIterator[Redis[bytes]]:
         """A connection to the server that has the key and takes what is written to it.

@@ -153,6 +153,7 @@ async def begin(
     known: State,
     landmarks: Iterable[EventId],
     *,
+    may_return: bool,
     is_replicated: bool,
 ) -> tuple[State, bool]:
     """Opens the log, and begins one where there is none.
@@ -163,6 +164,7 @@ async def begin(
         fresh: the id of a log that begins.
         known: the one that was open before, with the newest entry that is known of it.
         landmarks: others of its entries, the newest first.
+        may_return: whether a server may have been replaced for a while that was no replica meanwhile.
         is_replicated: whether replicas have all that is acknowledged.
 
     Returns:
@@ -170,7 +172,12 @@ async def begin(
     """
     arguments: list[bytes | str | int] = [fresh, known.log, str(known.last.id), known.last.number]
     run, has_taken_over = await _server(redis)
-    arguments += [run, int(has_taken_over and not is_replicated), *map(str, landmarks), str(known.start)]
+    arguments += [
+        run,
+        int((has_taken_over or may_return) and not is_replicated),
+        *map(str, landmarks),
+        str(known.start),
+    ]
     log, start, number, last, is_known = await BEGIN.run(redis, keys, arguments)
     return State(log, _id_of(start), Known(_id_of(last), int(number))), bool(is_known)
 
@@ -179,7 +186,8 @@ async def _server(redis: Redis[bytes]) -> tuple[bytes, bool]:
     """The id of the server's run, and whether it was a replica before it was what it is."""
     text: bytes = await redis.create_request(b"INFO", b"server", b"replication", callback=_as_it_is)
     found = dict(line.partition(b":")[::2] for line in text.splitlines())
-    return found[b"run_id"], bool(found[b"master_replid2"].strip(b"0"))
+    # Not every server tells: what stands in for Redis may leave them out.
+    return found.get(b"run_id", b""), bool(found.get(b"master_replid2", b"").strip(b"0"))
 
 
 async def append(
