@@ -41,10 +41,12 @@ class FaultyLog(ABC):
     Attributes:
         kinds: what can happen to it.
         losing: the names of those after which events may be gone.
+        loses_always: whether events may be gone whatever happens.
     """
 
     kinds: Sequence[Kind] = ()
     losing: frozenset[str] = frozenset()
+    loses_always = False
 
     @abstractmethod
     def sections(self, server: int) -> Mapping[str, Any]:
@@ -202,6 +204,15 @@ class OneRedis(Engines):
         return f"redis://127.0.0.1:{self._relays[server].port}"
 
 
+class Channel(OneRedis):
+    """The same, which only passes events on: there is no more of them than what each server has seen."""
+
+    loses_always = True
+
+    def sections(self, server: int) -> Mapping[str, Any]:
+        return {**super().sections(server), "delivery": "pubsub"}
+
+
 class Cluster(Engines):
     """Three masters; while one of them is away, so are its slots."""
 
@@ -293,6 +304,7 @@ async def _in_thread(function: Callable[[], None]) -> None:
 #: By the names under which one asks for them.
 ENGINES: Mapping[str, type[Engines]] = {
     "redis": OneRedis,
+    "redis-pubsub": Channel,
     "redis-cluster": Cluster,
     "redis-replicated": ReplicatedCluster,
     "redis-sentinel": Sentinel,

@@ -80,10 +80,12 @@ async def play(log: FaultyLog, effort: Effort, say: Callable[[str], None] = prin
         effort: how much.
         say: told of each fault as it happens.
     """
-    with trio.fail_after(effort.seconds + 3 * _HEALING_SECONDS):
-        async with _servers(log, effort) as servers:
-            played = _Round(log, servers, effort, say)
+    async with _servers(log, effort) as servers:
+        played = _Round(log, servers, effort, say)
+        with trio.move_on_after(effort.seconds + 4 * _HEALING_SECONDS) as scope:
             await played.play()
+    if scope.cancelled_caught:
+        played.problems.append("the round did not end in time")
     return played.outcome()
 
 
@@ -110,7 +112,7 @@ def _made(folder: Path) -> Path:
 def _sections(effort: Effort, log: Mapping[str, Any], cache_size: str) -> dict[str, dict[str, Any]]:
     return {
         "events": {"history": effort.history, "history_size": "1GiB"},
-        "log": {"cache_size": cache_size, **log, **effort.log},
+        "log": {"cache_size": cache_size, "length": effort.history * len(TOPICS), **log, **effort.log},
         "poll": {"timeout": "1s"},
         "sse": {"keepalive": "1s"},
         "websocket": {"ping_interval": "1s"},
@@ -119,7 +121,11 @@ def _sections(effort: Effort, log: Mapping[str, Any], cache_size: str) -> dict[s
 
 
 class _Round:
-    """See ``play``."""
+    """See ``play``.
+
+    Attributes:
+        problems: what servers did that they should not.
+    """
 
     def __init__(
         self, log: FaultyLog, servers: Sequence[TricastServer], effort: Effort, say: Callable[[str], None]
@@ -131,11 +137,11 @@ class _Round:
         self._say = say
         self._numbers = random.Random(effort.seed)
         self._journal = Journal()
-        self._problems: list[str] = []
+        self.problems: list[str] = []
         self._began: list[Fault] = []
         self._subscribers: list[FaultySubscriber] = []
         self._ends: dict[str, tuple[int, Id]] = {}
-        self._faulty: dict[tuple[str, int], trio.Lock] = {}
+        self._unwell: set[tuple[str, int]] = set()
         self._zero = trio.current_time()
 
     def _clock(self) -> float:
@@ -145,7 +151,7 @@ class _Round:
         async with trio.open_nursery() as nursery:
             for server in self._servers:
                 server.is_wanted = True
-                nursery.start_soon(server.supervise, self._problems)
+                nursery.start_soon(server.supervise, self.problems)
             await self._wait_well()
             self._say(f"{self._clock():7.2f} s: the servers are ready")
             self._zero = trio.current_time()
@@ -155,7 +161,7 @@ class _Round:
             await self._read_all()
             self._say(f"{self._clock():7.2f} s: all has been read")
             for server in self._servers:
-                self._problems += [f"{server.name} logged {complaint}" for complaint in server.complaints()]
+                self.problems += [f"{server.name} logged {complaint}" for complaint in server.complaints()]
             nursery.cancel_scope.cancel()
 
     async def _take_part(self) -> None:
@@ -181,7 +187,7 @@ class _Round:
     def outcome(self) -> Outcome:
         """What came of it."""
         followers = [subscriber.follower for subscriber in self._subscribers]
-        violations = [Violation("servers", problem) for problem in self._problems]
+        violations = [Violation("servers", problem) for problem in self.problems]
         violations += check(self._journal, followers, self._ends, loses_at=self._loses_at())
         publications = self._journal.publications.values()
         acknowledged = sum(each.acknowledged_at is not None for each in publications)
@@ -197,7 +203,7 @@ class _Round:
 
     def _loses_at(self) -> float:
         """When the log began to lose events."""
-        if self._effort.history < _UNLIMITED:
+        if self._log.loses_always or self._effort.history < _UNLIMITED:
             return 0.0
         return min((fault.at for fault in self._began if fault.what in self._log.losing), default=math.inf)
 
@@ -258,18 +264,23 @@ class _Round:
         async with trio.open_nursery() as nursery:
             for fault in plan_of(self._effort.seed, self._effort.seconds, kinds):
                 await trio.sleep_until(self._zero + fault.at)
-                self._say(str(fault))
-                self._began.append(fault)
-                for target in fault.targets:
-                    nursery.start_soon(self._go_wrong, fault, target)
+                # What takes long to start again may not be well yet.
+                targets = tuple(target for target in fault.targets if (fault.lane, target) not in self._unwell)
+                if not targets:
+                    continue
+                happening = fault._replace(targets=targets)
+                self._say(str(happening))
+                self._began.append(happening)
+                for target in targets:
+                    nursery.start_soon(self._go_wrong, happening, target)
             await trio.sleep_until(ends_at)
 
     async def _go_wrong(self, fault: Fault, target: int) -> None:
-        # What takes long to start again may take longer than the plan has it.
-        async with self._faulty.setdefault((fault.lane, target), trio.Lock()):
-            await self._begin(fault, target)
-            await trio.sleep_until(self._zero + fault.at + fault.seconds)
-            await self._mend(fault, target)
+        self._unwell.add((fault.lane, target))
+        await self._begin(fault, target)
+        await trio.sleep_until(self._zero + fault.at + fault.seconds)
+        await self._mend(fault, target)
+        self._unwell.discard((fault.lane, target))
 
     async def _begin(self, fault: Fault, target: int) -> None:
         if fault.lane != "server":
@@ -297,7 +308,7 @@ class _Round:
                     nursery.start_soon(server.wait_well)
         if scope.cancelled_caught:
             logs = "\n".join(server.log[-1500:] for server in self._servers)
-            self._problems.append(f"not all servers got ready:\n{logs}")
+            self.problems.append(f"not all servers got ready:\n{logs}")
 
     async def _end_topics(self) -> dict[str, tuple[int, Id]]:
         """Publishes the last event of each topic there is for now."""
@@ -307,7 +318,7 @@ class _Round:
         async def end(topic: str) -> None:
             made = await publisher.publish([topic])
             if made is None:
-                self._problems.append(f"nothing could be published to {topic} when all was mended")
+                self.problems.append(f"nothing could be published to {topic} when all was mended")
             else:
                 ends[topic] = self._journal.shards[topic], max(made[0].ids)
 

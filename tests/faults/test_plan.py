@@ -1,7 +1,7 @@
 """The plan of a round: the same from the same seed, and nothing that happens to one thing twice at a time."""
 
 import pytest
-from faults.logs import SERVER_KINDS, SERVERS
+from faults.logs import LOGS, SERVER_KINDS, SERVERS, log_named
 from faults.plan import Fault, Kind, plan_of
 
 KINDS = (
@@ -36,3 +36,11 @@ def test_what_is_planned(seed: int) -> None:
             before = busy.get((fault.lane, target))
             assert before is None or before.at + before.seconds < fault.at
             busy[fault.lane, target] = fault
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_what_can_happen_to_each_log_is_planned(name: str) -> None:
+    with log_named(name, loses=True, more={}) as log:
+        kinds = (*SERVER_KINDS, *log.kinds)
+    planned = {(fault.what, fault.lane) for fault in plan_of(1, 600, kinds)}
+    assert planned == {(kind.what, kind.lane) for kind in kinds}
