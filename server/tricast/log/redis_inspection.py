@@ -15,7 +15,7 @@ from tricast.errors import LogUnavailable
 from tricast.event import BEGINNING, EventId, TopicSet, own_id
 from tricast.log.inspection import Cut, Holding, Inspected, Kept
 from tricast.log.redis_servers import Servers
-from tricast.log.redis_stream import Keys, Pace, entries_before, entries_between, keys_of, state_of
+from tricast.log.redis_stream import Keys, entries_before, entries_behind, keys_of, state_of
 from tricast.log_urls import RedisUrl
 from tricast.logs import Logger
 
@@ -74,8 +74,9 @@ class RedisInspection:
 
     async def _first(self, last: EventId) -> tuple[EventId | None, int]:
         """The oldest event, and how many marks stand before it."""
-        marks, after = 0, BEGINNING
-        while entries := await entries_between(self._redis, self._keys, after, last, 2):
+        marks, after, is_over = 0, BEGINNING, False
+        while not is_over:
+            entries, is_over = await entries_behind(self._redis, self._keys, after, last)
             for entry in entries:
                 if entry.event is not None:
                     return entry.id, marks
@@ -86,16 +87,13 @@ class RedisInspection:
         """See ``Inspection.newest``."""
         last = (await state_of(self._redis, self._keys)).last.id
         found: list[Kept] = []
-        pace = Pace()
         before: EventId | None = None
-        while len(found) < count:
-            entries = await entries_before(self._redis, self._keys, before, last, pace.count)
+        is_over = False
+        while not is_over and len(found) < count:
+            entries, is_over = await entries_before(self._redis, self._keys, before, last)
             events = (entry.event for entry in entries if entry.event is not None)
             found += [Kept(own_id(event).ms / 1000, event) for event in events if event.topic in topics]
-            if len(entries) < pace.count:
-                break
-            before = entries[-1].id
-            pace.learn(entries)
+            before = entries[-1].id if entries else before
         return found[:count][::-1]
 
     async def drop(self, cut: Cut) -> int:
