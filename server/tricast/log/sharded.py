@@ -209,13 +209,14 @@ def _with_gap(
     gaps: Mapping[int, Gap],
 ) -> Slice:
     """What goes before a gap, up to where that is over in the shards that have one; all else is for the next read."""
-    begins = {number: _plain(gap.after) for number, gap in gaps.items()}
+    position = {**heads, **asked}
     ends = {number: _plain(gap.resumed_at) for number, gap in gaps.items()}
-    # A position that never was is behind where its shard goes on, and no event is to tell of it any more.
-    position = {**heads, **asked, **{number: min(asked[number], end) for number, end in ends.items()}}
+    # A position that never was is told of alone, before there is an event whose id goes back in that shard.
+    ends = {number: end for number, end in ends.items() if end < asked[number]} or ends
     events = {number: [each for each in found[number].events if own_id(each) <= end] for number, end in ends.items()}
     upto = ShardedId({**position, **ends}, shown)
-    gap = Gap(next(iter(gaps.values())).reason, ShardedId({**asked, **begins}, shown), upto)
+    begins = {number: _plain(gaps[number].after) for number in ends}
+    gap = Gap(gaps[next(iter(ends))].reason, ShardedId({**asked, **begins}, shown), upto)
     return Slice(_placed(position, shown, events), gap, upto, complete=False)
 
 
