@@ -15,7 +15,7 @@ from services import RedisServer
 from serving import open_descriptors, until
 
 import tricast
-from tricast.errors import LogUnavailable
+from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import EventId, Gap, GapReason
 from tricast.log import redis as redis_module
 from tricast.log import redis_stream as stream
@@ -27,7 +27,7 @@ from tricast.log_urls import RedisUrl, parse_log_url
 
 @pytest.fixture
 async def processes() -> AsyncIterator[Processes]:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             yield Processes(nursery)
             nursery.cancel_scope.cancel()
@@ -97,7 +97,7 @@ async def test_what_is_being_appended_when_it_goes_away_is_not_said_to_be_kept(
 
 
 async def test_a_redis_that_has_stopped_is_given_up_after_its_time(redis: RedisServer, processes: Processes) -> None:
-    process = await processes.begin(redis.url, timeout="200ms")
+    process = await processes.begin(redis.url, timeout="1s")
     (last,) = await process.append("a")
     redis.pause()
     with pytest.raises(LogUnavailable, match="does not answer"):
@@ -552,7 +552,7 @@ async def test_a_user_without_the_right_to_read(redis: RedisServer, processes: P
 
 
 async def test_a_read_that_finds_the_connection_dead(redis: RedisServer, processes: Processes) -> None:
-    process = await processes.begin(redis.url, cache_size=1, timeout="100ms")
+    process = await processes.begin(redis.url, cache_size=1, timeout="1s")
     (last,) = await process.append("a")
     redis.pause()
     with pytest.raises(LogUnavailable, match="does not answer"):
@@ -568,7 +568,7 @@ async def test_a_read_that_finds_the_connection_dead(redis: RedisServer, process
 async def test_without_the_replicas_that_are_wanted_nothing_is_acknowledged(
     redis: RedisServer, processes: Processes
 ) -> None:
-    process = await processes.begin(redis.url, replicas=1, timeout="100ms")
+    process = await processes.begin(redis.url, replicas=1, timeout="1s")
     with pytest.raises(LogUnavailable, match="only 0 of 1 replicas"):
         await process.append("a")
     await until(lambda: len(process.committed) == 1)  # it is there nevertheless
@@ -816,3 +816,39 @@ class Returned(Swapped):
     """One server, of which nobody knows whether it has all."""
 
     may_return = True
+
+
+async def test_a_script_that_fails_behind_what_it_appended(redis: RedisServer, processes: Processes) -> None:
+    """What is there is handed over, once, though nobody is told that it is kept."""
+    redis.execute("ACL", "SETUSER", "app", "reset", "on", ">secret", "~*", "+@all", "-zadd")
+    process = await processes.begin(redis.url.replace("//", "//app:secret@"))
+    with pytest.raises(LogUnavailable):
+        await process.append("a")
+    redis.execute("ACL", "SETUSER", "app", "+zadd")
+    await process.is_back()
+    (last,) = await process.append("a")
+    await process.came_to(last)
+    assert len(process.committed) == 2
+    assert process.skipped == []
+
+
+async def test_what_somebody_else_has_put_there_with_a_number(redis: RedisServer, process: Process) -> None:
+    (known,) = await process.append("a")
+    await process.came_to(known)
+    stray = as_id(redis.execute("XADD", KEYS.log, "*", "n", 7, "t", "a", "d", "1"))
+    await process.came_to(stray)
+    (last,) = await process.append("a")
+    await process.came_to(last)
+    assert ids_of(process.committed) == [known, last]
+    assert process.skipped == []
+
+
+async def test_a_single_server_that_is_a_cluster(redis: RedisServer, processes: Processes) -> None:
+    with RedisServer(config=["cluster-enabled yes"]) as node:
+        node.execute("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        await until(lambda: b"cluster_state:ok" in node.execute("CLUSTER", "INFO"))  # type: ignore[operator]
+        process = await processes.begin(node.url, shards=2)
+        with pytest.raises(RemoteProtocolError, match="not kept together"):
+            await process.append("a", "b", "c", "d")
+        await process.append("a")
+        assert process.said() == []
