@@ -36,7 +36,7 @@ def check(
     log = _Log(journal, ends)
     for follower in followers:
         found += _gaps(follower, loses_at)
-        found += _repeats(follower)
+        found += _repeats(follower, may_lose=may_lose)
         found += log.missing(follower, may_lose=may_lose)
         if not follower.is_retired and not follower.has_come_to(dict(ends)):
             found.append(Violation("end", "it did not come to the end", follower, len(follower.items)))
@@ -103,8 +103,9 @@ def _gaps(follower: Follower, loses_at: float) -> Iterator[Violation]:
             yield Violation("gap", f"{note.gap} was announced, and nothing was lost", follower, index)
 
 
-def _repeats(follower: Follower) -> Iterator[Violation]:
+def _repeats(follower: Follower, *, may_lose: bool) -> Iterator[Violation]:
     """The same publication may come twice, with another id, only where the log lost its data in between."""
+    since = _answerable_since(follower, may_lose=may_lose)
     seen: dict[int, int] = {}
     gaps = 0
     for index, item in enumerate(follower.items):
@@ -112,10 +113,19 @@ def _repeats(follower: Follower) -> Iterator[Violation]:
             gaps += follower.notes[-1 - item].gap is not None
             continue
         entry = follower.journal.entries[item]
-        if seen.get(entry.name) == gaps:
-            text = f"{told_of(follower.journal.publications[entry.name])} was given twice, without a gap in between"
+        publication = follower.journal.publications[entry.name]
+        if seen.get(entry.name) == gaps and publication.sent_at >= since:
+            text = f"{told_of(publication)} was given twice, without a gap in between"
             yield Violation("twice", text, follower, index)
         seen[entry.name] = gaps
+
+
+def _answerable_since(follower: Follower, *, may_lose: bool) -> float:
+    """When what was published has to be there once, or be within a gap; in seconds.
+
+    All that is kept is whatever is left, without a gap for what was lost before somebody asked for it.
+    """
+    return follower.notes[0].at if may_lose and follower.start == {} else -math.inf
 
 
 class _Log:
@@ -135,14 +145,13 @@ class _Log:
         if follower.start is None:
             return
         given = {item for item in follower.items if item >= 0}
+        since = _answerable_since(follower, may_lose=may_lose)
         gaps = [note.gap for note in follower.notes if note.gap is not None]
         for topic, entries in self._topics.items():
             if not follower.wants(topic):
                 continue
             shard = self._journal.shards[topic]
             begin = bisect_right(entries, (follower.start.get(shard, ZERO), len(self._journal.entries)))
-            # Of all that is kept, nothing is missing that was lost before it began.
-            since = follower.notes[0].at if may_lose and shard not in follower.start else -math.inf
             for event_id, number in entries[begin:]:
                 if event_id > follower.position.get(shard, ZERO):
                     break

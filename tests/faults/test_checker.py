@@ -188,6 +188,15 @@ def test_a_publication_that_is_in_the_log_twice(world: World) -> None:
     assert world.rules(loses_at=0.0) == ["twice"], "the log may have forgotten it, but then there was a gap"
 
 
+def test_all_that_is_kept_may_hold_what_was_forgotten_and_published_again(world: World) -> None:
+    world.journal.acknowledged([world.journal.publications[1]], [world.id(EVENTS)], 9.0)
+    world.end(EVENTS)
+    for begins_at in (0.5, 9.5):
+        follower = world.follow(1, 2, 3, 4, 5, begin=BEGINNING, at=begins_at)
+        follower.event(world.id(EVENTS), 1, None)
+    assert [found.follower for found in world.found(loses_at=0.0)] == [world.followers[0]]
+
+
 def test_an_acknowledged_event_that_is_before_an_older_one(world: World) -> None:
     (publication,) = world.journal.sent(["news"], 20.0)
     world.journal.acknowledged([publication], [world.id(2).replace("-0", "-1")], 21.0)
