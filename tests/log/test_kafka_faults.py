@@ -5,13 +5,16 @@ from contextlib import suppress
 
 import pytest
 import trio
-from confluent_kafka import Producer
+import trio.testing
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
 from encryption import authority_file, certificate_file
 from log.kafka_worlds import KafkaWorld, kafka_config, kafka_world, new_topic
 from services import KafkaServer
 
 from tricast.errors import LogUnavailable
 from tricast.event import GapReason
+from tricast.log.kafka_clients import Seen, Topic
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,9 @@ async def test_a_broker_that_stalls(own_kafka: KafkaServer) -> None:
 
 async def test_a_batch_while_kafka_stalls(own_kafka: KafkaServer) -> None:
     topic = new_topic(own_kafka)
-    async with kafka_world(own_kafka, topic, timeout="1s") as world:
+    async with kafka_world(own_kafka, topic) as world:
+        await world.append("a", "b")  # the first transaction of a Kafka takes its time
+    async with kafka_world(own_kafka, topic, timeout="3s") as world:
         await world.append("a", "b")
         own_kafka.pause()
         try:
@@ -238,3 +243,119 @@ async def test_certificates_of_clients() -> None:
         async with kafka_world(kafka, topic, **tls) as world:
             await world.append("a")
             await world.handed_over(1)
+
+
+async def test_what_a_user_has_to_be_allowed() -> None:
+    config = [
+        "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users=User:ANONYMOUS",
+    ]
+    with KafkaServer(users={"app": "secret"}, config=config) as kafka:
+        topic = new_topic(kafka)
+        sasl = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": "app"}
+        settings = {"kafka": sasl | {"sasl.password": "secret"}, "timeout": "3s"}
+
+        async def fails() -> str:
+            with pytest.raises(LogUnavailable) as error:
+                async with kafka_world(kafka, topic, **settings):
+                    pass
+            return error.value.why
+
+        async def allow(kind: ResourceType, name: str, pattern: ResourcePatternType, operation: AclOperation) -> None:
+            binding = AclBinding(kind, name, pattern, "User:app", "*", operation, AclPermissionType.ALLOW)
+            (future,) = kafka.admin.create_acls([binding]).values()
+            await in_thread(future.result)
+
+        literal = ResourcePatternType.LITERAL
+        assert "authorization failed" in await fails()
+        await allow(ResourceType.TOPIC, topic, literal, AclOperation.DESCRIBE)
+        assert "authorization failed" in await fails()
+        await allow(ResourceType.TOPIC, topic, literal, AclOperation.READ)
+        async with kafka_world(kafka, topic, **settings) as world:
+            with pytest.raises(LogUnavailable, match="authorization failed"):
+                await world.append("a")
+        await allow(ResourceType.TOPIC, topic, literal, AclOperation.WRITE)
+        for operation in (AclOperation.DESCRIBE, AclOperation.WRITE):
+            await allow(ResourceType.TRANSACTIONAL_ID, "tricast-", ResourcePatternType.PREFIXED, operation)
+        async with kafka_world(kafka, topic, cache_size=1, **settings) as world:
+            await world.append("a")
+            await world.append("a", "a")
+            await world.handed_over(3)
+            assert len(await world.read_all("a")) == 3
+
+
+async def test_kafka_has_lost_what_it_had(own_kafka: KafkaServer) -> None:
+    topic = new_topic(own_kafka)
+    async with kafka_world(own_kafka, topic) as world:
+        ids = [(await world.append("a"))[0] for _ in range(5)]
+        await world.handed_over(5)
+        # As when a replica that was not in sync becomes the leader: a look finds less than was read.
+        place = world.log._own[0].place
+        world.log.seen(Seen({topic: Topic(world.log._own[0].topic_id, 1)}, {place: (0, 3)}))
+        start = await world.has_skipped()
+        await world.append("a", data=b"2")
+        while world.data[-1:] != [b"2"]:
+            await world.handed_over(len(world.committed) + 1)
+        found = await world.read("a", after=ids[1])
+        assert found.gap is not None
+        assert (found.gap.reason, found.upto) == (GapReason.RESTARTED, start)
+        assert (await world.read_all("a", after=found.upto))[-1].data == b"2"
+
+
+async def test_the_thread_that_reads_fails(own_kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = KafkaWorld(kafka_config(own_kafka, new_topic(own_kafka)))
+
+    def fail() -> None:
+        raise KafkaException(KafkaError(KafkaError._FAIL, "out of luck"))
+
+    async def follow() -> None:
+        async with world.open():
+            assert world.log._threads is not None
+            monkeypatch.setattr(world.log._threads.reader, "_turn", fail)
+            await trio.sleep_forever()
+
+    with pytest.raises(LogUnavailable, match="out of luck"):
+        await follow()
+    assert "the log has ended: out of luck" in world.warnings
+
+
+async def test_too_much_is_waiting(own_kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tricast.log.kafka._MAX_WAITING", 2)
+    refusals = []
+
+    async def append(world: KafkaWorld) -> None:
+        try:
+            await world.append("a")
+        except LogUnavailable as error:
+            refusals.append(error.why)
+
+    async with kafka_world(own_kafka, new_topic(own_kafka), timeout="1s") as world:
+        own_kafka.pause()
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(append, world)
+        finally:
+            own_kafka.resume()
+        assert "too many publishes" in refusals[0]
+        assert len(refusals) == 3
+        await recovered(world)
+
+
+async def test_who_is_waiting_when_it_closes_is_told(own_kafka: KafkaServer) -> None:
+    refusals = []
+
+    async def append(world: KafkaWorld, *topics: str) -> None:
+        try:
+            await world.append(*topics)
+        except LogUnavailable as error:
+            refusals.append(error.why)
+
+    async with trio.open_nursery() as nursery:
+        async with kafka_world(own_kafka, new_topic(own_kafka)) as world:
+            own_kafka.pause()
+            nursery.start_soon(append, world, "a")
+            nursery.start_soon(append, world, "a", "b")
+            await trio.testing.wait_all_tasks_blocked()
+        own_kafka.resume()
+    assert refusals == ["the log is not open"] * 2
