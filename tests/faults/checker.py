@@ -105,7 +105,6 @@ def _gaps(follower: Follower, loses_at: float) -> Iterator[Violation]:
 
 def _repeats(follower: Follower, *, may_lose: bool) -> Iterator[Violation]:
     """The same publication may come twice, with another id, only where the log lost its data in between."""
-    since = _answerable_since(follower, may_lose=may_lose)
     seen: dict[int, int] = {}
     gaps = 0
     for index, item in enumerate(follower.items):
@@ -114,18 +113,29 @@ def _repeats(follower: Follower, *, may_lose: bool) -> Iterator[Violation]:
             continue
         entry = follower.journal.entries[item]
         publication = follower.journal.publications[entry.name]
-        if seen.get(entry.name) == gaps and publication.sent_at >= since:
+        if seen.get(entry.name) == gaps and not (
+            may_lose and publication.sent_at < _answerable_since(follower, entry.shard)
+        ):
             text = f"{told_of(publication)} was given twice, without a gap in between"
             yield Violation("twice", text, follower, index)
         seen[entry.name] = gaps
 
 
-def _answerable_since(follower: Follower, *, may_lose: bool) -> float:
-    """When what was published has to be there once, or be within a gap; in seconds.
+def _answerable_since(follower: Follower, shard: int) -> float:
+    """When what was published to a shard has to be there once, or be within a gap, where the log loses events; seconds.
 
-    All that is kept is whatever is left, without a gap for what was lost before somebody asked for it.
+    All that is kept is whatever is left, without a gap for what was lost before it was read: that is on the connection
+    with the first event of the shard.
     """
-    return follower.notes[0].at if may_lose and follower.start == {} else -math.inf
+    if follower.start != {}:
+        return -math.inf
+    at = -math.inf
+    for item in follower.items:
+        if item < 0:
+            at = follower.notes[-1 - item].at
+        elif follower.journal.entries[item].shard == shard:
+            return at
+    return math.inf
 
 
 class _Log:
@@ -145,7 +155,6 @@ class _Log:
         if follower.start is None:
             return
         given = {item for item in follower.items if item >= 0}
-        since = _answerable_since(follower, may_lose=may_lose)
         gaps = [note.gap for note in follower.notes if note.gap is not None]
         for topic, entries in self._topics.items():
             if not follower.wants(topic):
@@ -157,7 +166,7 @@ class _Log:
                     break
                 if number in given or any(_covers(gap, shard, event_id) for gap in gaps):
                     continue
-                if self._sent_at(number) >= since:
+                if not may_lose or self._sent_at(number) >= _answerable_since(follower, shard):
                     yield self._violation(follower, number)
 
     def _sent_at(self, number: int) -> float:

@@ -12,6 +12,9 @@ from clients import Closed, ask
 
 from engines.daemon import HOST, Daemon
 
+#: How servers tell of bugs of their own, and how Python does.
+_BUG = re.compile(r"connection failed|^Traceback|was never awaited|Exception ignored")
+_TOLD_LINES = 40
 _PROGRAM = "from tricast.cli import main; main()"
 
 
@@ -57,8 +60,9 @@ class TricastServer(Daemon):
         """It keeps nothing."""
 
     def complaints(self) -> list[str]:
-        """What it has logged of bugs of its own."""
-        return re.findall(r"^(?:Traceback.*(?:\n .*)*\n.*|.*\[error +\] a connection.*)$", self.log, re.MULTILINE)
+        """What it has logged of bugs of its own, with what follows."""
+        lines = self.log.splitlines()
+        return ["\n".join(lines[at : at + _TOLD_LINES]) for at, line in enumerate(lines) if _BUG.search(line)]
 
     async def supervise(self, problems: list[str]) -> None:
         """Starts it when it is wanted and does not run, as a service manager does.

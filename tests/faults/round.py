@@ -161,7 +161,7 @@ class _Round:
             await self._read_all()
             self._say(f"{self._clock():7.2f} s: all has been read")
             for server in self._servers:
-                self.problems += [f"{server.name} logged {complaint}" for complaint in server.complaints()]
+                self.problems += [f"{server.name} said: {complaint}" for complaint in server.complaints()]
             nursery.cancel_scope.cancel()
 
     async def _take_part(self) -> None:

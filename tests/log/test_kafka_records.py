@@ -206,6 +206,17 @@ def test_records_of_the_first_append_with_a_key_count() -> None:
     assert (used.fingerprint, used.ms) == (b"f", 1000)
 
 
+def test_a_record_that_was_sent_twice_counts_once() -> None:
+    keys = Keys(60.0, 10)
+    first, second = marks_of(b"k", b"f", b"1", 2)
+    assert [keys.admit(mark, EventId(1, n), 0) for n, mark in enumerate([first, first, second, first, second], 1)] == [
+        True, False, True, False, False,
+    ]  # fmt: skip
+    used = keys.find(key(), 0)
+    assert used is not None
+    assert used.ids == [EventId(1, 1), EventId(1, 3)]
+
+
 def test_a_key_is_forgotten_after_its_window() -> None:
     keys = Keys(60.0, 10)
     (mark,) = marks_of(b"k", b"f", b"1", 1)

@@ -32,6 +32,10 @@ class Used:
         """Takes the id of one of its events."""
         self._ids[index] = event_id
 
+    def has(self, index: int) -> bool:
+        """Whether one of its events has been read."""
+        return index in self._ids
+
     @property
     def ids(self) -> list[EventId] | None:
         """The ids of its events in this partition; None while they have not all been read."""
@@ -67,6 +71,9 @@ class Keys:
                 return False
             del self._used[mark.name]
             used = None
+        if used is not None and used.has(mark.index):
+            # The producer has sent it again under another epoch, having lost track of whether Kafka has it.
+            return False
         if used is None:
             used = self._used[mark.name] = Used(mark, ms)
             if len(self._used) > self._max_keys:
