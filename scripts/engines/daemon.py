@@ -12,6 +12,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,9 @@ START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.005
 _LAST_LINES = 15
+#: Runs the command behind it when a line is read: what does not run before it is guarded cannot be left behind, however
+#: soon its starter is killed.
+_WHEN_TOLD = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
 
 
 class NotStarted(Exception):
@@ -257,18 +261,18 @@ class Daemon(Service):
         """Starts it, without waiting for it."""
         assert not self.is_running, f"{self.name} is running"
         with (self.folder / "log").open("ab") as log:
-            try:
-                self._process = subprocess.Popen(
-                    self.command(),
-                    cwd=self.folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise NotStarted(f"{self.name} cannot be started: {error}") from error
+            self._process = subprocess.Popen(
+                [*_WHEN_TOLD, *self.command()],
+                cwd=self.folder,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         guard(self.pid)
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError), self._process.stdin as told:
+            told.write(b"\n")
 
     def wait_ready(self) -> None:
         """Returns when it is ready.

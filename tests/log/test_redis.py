@@ -12,11 +12,12 @@ from serving import until
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import Event, EventId, Gap, GapReason, ShardedId, TopicSet
 from tricast.log import redis as redis_module
-from tricast.log import redis_history, redis_scripts, redis_stream
+from tricast.log import redis_appends, redis_history, redis_scripts, redis_stream
 from tricast.log.base import IdempotencyKey, Slice
 from tricast.log.redis_servers import slot_of
 from tricast.log.redis_stream import keys_of
 from tricast.log.sharded import shard_of
+from tricast.log.window import Window
 
 KEY = IdempotencyKey(b"k", b"1", 60.0, 10)
 
@@ -115,7 +116,7 @@ def scripts_run(redis: RedisServer) -> int:
 async def test_too_much_that_waits_is_refused(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_MAX_WAITING", "_MAX_WAITING_BYTES"):
         with monkeypatch.context() as patch:
-            patch.setattr(redis_module, name, 0)
+            patch.setattr(redis_appends, name, 0)
             with pytest.raises(LogUnavailable, match="too many publishes"):
                 await process.append("a")
     await process.append("a")
@@ -131,8 +132,8 @@ async def test_an_append_that_is_cancelled_leaves_all_as_it_was(process: Process
     (last,) = await process.append("a", data=b"2")
     await process.came_to(last)
     assert process.committed[-1].data == b"2"
-    assert not process.shard._jobs
-    assert process.shard._waiting_bytes == 0
+    assert not process.shard._appends._unanswered
+    assert process.shard._appends._size == 0
 
 
 async def test_a_log_that_is_not_open_takes_nothing(redis: RedisServer) -> None:
@@ -348,9 +349,7 @@ async def test_of_too_many_topics_some_are_forgotten(
     redis: RedisServer, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_entry_a_node(redis)
-    text = redis_scripts.APPEND._text.decode().replace(
-        "MAX_TOPICS, MAX_FORGOTTEN, COUNTERS = 100000", "MAX_TOPICS, MAX_FORGOTTEN, COUNTERS = 2"
-    )
+    text = redis_scripts.APPEND._text.decode().replace("MAX_TOPICS, COUNTERS = 100000", "MAX_TOPICS, COUNTERS = 2")
     monkeypatch.setattr(redis_stream, "APPEND", redis_scripts.Script(text))
     first = await processes.begin(redis.url, length=2)
     ids = [(await first.append(name))[0] for name in ("a", "b", "c", "d", "e")]
@@ -448,3 +447,32 @@ def test_the_keys_of_shards_are_spread_over_the_slots(shards: int) -> None:
 )
 def test_what_of_a_topic_says_which_shard_it_is_in(topic: str, what: str) -> None:
     assert {shard_of(topic, shards) - shard_of(what, shards) for shards in range(1, 50)} == {0}
+
+
+async def test_redis_throws_away_what_it_knows_of_topics(redis: RedisServer, processes: Processes) -> None:
+    one_entry_a_node(redis)
+    first = await processes.begin(redis.url, length=10)
+    ids = await first.append(*["a", "b"] * 10)
+    second = await processes.begin(redis.url, length=10, cache_size=1)
+    redis.execute("DEL", KEYS.topics)
+    assert await second.ids("a", after=ids[11]) == ids[12::2]
+    assert (await second.read("c", after=ids[0])).gap is not None
+    (last,) = await first.append("b")
+    await second.came_to(last)
+    assert await second.ids("a", after=ids[11]) == ids[12::2]
+    assert await second.ids("a") == ids[12::2]
+    assert (await second.read("c", after=ids[0])).gap is not None
+    assert (await second.read("c", after=ids[-1])).gap is None
+
+
+def test_landmarks_and_what_a_window_holds() -> None:
+    window = Window(start=EventId(0, 1), history=1000, max_size=10**9)
+    assert list(window.landmarks()) == []
+    assert not window.holds(EventId(1, 0))
+    window.keep([Event(EventId(number, 0), "a", "message", b"1") for number in range(1, 301)], oldest=EventId(101, 0))
+    marks = [position.ms for position in window.landmarks()]
+    assert marks == [*range(300, 236, -1), *range(236, 108, -2), 108, 104]
+    assert window.holds(EventId(101, 0))
+    assert window.holds(EventId(300, 0))
+    for position in (EventId(100, 0), EventId(200, 1), EventId(301, 0)):
+        assert not window.holds(position)

@@ -18,7 +18,9 @@ import tricast
 from tricast.errors import LogUnavailable
 from tricast.event import EventId, Gap, GapReason
 from tricast.log import redis as redis_module
-from tricast.log.redis_servers import Servers
+from tricast.log import redis_stream as stream
+from tricast.log.base import IdempotencyKey
+from tricast.log.redis_servers import ERRORS, Servers
 from tricast.log.redis_stream import Known
 from tricast.log_urls import RedisUrl, parse_log_url
 
@@ -299,8 +301,10 @@ async def test_set_back_it_says_so_to_all(redis: RedisServer, processes: Process
         await process.came_to(new)
         start = process.shard._state.start
         assert lost[-1] < start < new
-        for position in (*kept, *lost):
+        for position in kept:
             assert await gap_after(process, position) == Gap(GapReason.RESTARTED, position, start)
+        for position in lost:  # to those who have it, what they miss begins where it was set back
+            assert await gap_after(process, position) == Gap(GapReason.RESTARTED, kept[-1], start)
         assert await gap_after(process, start) is None
         assert (await process.ids("a"))[-2:] == [kept[0], new]
     for process in both:
@@ -595,7 +599,7 @@ async def test_when_it_is_closed_nothing_is_left(redis: RedisServer) -> None:
                 nursery.cancel_scope.cancel()
         redis.resume()
         assert open_descriptors() == before
-        assert not process.shard._jobs
+        assert not process.shard._appends._unanswered
     async with process.open():
         assert process.log.last_id >= last
 
@@ -646,3 +650,169 @@ async def test_a_replica_takes_over(redis: RedisServer, processes: Processes, re
             await disconnect(process)  # it is said once
             await process.came_to(ids[0])
             assert process.shard._state.start == start
+
+
+async def test_a_server_whose_place_was_taken_went_on_for_a_while(redis: RedisServer, processes: Processes) -> None:
+    """What it took in the meantime is lost, and who comes from there has a gap that begins where the two parted."""
+    with RedisServer(config=[f"replicaof 127.0.0.1 {redis.port}"]) as replica:
+        await until(lambda: b"state=online" in redis.execute("INFO", "replication"))  # type: ignore[operator]
+        old = await processes.begin(redis.url)
+        (common,) = await old.append("a")
+        await until(lambda: replica.execute("XLEN", KEYS.log) == 2)
+        replica.execute("REPLICAOF", "NO", "ONE")
+        new, cold = await processes.begin(replica.url), await processes.begin(replica.url, cache_size=1)
+        kept, lost = [], []
+        for _ in range(3):
+            for process, ids in ((new, kept), (old, lost)):
+                (last,) = await process.append("a")
+                ids.append(last)
+                await until(lambda last=last: now_ms(redis) > last.ms)  # type: ignore[misc]
+        assert (await new.read("a", after=lost[-1])).gap == Gap(GapReason.UNKNOWN_ID, common, kept[-1])
+        for process in (new, cold):
+            await process.came_to(kept[-1])
+            for position, rest in ((lost[0], kept[1:]), (lost[1], kept[2:])):
+                for _ in range(2):  # asked, and remembered
+                    found = await process.read("a", after=position)
+                    assert ids_of(found.events) == rest
+                    assert found.gap == Gap(GapReason.UNKNOWN_ID, common, kept[-1])
+            assert (await process.read("a", after=kept[0])).gap is None
+            assert (await gap_after(process, common)) == Gap(GapReason.RESTARTED, common, process.shard._state.start)
+        # Who was on it finds that the newest of what it knows is missing.
+        servers = old.log._servers  # type: ignore[attr-defined]
+        servers._url = servers._url._replace(nodes=_parsed(replica.url).nodes)
+        await disconnect(old)
+        (last,) = await old.append("b")
+        for process in (old, new, cold):
+            await process.came_to(last)
+            start = process.shard._state.start
+            assert kept[-1] < start < last
+            assert process.skipped == [start]
+            for position in (*lost, *kept):
+                gap = await gap_after(process, position)
+                assert gap is not None
+                assert gap.after == (common if position in lost else position)
+                assert gap.resumed_at >= start
+
+
+async def test_positions_are_remembered_only_so_long(
+    redis: RedisServer, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_module, "_MAX_ENTRIES", 2)
+    ids = await process.append("a", "a")
+    await process.came_to(ids[-1])
+    for counter in range(2, 7):
+        position = EventId(ids[0].ms - 1, counter)
+        assert (await process.read("a", after=position)).gap is not None
+    process.shard._behind = EventId(0, 2)
+    for counter in range(5):
+        position = EventId(ids[0].ms - 1, counter)
+        await process.read("a", after=position)
+    assert len(process.shard._entries) <= 2
+
+
+@pytest.mark.usefixtures("watchful")
+async def test_it_goes_on_to_have_no_room(redis: RedisServer, process: Process) -> None:
+    redis.execute("CONFIG", "SET", "maxmemory", 1)
+    with pytest.raises(LogUnavailable, match="OOM"):
+        await process.append("a")
+    redis.execute("CONFIG", "RESETSTAT")
+    await until(lambda: b"cmdstat_hset:calls=0,usec=0,usec_per_call=0.00,rejected_calls=2" in stats(redis))
+    assert process.log.problem is not None
+    async with Servers(_parsed(redis.url), process.shard._config).connect(KEYS.log) as connection:
+        redis.kill()
+        with pytest.raises(ERRORS):
+            await process.shard._probe(connection)
+
+
+def stats(redis: RedisServer) -> bytes:
+    found = redis.execute("INFO", "commandstats")
+    assert isinstance(found, bytes)
+    return found
+
+
+async def test_what_was_acknowledged_of_a_log_that_is_another_one_by_now(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, append = process.shard, redis_module.stream.append
+
+    async def append_and_begin_anew(*arguments: Any) -> Any:
+        found = await append(*arguments)
+        shard._state = shard._state._replace(log=b"another")
+        return found
+
+    monkeypatch.setattr(redis_module.stream, "append", append_and_begin_anew)
+    before = shard._acknowledged
+    await process.append("a")
+    assert shard._acknowledged == before
+
+
+async def test_a_log_that_begins_anew_while_it_is_read(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found out of the position before is not taken for true of the new one."""
+    shard, is_entry = process.shard, redis_module.stream.is_entry
+    (last,) = await process.append("a")
+    await process.came_to(last)
+    asked: list[EventId] = []
+
+    async def begin_anew(redis: Any, keys: Any, position: EventId) -> bool:
+        asked.append(position)
+        if len(asked) == 1:
+            shard._entries = {}
+            shard._state = shard._state._replace(start=last)
+            return True
+        return await is_entry(redis, keys, position)
+
+    monkeypatch.setattr(redis_module.stream, "is_entry", begin_anew)
+    position = EventId(last.ms - 1, 10**6)
+    shard._marks = {EventId(1, 0): EventId(0, 5)}
+    assert (await process.read("a", after=position)).gap == Gap(GapReason.RESTARTED, EventId(0, 5), last)
+    assert asked == [position, position]
+
+
+@pytest.mark.parametrize("program", ["redis", "valkey"])
+async def test_a_repetition_is_not_acknowledged_either_without_the_replicas(processes: Processes, program: str) -> None:
+    with (
+        RedisServer(program=program) as primary,
+        RedisServer(program=program, config=[f"replicaof 127.0.0.1 {primary.port}"]) as replica,
+    ):
+        await until(lambda: b"master_link_status:up" in replica.execute("INFO", "replication"))  # type: ignore[operator]
+        both = [await processes.begin(primary.url, replicas=1, timeout="1s") for _ in range(2)]
+        await both[0].append("a")
+        replica.pause()
+        key = IdempotencyKey(b"k", b"1", 60.0, 10)
+        for process in both:
+            with pytest.raises(LogUnavailable, match="only 0 of 1"):
+                await process.append("a", key=key)
+        replica.resume()
+        assert await both[1].append("a", key=key) == [both[0].committed[-1].id]
+
+
+async def test_a_server_that_does_not_tell_which_one_it_is(process: Process) -> None:
+    class Reticent:
+        async def create_request(self, *_: object, **__: object) -> bytes:
+            return b"# Server\r\nredis_version:7.0\r\n"
+
+    reticent: Any = Reticent()
+    assert await stream._server(reticent) == (b"", False)
+
+
+async def test_a_primary_that_is_one_again_may_lack_what_its_successor_had(
+    redis: RedisServer, processes: Processes
+) -> None:
+    """Sentinel may have had another one in the meantime, and nothing on this one tells."""
+    process = Process(redis.url)
+    process.log._servers = Returned(redis.url)  # type: ignore[attr-defined]
+    await processes.run(process)
+    (last,) = await process.append("a")
+    await process.came_to(last)
+    redis.restart()
+    await process.came_back()
+    assert await gap_after(process, last) == Gap(GapReason.RESTARTED, last, process.shard._state.start)
+    start = process.shard._state.start
+    await disconnect(process)
+    assert process.shard._state.start == start
+
+
+class Returned(Swapped):
+    """One server, of which nobody knows whether it has all."""
+
+    may_return = True

@@ -12,7 +12,6 @@ itself, so that each process gets to know, and tells those who come from there o
 import random
 import secrets
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -21,14 +20,16 @@ from coredis import Redis
 from coredis.exceptions import AuthorizationError, ResponseError
 
 from tricast.config import Config, LogSection
-from tricast.errors import LogUnavailable, RemoteProtocolError
-from tricast.event import BEGINNING, Draft, Event, EventId, Position, TopicSet
+from tricast.errors import LogUnavailable
+from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, Position, TopicSet
 from tricast.log import redis_stream as stream
 from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice
+from tricast.log.redis_appends import Append, Appends, Result
 from tricast.log.redis_channel import channel_log
 from tricast.log.redis_history import newest, read_stream
+from tricast.log.redis_link import Link
 from tricast.log.redis_servers import ERRORS, Servers, unavailable
-from tricast.log.redis_stream import REPLY_BYTES, Answer, Batch, Entry, Keys, Known, Pace, State, keys_of
+from tricast.log.redis_stream import REPLY_BYTES, Batch, Entry, Keys, Known, Pace, State, keys_of
 from tricast.log.sharded import ShardedLog, shard_of
 from tricast.log.statistics import Statistics
 from tricast.log.window import Window, gap_between, unknown_position
@@ -39,14 +40,6 @@ from tricast.logs import Logger
 _BLOCK_SECONDS = 2.0
 #: How often it is looked whether the log is still the same, and how far behind this process is.
 _WATCH_SECONDS = 2.0
-#: Appends that wait for their turn.
-_MAX_WAITING = 10_000
-_MAX_WAITING_BYTES = 64 * 2**20
-#: What is appended in one step: while Redis does that, nobody else is served there. A batch that is larger goes alone.
-_MAX_GROUP_DRAFTS = 500
-_MAX_GROUP_BYTES = 2**20
-#: What a draft that waits takes beside its text.
-_DRAFT_BYTES = 200
 #: Reads of Redis for subscribers at the same time.
 _READERS = 2
 #: What another process has told a client is mostly here a moment later.
@@ -58,6 +51,8 @@ _TRIM_SHARE = 0.05
 _TRIM_SECONDS = (1.0, 60.0)
 #: Before every event, but not "all that is kept".
 _BEFORE_ALL = EventId(0, 1)
+#: Positions that are remembered to be in the stream, or not.
+_MAX_ENTRIES = 1000
 _LOST = "the connection to Redis was lost"
 _ANEW = "it began anew in Redis"
 
@@ -139,13 +134,12 @@ class RedisShard:
         self._logger = logger
         self._number = number
         self._clock = clock
-        self._chance = chance
         self._statistics = statistics or Statistics()
         self._committed: Committed = _ignore
         self._skipped: Skipped = _ignore
-        self._outcome = trio.Event()
-        self._is_open = False
-        self._problem: str | None = "the log is not open"
+        self._label = label = {"shard": number} if config.shards > 1 else {}
+        self._link = Link(config, label=label, logger=logger, chance=chance, statistics=self._statistics)
+        self._appends: Appends[Sequence[RedisShard]] = Appends()
         self._refusal: str | None = None
         self._session: _Session | None = None
         #: The log as it was last known; ``start`` and ``last`` are what was handed over.
@@ -156,12 +150,12 @@ class RedisShard:
         #: Where the window begins, and whether that is all that is kept.
         self._behind = BEGINNING
         self._is_all = False
+        #: The marks behind that, each with the entry up to which it leaves no doubt.
+        self._marks: dict[EventId, EventId] = {}
+        #: Other positions that were asked for, and whether they are in the stream.
+        self._entries: dict[EventId, bool] = {}
         self._arrived = trio.lowlevel.ParkingLot()
         self._reading = trio.CapacityLimiter(_READERS)
-        self._jobs: dict[_Job, None] = {}
-        self._waiting: deque[_Job] = deque()
-        self._waiting_bytes = 0
-        self._bell = trio.Event()
 
     @property
     def last_id(self) -> EventId:
@@ -176,7 +170,7 @@ class RedisShard:
     @property
     def problem(self) -> str | None:
         """See ``Log.problem``."""
-        return self._problem or self._refusal
+        return self._link.problem or self._refusal
 
     @property
     def statistics(self) -> Statistics:
@@ -194,46 +188,17 @@ class RedisShard:
             LogUnavailable: there is no Redis, or it cannot be used.
         """
         self._committed, self._skipped = committed, skipped or _ignore
-        self._outcome = trio.Event()
-        failure: Exception | None = None
-        # Raised outside, where the nursery makes no group of it.
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._run)
-                await self._outcome.wait()
-                if self._is_open:
-                    try:
-                        yield
-                    except Exception as error:  # noqa: BLE001 - raised below
-                        failure = error
-                else:
-                    failure = LogUnavailable(self._problem or _LOST)
-                nursery.cancel_scope.cancel()
+            async with self._link.open(self._work, self._fail):
+                yield
         finally:
             self._committed = self._skipped = _ignore
-            self._is_open = False
-            self._problem = "the log is not open"
-            self._fail_all(self._problem)
-        if failure is not None:
-            raise failure
+
+    def _fail(self, why: str) -> None:
+        self._refusal = None
+        self._appends.fail_all(why)
 
     # The connections
-
-    async def _run(self) -> None:
-        """Keeps the connections, and makes them again whenever one is lost."""
-        delay = self._config.reconnect
-        while True:
-            begin = trio.current_time()
-            try:
-                await self._work()
-            except LogUnavailable as error:
-                self._is_away(error.why)
-            if trio.current_time() - begin > self._config.reconnect_max:
-                delay = self._config.reconnect
-            # Not all at the same time, for what they all have lost.
-            await trio.sleep(delay * (0.5 + 0.5 * self._chance()))
-            delay = min(2 * delay, self._config.reconnect_max)
-            self._statistics.reconnects += 1
 
     async def _work(self) -> None:
         """Connects, and works until a connection fails.
@@ -252,7 +217,7 @@ class RedisShard:
             try:
                 async with trio.open_nursery() as nursery:
                     session = self._session = _Session(asker, nursery.cancel_scope)
-                    self._is_back()
+                    self._link.is_back()
                     nursery.start_soon(self._follow, reader)
                     nursery.start_soon(self._append, appender)
                     nursery.start_soon(self._watch, asker)
@@ -261,31 +226,18 @@ class RedisShard:
                 self._session = None
             raise failure or LogUnavailable(_LOST)
 
-    def _is_back(self) -> None:
-        if self._is_open:
-            self._logger.info("the log is available again", **self._label())
-        self._is_open = True
-        self._problem = None
-        self._outcome.set()
-
-    def _is_away(self, why: str) -> None:
-        if self._is_open and self._problem is None:
-            self._logger.error("the log is not available", why=why, **self._label())
-        self._problem = why
-        self._refusal = None
-        self._fail_all(why)
-        self._outcome.set()
-
-    def _label(self) -> dict[str, int]:
-        return {"shard": self._number} if self._config.shards > 1 else {}
-
     async def _begin(self, redis: Redis[bytes]) -> None:
         """Finds out whether the log is the one that was known, and begins anew where it is not."""
-        known = max(self._state.last, self._acknowledged)
+        known = self._state._replace(last=max(self._state.last, self._acknowledged))
         fresh = secrets.token_hex(8).encode()
-        is_replicated = self._config.replicas > 0
         state, is_known = await stream.begin(
-            redis, self._keys, fresh, self._state.log, known, is_replicated=is_replicated
+            redis,
+            self._keys,
+            fresh,
+            known,
+            self._window.landmarks(),
+            may_return=self._servers.may_return,
+            is_replicated=self._config.replicas > 0,
         )
         if not is_known:
             await self._start_over(redis, state)
@@ -298,6 +250,8 @@ class RedisShard:
         window.keep(found.events, oldest=self._oldest())
         window.last_id = state.last.id
         self._window, self._behind, self._is_all = window, found.behind, found.is_all
+        self._marks = {mark.id: mark.fork for mark in found.marks}
+        self._entries = {}
         is_first, is_same = not self._state.log, state.log == self._state.log
         self._state = state
         self._acknowledged = max(self._acknowledged, state.last) if is_same else state.last
@@ -352,7 +306,9 @@ class RedisShard:
             elif entry.log:
                 self._state = State(log, entry.id, Known(entry.id, entry.number))
                 self._window.last_id = entry.id
+                self._marks[entry.id] = entry.fork
                 self._skipped(entry.id)
+                self._arrived.unpark_all()
             else:
                 self._window.last_id = entry.id
         self._hand_over(events)
@@ -431,20 +387,9 @@ class RedisShard:
             RemoteProtocolError: the key was used for something else.
         """
         if self._session is None:
-            raise LogUnavailable(self._problem or _LOST)
-        if len(self._jobs) >= _MAX_WAITING or self._waiting_bytes >= _MAX_WAITING_BYTES:
-            raise LogUnavailable("too many publishes are waiting for Redis")
+            raise LogUnavailable(self._link.problem or _LOST)
         with self._statistics.appends.timing():
-            job = _Job(shards, batch)
-            self._jobs[job] = None
-            self._waiting.append(job)
-            self._waiting_bytes += job.size
-            self._bell.set()
-            await job.done.wait()
-        if isinstance(job.result, LogUnavailable | RemoteProtocolError):
-            raise job.result
-        assert job.result is not None
-        return job.result
+            return await self._appends.append(batch, shards)
 
     async def _append(self, redis: Redis[bytes]) -> None:
         """Appends what waits, a group at a time.
@@ -453,33 +398,27 @@ class RedisShard:
             LogUnavailable: the log is another one by now.
         """
         while True:
-            if not self._waiting:
-                await self._wait_for_work(redis)
-            group = self._take_group()
+            while not await self._appends.wait(_WATCH_SECONDS):
+                # Rather than the next publisher, let this find out that the connection is dead.
+                await stream.state_of(redis, self._keys)
+            group = self._appends.take()
             try:
-                answers: Sequence[_Result] = await self._append_group(redis, group)
+                answers = await self._append_group(redis, group)
             except ERRORS as error:
                 if not _is_refusal(error):
                     raise
-                answers = [self._refuse(error)] * len(group)
+                why = self._refuse(error)
+                answers = [LogUnavailable(why) for _ in group]
             else:
                 self._refusal = None
-            for job, answer in zip(group, answers, strict=True):
-                self._finish(job, answer)
+            self._appends.answer(group, answers)
 
-    async def _wait_for_work(self, redis: Redis[bytes]) -> None:
-        while not self._waiting:
-            self._bell = trio.Event()
-            with trio.move_on_after(_WATCH_SECONDS) as scope:
-                await self._bell.wait()
-            if scope.cancelled_caught:
-                # Rather than the next publisher, let this find out that the connection is dead.
-                await stream.state_of(redis, self._keys)
-
-    async def _append_group(self, redis: Redis[bytes], group: Sequence["_Job"]) -> Sequence["_Result"]:
-        config, shards = self._config, group[0].shards
+    async def _append_group(
+        self, redis: Redis[bytes], group: Sequence[Append[Sequence["RedisShard"]]]
+    ) -> Sequence[Result]:
+        config, shards = self._config, group[0].target
         streams = [(shard._keys, shard._state.log) for shard in shards]  # noqa: SLF001 - of its own kind
-        appended = await stream.append(redis, streams, config.length, [job.batch for job in group])
+        appended = await stream.append(redis, streams, config.length, [append.batch for append in group])
         if appended is None:
             raise LogUnavailable(_ANEW)
         for shard, (_, log), head in zip(shards, streams, appended.heads, strict=True):
@@ -492,26 +431,13 @@ class RedisShard:
                 return [LogUnavailable(why) for _ in group]
         return appended.answers
 
-    def _take_group(self) -> list["_Job"]:
-        group: list[_Job] = []
-        drafts = size = 0
-        while self._waiting:
-            job = self._waiting[0]
-            drafts += job.drafts
-            size += job.size
-            is_full = drafts > _MAX_GROUP_DRAFTS or size > _MAX_GROUP_BYTES
-            if group and (is_full or job.shards != group[0].shards):
-                break
-            group.append(self._waiting.popleft())
-        return group
-
-    def _refuse(self, error: Exception) -> LogUnavailable:
-        """Redis does not take this now, though it is there."""
-        refusal = unavailable(error) or LogUnavailable(_LOST)
+    def _refuse(self, error: Exception) -> str:
+        """Redis does not take this now, though it is there; returns why."""
+        why = (unavailable(error) or LogUnavailable(_LOST)).why
         if self._refusal is None:
-            self._logger.error("the log takes no events", why=refusal.why, **self._label())
-        self._refusal = refusal.why
-        return refusal
+            self._logger.error("the log takes no events", why=why, **self._label)
+        self._refusal = why
+        return why
 
     async def _probe(self, redis: Redis[bytes]) -> None:
         """Finds out whether Redis takes events again: nobody may try until it is said that it does."""
@@ -522,18 +448,7 @@ class RedisShard:
                 raise
             return
         self._refusal = None
-        self._logger.info("the log takes events again", **self._label())
-
-    def _finish(self, job: "_Job", result: "_Result") -> None:
-        del self._jobs[job]
-        self._waiting_bytes -= job.size
-        job.result = result
-        job.done.set()
-
-    def _fail_all(self, why: str) -> None:
-        self._waiting.clear()
-        for job in list(self._jobs):
-            self._finish(job, LogUnavailable(why))
+        self._logger.info("the log takes events again", **self._label)
 
     # Reading
 
@@ -545,7 +460,15 @@ class RedisShard:
             # Another process may have told it to a client before it came to be known here.
             await self._catch_up(after)
             if after > self.last_id:
-                return unknown_position(after, self.last_id)
+                return _from_fork(unknown_position(after, self.last_id), self._fork_of(after))
+        while True:
+            start = self._state.start
+            is_ours = after == BEGINNING or await self._is_entry(after)
+            found = await self._read(topics, after, max_bytes=max_bytes)
+            if start == self._state.start:  # or it may be about another stream than it was
+                return found if is_ours else _from_fork(found, self._fork_of(after))
+
+    async def _read(self, topics: TopicSet, after: EventId, *, max_bytes: int) -> Slice:
         self._window.trim(self._oldest())
         if after >= self._behind or (after == BEGINNING and self._is_all):
             found = self._window.read(topics, max(after, _BEFORE_ALL), max_bytes=max_bytes)
@@ -557,6 +480,32 @@ class RedisShard:
         with self._statistics.reads.timing():
             async with self._asking() as redis:
                 return await read_stream(redis, self._keys, state, topics, after, max_bytes=max_bytes)
+
+    async def _is_entry(self, position: EventId) -> bool:
+        """Whether a position is one of this stream: all that are told are those of entries.
+
+        Another one comes from a server that went on for a while when its place was taken already: from what was lost.
+        """
+        if position == self.last_id or position in self._marks or self._window.holds(position):
+            return True
+        if self._behind == BEGINNING and position < next(iter(self._marks), BEGINNING):
+            return True  # from before the log began, which reading tells
+        entries = self._entries
+        if position not in entries:
+            async with self._asking() as redis:
+                if position not in entries:  # others may have asked the same
+                    if len(entries) >= _MAX_ENTRIES:
+                        del entries[next(iter(entries))]
+                    entries[position] = await stream.is_entry(redis, self._keys, position)
+        return entries[position]
+
+    def _fork_of(self, position: EventId) -> EventId:
+        """Up to where one who has come to a position that is not of this stream has what is here."""
+        # Where a log began, nothing is known of what was lost.
+        forks = {mark: fork for mark, fork in self._marks.items() if fork < position and fork != mark}
+        return min(
+            (fork for mark, fork in forks.items() if position < mark), default=max(forks.values(), default=position)
+        )
 
     async def _catch_up(self, position: EventId) -> None:
         """Returns when everything is handed over that is at or before a position.
@@ -584,7 +533,7 @@ class RedisShard:
         async with self._reading:
             session = self._session
             if session is None:
-                raise LogUnavailable(self._problem or _LOST)
+                raise LogUnavailable(self._link.problem or _LOST)
             try:
                 yield session.asker
             except ERRORS as error:
@@ -592,24 +541,6 @@ class RedisShard:
                 if not _is_refusal(error):
                     session.fail(failure)
                 raise failure from None
-
-
-#: What becomes of an append.
-_Result = Answer | LogUnavailable
-
-
-class _Job:
-    """Something to append for a task that waits for it."""
-
-    __slots__ = ("batch", "done", "drafts", "result", "shards", "size")
-
-    def __init__(self, shards: Sequence[RedisShard], batch: Batch) -> None:
-        self.shards = shards
-        self.batch = batch
-        self.drafts = sum(map(len, batch.parts))
-        self.size = sum(_size_of(draft) for part in batch.parts for draft in part)
-        self.done = trio.Event()
-        self.result: _Result | None = None
 
 
 class _Session:
@@ -631,8 +562,10 @@ class _Session:
         self._scope.cancel()
 
 
-def _size_of(draft: Draft) -> int:
-    return _DRAFT_BYTES + len(draft.topic) + len(draft.type) + len(draft.data)
+def _from_fork(found: Slice, fork: EventId) -> Slice:
+    """What was read behind a position that is none: the gap begins before it."""
+    gap = found.gap or Gap(GapReason.UNKNOWN_ID, fork, found.upto)
+    return found._replace(gap=gap._replace(after=fork))
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -1,7 +1,9 @@
 """What waits to be appended to a shard in Redis: bounded, and taken in groups, each of which is one round trip."""
 
+import math
 from collections import deque
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import trio
 
@@ -22,33 +24,38 @@ _DRAFT_BYTES = 200
 Result = Answer | LogUnavailable
 
 
-class Append:
+T = TypeVar("T")
+
+
+class Append(Generic[T]):
     """A batch that a task waits for.
 
     Attributes:
         batch: what to append.
+        target: where to.
     """
 
-    __slots__ = ("batch", "done", "drafts", "result", "size")
+    __slots__ = ("batch", "done", "drafts", "result", "size", "target")
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, target: T) -> None:
         self.batch = batch
-        self.drafts = sum(len(part) for part in batch.parts)
+        self.target = target
+        self.drafts = sum(map(len, batch.parts))
         self.size = sum(_size_of(draft) for part in batch.parts for draft in part)
         self.done = trio.Event()
         self.result: Result | None = None
 
 
-class Appends:
+class Appends(Generic[T]):
     """What waits to be appended, the oldest first."""
 
     def __init__(self) -> None:
-        self._unanswered: dict[Append, None] = {}
-        self._waiting: deque[Append] = deque()
+        self._unanswered: dict[Append[T], None] = {}
+        self._waiting: deque[Append[T]] = deque()
         self._size = 0
         self._bell = trio.Event()
 
-    async def append(self, batch: Batch) -> list[list[EventId]]:
+    async def append(self, batch: Batch, target: T) -> list[list[EventId]]:
         """Waits for its turn, and returns the ids in each of its shards.
 
         Cancelling leaves open whether it is appended.
@@ -59,7 +66,7 @@ class Appends:
         """
         if len(self._unanswered) >= _MAX_WAITING or self._size >= _MAX_WAITING_BYTES:
             raise LogUnavailable("too many publishes are waiting for Redis")
-        append = Append(batch)
+        append = Append(batch, target)
         self._unanswered[append] = None
         self._waiting.append(append)
         self._size += append.size
@@ -70,22 +77,29 @@ class Appends:
         assert append.result is not None
         return append.result
 
-    async def next_group(self) -> list[Append]:
-        """What goes next, as soon as there is something. It has to be answered, or failed with all others."""
+    async def wait(self, seconds: float = math.inf) -> bool:
+        """Returns whether something waits, as soon as something does, or after so many seconds."""
         if not self._waiting:
             self._bell = trio.Event()
-            await self._bell.wait()
-        group: list[Append] = []
+            with trio.move_on_after(seconds):
+                await self._bell.wait()
+        return bool(self._waiting)
+
+    def take(self) -> list[Append[T]]:
+        """What goes next, all of it to the same target. It has to be answered, or failed with all others."""
+        group: list[Append[T]] = []
         drafts = size = 0
-        while self._waiting and size < _MAX_GROUP_BYTES:
-            drafts += self._waiting[0].drafts
-            size += self._waiting[0].size
-            if group and (drafts > _MAX_GROUP_DRAFTS or size > _MAX_GROUP_BYTES):
+        while self._waiting:
+            append = self._waiting[0]
+            drafts += append.drafts
+            size += append.size
+            is_full = drafts > _MAX_GROUP_DRAFTS or size > _MAX_GROUP_BYTES
+            if group and (is_full or append.target != group[0].target):
                 break
             group.append(self._waiting.popleft())
         return group
 
-    def answer(self, group: Sequence[Append], results: Sequence[Result]) -> None:
+    def answer(self, group: Sequence[Append[T]], results: Sequence[Result]) -> None:
         """Says what became of a group."""
         for append, result in zip(group, results, strict=True):
             del self._unanswered[append]

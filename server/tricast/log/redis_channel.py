@@ -34,21 +34,22 @@ from tricast.logs import Logger
 
 _ANEW = "it began anew in Redis"
 
-#: Publishes where the log is, for all to compare. Where there is no log it begins one; where it is behind what somebody
-#: knows, because Redis lost something, it leaves a gap for everybody.
+#: Publishes where the log is, for all to compare. Where there is no log it begins one. Where it is behind what somebody
+#: knows, or on another server than before, Redis may have lost something: it leaves a gap for everybody.
 #: KEYS: the position. ARGV: what is known, how to publish, to which channel, and a word to know this message by.
 _MARK = Script(
     FUNCTIONS
     + """
 local known, command, channel, word = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local position = redis.call('GET', KEYS[1])
-if not position or is_before(position, known) then
+local position, last_server = string.match(redis.call('GET', KEYS[1]) or '', '^(%S+) (%S+)$')
+local server = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+if server ~= last_server or is_before(position, known) then
   local known_ms, known_count = parse(known)
-  local _, count = parse(position or '0-0')
-  position = string.format('%.0f-%.0f', math.max(now_ms(), known_ms + 1), math.max(count, known_count) + 1)
+  local ms, count = parse(position or '0-0')
+  position = string.format('%.0f-%.0f', math.max(now_ms(), ms, known_ms + 1), math.max(count, known_count) + 1)
 end
 -- Also where it stays the same: so it is known that something can be written.
-redis.call('SET', KEYS[1], position)
+redis.call('SET', KEYS[1], position .. ' ' .. server)
 redis.call(command, channel, position .. ' ' .. position .. ' 0\\n' .. word)
 return position
 """
@@ -63,8 +64,9 @@ return position
 _PUBLISH = Script(
     FUNCTIONS
     + """
-local before, keys, keyed = redis.call('GET', KEYS[1]), KEYS[2], KEYS[3]
+local before, server = string.match(redis.call('GET', KEYS[1]) or '', '^(%S+) (%S+)$')
 if not before then return 0 end
+local keys, keyed = KEYS[2], KEYS[3]
 local now = now_ms()
 """
     + IDEMPOTENCE
@@ -87,7 +89,7 @@ for at = 3, #ARGV, 6 do
 end
 if count > first then
   local after = string.format('%.0f-%.0f', ms, count)
-  redis.call('SET', KEYS[1], after)
+  redis.call('SET', KEYS[1], after .. ' ' .. server)
   local head = string.format('%s %s %.0f', before, after, count - first)
   redis.call(ARGV[1], ARGV[2], head .. '\\n' .. table.concat(events))
 end
@@ -170,7 +172,7 @@ class ChannelShard:
         self._statistics = statistics or Statistics()
         label = {"shard": number} if config.shards > 1 else {}
         self._link = Link(config, label=label, logger=logger, chance=chance, statistics=self._statistics)
-        self._appends = Appends()
+        self._appends: Appends[None] = Appends()
         self._key, self._channel, *self._idempotence = (
             f"{config.namespace}:{{{tag_of(number, config.shards)}}}:{name}".encode()
             for name in ("position", "channel", "keys", "keyed")
@@ -273,7 +275,7 @@ class ChannelShard:
             position = await redis.get(self._key)
             if position is None:
                 raise LogUnavailable(_ANEW)
-            head = _id_of(position)
+            head = _id_of(position.partition(b" ")[0])
             self._statistics.lags[self._number] = max(head.counter - self.last_id.counter, 0)
             await trio.sleep(self._config.timeout / 2)
             if self.last_id < head:
@@ -341,7 +343,7 @@ class ChannelShard:
         if self._link.problem is not None:
             raise LogUnavailable(self._link.problem)
         with self._statistics.appends.timing():
-            (ids,) = await self._appends.append(Batch([drafts], key))
+            (ids,) = await self._appends.append(Batch([drafts], key), None)
             return ids
 
     async def _append(self, redis: Redis[bytes]) -> None:
@@ -352,7 +354,8 @@ class ChannelShard:
         """
         keys = [self._key, *self._idempotence]
         while True:
-            group = await self._appends.next_group()
+            await self._appends.wait()
+            group = self._appends.take()
             arguments: list[bytes | str | int] = [self._publish_command, self._channel]
             for append in group:
                 arguments += _arguments_of(append.batch)

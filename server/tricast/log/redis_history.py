@@ -20,11 +20,13 @@ class Newest(NamedTuple):
 
     Attributes:
         events: in id order.
+        marks: what stands between them.
         behind: they are all that there is behind this position.
         is_all: whether they are all that is kept.
     """
 
     events: list[Event]
+    marks: list[Entry]
     behind: EventId
     is_all: bool
 
@@ -39,6 +41,7 @@ async def newest(redis: Redis[bytes], keys: Keys, state: State, *, max_cost: int
         max_cost: the memory that they may take; see ``cost_of``.
     """
     events: list[Event] = []
+    marks: list[Entry] = []
     cost = 0
     pace = Pace()
     oldest: Entry | None = None
@@ -48,16 +51,18 @@ async def newest(redis: Redis[bytes], keys: Keys, state: State, *, max_cost: int
         entries = await entries_before(redis, keys, oldest and oldest.id, state.last.id, count)
         for entry in entries:
             oldest = entry
-            if entry.event is not None:
-                cost += cost_of(entry.event)
-                if cost > max_cost:
-                    return Newest(events[::-1], entry.id, is_all=False)
-                events.append(entry.event)
+            if entry.event is None:
+                marks.append(entry)
+                continue
+            cost += cost_of(entry.event)
+            if cost > max_cost:
+                return Newest(events[::-1], marks[::-1], entry.id, is_all=False)
+            events.append(entry.event)
         pace.learn(entries)
         is_over = len(entries) < count
     # What was before the oldest was dropped, unless it is the first of all.
     behind = state.last.id if oldest is None else BEGINNING if oldest.number == 1 else oldest.id
-    return Newest(events[::-1], behind, is_all=True)
+    return Newest(events[::-1], marks[::-1], behind, is_all=True)
 
 
 async def read_stream(

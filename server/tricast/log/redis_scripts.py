@@ -3,8 +3,8 @@
 The keys of a shard, all in one slot:
 
 - ``log``, the stream. An entry is an event, with the fields ``n``, ``t``, ``y`` (not where the type is the usual one)
-  and ``d``; or a mark, with ``n`` and ``m``: what was before it is in doubt. ``n`` counts the entries, so whoever reads
-  them in order sees whether one is missing.
+  and ``d``; or a mark, with ``n``, ``m`` and ``f``: what was before it is in doubt. ``n`` counts the entries, so that
+  one that is missing is noticed. ``f`` is the entry up to which those who come from what was lost have what is here.
 - ``meta``, a hash: ``id``, by which a log is known that began anew; ``start``, the newest mark; ``n`` and ``last`` of
   the newest entry; ``forgotten``, the greatest score that was dropped from the topics; ``run``, of which server it is.
 - ``topics``, a sorted set: each topic with its newest event, as a score (see ``score_of``).
@@ -119,7 +119,8 @@ end
 #: entry that somebody knows is missing, it says so to all by a mark. So it does where the server has taken over from
 #: another one: who was told of what it lacks may come to it later, or never.
 #: ARGV: the id of a new log; the id, and the newest entry with its number, of the one that was known, if any; the id of
-#: the server's run, and 1 if it may lack what was acknowledged by another one.
+#: the server's run, and 1 if it may lack what was acknowledged by another one; then other entries that are known, the
+#: newest first, and the last mark.
 #: Returns id, start, number and last, and 1 if everything behind what was known can be read on from there.
 BEGIN = Script(
     _COMMON
@@ -137,10 +138,10 @@ if not is_gone then
   end
 end
 
-local function mark()
+local function mark(fork)
   start = string.format('%.0f-0', math.max(now_ms(), top + 1, parse(known) + 1))
   last = start
-  redis.call('XADD', log, start, 'n', n, 'm', id)
+  redis.call('XADD', log, start, 'n', n, 'm', id, 'f', fork or start)
   redis.call('HSET', meta, 'id', id, 'start', start, 'n', n, 'last', last, 'run', run)
 end
 
@@ -159,7 +160,7 @@ end
 if state[5] ~= run then
   if may_lack then
     n = n + 1
-    mark()
+    mark(last)
     return {id, start, n, last, 0}
   end
   redis.call('HSET', meta, 'run', run)
@@ -170,8 +171,18 @@ if known_log == id and not is_before(last, known) then
   local first = first_entry()
   if not first or is_before(known, first[1]) then return {id, start, n, last, 0} end
 end
+local fork = start
+if known_log == id then
+  fork = ARGV[#ARGV]
+  for index = 7, #ARGV do
+    if redis.call('XRANGE', log, ARGV[index], ARGV[index])[1] then
+      fork = ARGV[index]
+      break
+    end
+  end
+end
 n = n + 1
-mark()
+mark(fork)
 return {id, start, n, last, 0}
 """
 )
@@ -196,7 +207,8 @@ for index = 1, #KEYS / 5 do
   local state = redis.call('HMGET', KEYS[at + 1], 'id', 'n', 'last')
   if state[1] ~= ARGV[index + 1] or redis.call('EXISTS', KEYS[at]) == 0 then return 0 end
   shards[index] = {
-    log = KEYS[at], meta = KEYS[at + 1], topics = KEYS[at + 2], n = tonumber(state[2]), last = state[3], newest = {}
+    log = KEYS[at], meta = KEYS[at + 1], topics = KEYS[at + 2], n = tonumber(state[2]), last = state[3],
+    before = state[3], newest = {}
   }
 end
 
@@ -237,11 +249,18 @@ while ARGV[at] do
   if key ~= '' and not known then remember(key, fingerprint, window, max_keys, firsts) end
 end
 
+local function score_of(id)
+  local ms, counter = parse(id)
+  return string.format('%.17g', ms + math.min(counter, COUNTERS - 1) / COUNTERS)
+end
+
 local heads = {}
 for _, shard in ipairs(shards) do
+  if next(shard.newest) and redis.call('EXISTS', shard.topics) == 0 then
+    redis.call('HSET', shard.meta, 'forgotten', score_of(shard.before))
+  end
   for topic, id in pairs(shard.newest) do
-    local ms, counter = parse(id)
-    redis.call('ZADD', shard.topics, string.format('%.17g', ms + math.min(counter, COUNTERS - 1) / COUNTERS), topic)
+    redis.call('ZADD', shard.topics, score_of(id), topic)
   end
   if next(shard.newest) then
     local surplus = redis.call('ZCARD', shard.topics) - MAX_TOPICS
@@ -249,8 +268,9 @@ for _, shard in ipairs(shards) do
       local gone = redis.call('ZPOPMIN', shard.topics, surplus)
       redis.call('HSET', shard.meta, 'forgotten', gone[#gone])
     end
-    redis.call('HSET', shard.meta, 'n', shard.n, 'last', shard.last)
   end
+  -- Also where every key was known: WAIT counts from what was written over the connection.
+  redis.call('HSET', shard.meta, 'n', shard.n, 'last', shard.last)
   heads[#heads + 1] = shard.n
   heads[#heads + 1] = shard.last
 end
@@ -269,6 +289,8 @@ LOOK = Script(
 local state = redis.call('HMGET', meta, 'id', 'start', 'n', 'last', 'forgotten')
 local first = first_entry()
 local newer = {}
+-- Where all keys are for a cache, each of them may go.
+local forgotten = redis.call('EXISTS', topics) == 1 and (state[5] or '0') or 'inf'
 if ARGV[2] then
   for index = 2, #ARGV do
     local score = redis.call('ZSCORE', topics, ARGV[index])
@@ -279,7 +301,7 @@ else
 end
 return {
   state[1] or '', state[2] or '0-0', tonumber(state[3]) or 0, state[4] or '0-0',
-  first and first[1] or '', state[5] or '0', newer
+  first and first[1] or '', forgotten, newer
 }
 """
 )

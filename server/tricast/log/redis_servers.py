@@ -5,6 +5,7 @@ another one.
 """
 
 import os
+import re
 import ssl
 from binascii import crc_hqx
 from collections import deque
@@ -59,6 +60,11 @@ _WORDS: tuple[tuple[type[Exception], str], ...] = (
     (gaierror, "the name of the Redis server cannot be found"),
 )
 
+#: What some versions say in the place of NOPERM, of a command in a script; not all of them which command it is.
+_LACKS_A_RIGHT = ("The user executing the script", "ACL failure in script")
+#: Where in a script, which tells a user nothing.
+_WHERE = re.compile(r" script: [0-9a-f]{40}, on @user_script.*", re.DOTALL)
+
 
 def slot_of(key: bytes) -> int:
     """The slot of a key in a cluster: of what is between the first braces, if that is not empty, else of all of it."""
@@ -89,6 +95,15 @@ class Servers:
     def is_cluster(self) -> bool:
         """Whether each key is on one of several servers."""
         return self._url.topology == CLUSTER
+
+    @property
+    def may_return(self) -> bool:
+        """Whether a primary whose place was taken may be made the primary again without having been a replica.
+
+        Sentinel does that, when one is back before it was told, and its successor fails. Nodes of a cluster ask the
+        others before they take anything.
+        """
+        return self._url.topology == SENTINEL
 
     @asynccontextmanager
     async def connect(self, key: bytes, *, block: float = 0.0) -> AsyncIterator[Redis[bytes]]:
@@ -277,9 +292,12 @@ def _to_raise(error: Exception) -> Exception:
 
 
 def _in_words(error: BaseException) -> str:
+    said = _WHERE.sub("", str(error))
+    if said.startswith(_LACKS_A_RIGHT):
+        return f"the user in log.url lacks a right in Redis, see ACL LOG there: {said}"
     for kind, words in _WORDS:
         if isinstance(error, kind):
-            return words.format(error)
+            return words.format(said)
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate of Redis is not trusted: {error.verify_message}"
     if isinstance(error, OSError) and error.errno is not None:

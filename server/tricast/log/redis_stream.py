@@ -1,6 +1,6 @@
 """A shard's keys in Redis, and what is asked of them over a connection. Keeps no state."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -51,12 +51,14 @@ class Entry(NamedTuple):
         number: of all entries, in order; 0 for one that somebody else has put there.
         event: what was published; None for a mark.
         log: for a mark, the id of the log, else empty.
+        fork: for a mark, up to where those who come from what was lost have what is here.
     """
 
     id: EventId
     number: int
     event: Event | None
-    log: bytes
+    log: bytes = b""
+    fork: EventId = BEGINNING
 
 
 class Known(NamedTuple):
@@ -145,7 +147,14 @@ class Pace:
 
 
 async def begin(
-    redis: Redis[bytes], keys: Keys, fresh: bytes, log: bytes, known: Known, *, is_replicated: bool
+    redis: Redis[bytes],
+    keys: Keys,
+    fresh: bytes,
+    known: State,
+    landmarks: Iterable[EventId],
+    *,
+    may_return: bool,
+    is_replicated: bool,
 ) -> tuple[State, bool]:
     """Opens the log, and begins one where there is none.
 
@@ -153,16 +162,22 @@ async def begin(
         redis: the connection.
         keys: the shard's.
         fresh: the id of a log that begins.
-        log: the id of the one that was open before; empty where there was none.
-        known: the newest entry that is known of it.
+        known: the one that was open before, with the newest entry that is known of it.
+        landmarks: others of its entries, the newest first.
+        may_return: whether a server may have been replaced for a while that was no replica meanwhile.
         is_replicated: whether replicas have all that is acknowledged.
 
     Returns:
         How it is, and whether everything behind what was known can be read on from there.
     """
-    arguments: list[bytes | str | int] = [fresh, log, str(known.id), known.number]
+    arguments: list[bytes | str | int] = [fresh, known.log, str(known.last.id), known.last.number]
     run, has_taken_over = await _server(redis)
-    arguments += [run, int(has_taken_over and not is_replicated)]
+    arguments += [
+        run,
+        int((has_taken_over or may_return) and not is_replicated),
+        *map(str, landmarks),
+        str(known.start),
+    ]
     log, start, number, last, is_known = await BEGIN.run(redis, keys, arguments)
     return State(log, _id_of(start), Known(_id_of(last), int(number))), bool(is_known)
 
@@ -171,7 +186,8 @@ async def _server(redis: Redis[bytes]) -> tuple[bytes, bool]:
     """The id of the server's run, and whether it was a replica before it was what it is."""
     text: bytes = await redis.create_request(b"INFO", b"server", b"replication", callback=_as_it_is)
     found = dict(line.partition(b":")[::2] for line in text.splitlines())
-    return found[b"run_id"], bool(found[b"master_replid2"].strip(b"0"))
+    # Not every server tells: what stands in for Redis may leave them out.
+    return found.get(b"run_id", b""), bool(found.get(b"master_replid2", b"").strip(b"0"))
 
 
 async def append(
@@ -252,6 +268,15 @@ async def wait_for_replicas(redis: Redis[bytes], replicas: int, *, patience: flo
     return found
 
 
+async def is_entry(redis: Redis[bytes], keys: Keys, position: EventId) -> bool:
+    """Whether there is an entry at a position, or may have been one before it was trimmed."""
+    arguments = (keys.log, str(position), str(position))
+    if await redis.create_request(b"XRANGE", *arguments, callback=_as_it_is):
+        return True
+    oldest = await redis.create_request(b"XRANGE", keys.log, b"-", b"+", b"COUNT", 1, callback=_as_it_is)
+    return not oldest or _id_of(oldest[0][0]) > position
+
+
 async def trim(redis: Redis[bytes], keys: Keys, age: float) -> None:
     """Drops what is older than so many seconds."""
     await TRIM.run(redis, keys, [int(age * 1000)])
@@ -294,11 +319,11 @@ def _entry_of(name: bytes, fields: Sequence[bytes]) -> Entry:
     try:
         number = int(found[b"n"])
         if b"m" in found:
-            return Entry(event_id, number, None, found[b"m"])
+            return Entry(event_id, number, None, found[b"m"], _id_of(found[b"f"]))
         kind = found[b"y"].decode() if b"y" in found else DEFAULT_TYPE
-        return Entry(event_id, number, Event(event_id, found[b"t"].decode(), kind, found[b"d"]), b"")
+        return Entry(event_id, number, Event(event_id, found[b"t"].decode(), kind, found[b"d"]))
     except (KeyError, ValueError):
-        return Entry(event_id, 0, None, b"")
+        return Entry(event_id, 0, None)
 
 
 def _id_of(text: bytes) -> EventId:

@@ -207,6 +207,10 @@ def _with_gap(
     ends = {number: _plain(gap.resumed_at) for number, gap in gaps.items()}
     events = {number: [each for each in found[number].events if own_id(each) <= end] for number, end in ends.items()}
     upto = ShardedId({**position, **ends}, shown)
+    if isinstance(after, ShardedId):
+        # A shard may say that the gap begins before the position.
+        begins = {number: _plain(gap.after) for number, gap in gaps.items() if gap.after != position[number]}
+        after = ShardedId({**after.parts, **begins}, after.shown)
     reason = next(iter(gaps.values())).reason
     return Slice(_placed(position, shown, events), Gap(reason, after, upto), upto, complete=False)
 

@@ -6,9 +6,9 @@ whether the events are kept anywhere else, is the business of the log that uses 
 """
 
 import heapq
-from bisect import bisect_right
+import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
 
 from tricast.event import BEGINNING, Event, EventId, Gap, GapReason, Position, TopicSet, own_id
 from tricast.log.base import Slice
@@ -21,6 +21,8 @@ _COPIES = 5
 MAX_SCAN = 5000
 #: Topics of which nothing is left, and whose last drop is remembered one by one.
 MAX_GONE = 10_000
+#: Landmarks at the same distance.
+_LANDMARKS = 64
 
 
 class Window:
@@ -78,6 +80,14 @@ class Window:
         if len(self._order) > 2 * self._kept + 1000:
             self._compact()
 
+    def holds(self, position: EventId) -> bool:
+        """Whether there is an event at a position that is kept, or was a moment ago."""
+        return self._order.holds(position)
+
+    def landmarks(self) -> Iterator[EventId]:
+        """Where events are: the last ones, and then fewer and fewer, the newest first."""
+        return self._order.landmarks()
+
     def read(self, topics: TopicSet, after: EventId, *, max_bytes: int) -> Slice:
         """What is kept for the topics behind a position; see ``Log.read``."""
         if after > self.last_id:
@@ -105,7 +115,7 @@ class Window:
 
     def _drops(self, topics: TopicSet) -> Iterator[EventId]:
         """The newest drop of each topic in the set."""
-        names: Iterable[str] = chain(self._topics, self._gone) if topics.has_patterns else topics.exact
+        names: Iterable[str] = itertools.chain(self._topics, self._gone) if topics.has_patterns else topics.exact
         for name in names:
             if name in topics:
                 topic = self._topics.get(name)
@@ -168,6 +178,19 @@ class _Run:
             del self._events[: self._first]
             self._first = 0
         return event
+
+    def holds(self, position: EventId) -> bool:
+        index = bisect_left(self._events, position, lo=self._first, key=own_id)
+        return index < len(self._events) and own_id(self._events[index]) == position
+
+    def landmarks(self) -> Iterator[EventId]:
+        step, index = 1, len(self._events) - 1
+        for count in itertools.count(1):
+            if index < self._first:
+                return
+            yield own_id(self._events[index])
+            index -= step
+            step += step * (count % _LANDMARKS == 0)
 
     def after(self, position: EventId) -> Iterator[Event]:
         events = self._events
