@@ -1,6 +1,7 @@
 """The log in Redis streams: several processes on one Redis, what is kept, and what is told about what is not."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import trio
@@ -10,7 +11,7 @@ from services import RedisServer
 from serving import until
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
-from tricast.event import Event, EventId, Gap, GapReason, ShardedId, TopicSet
+from tricast.event import BEGINNING, Event, EventId, Gap, GapReason, ShardedId, TopicSet
 from tricast.log import redis as redis_module
 from tricast.log import redis_appends, redis_history, redis_scripts, redis_stream
 from tricast.log.base import IdempotencyKey, Slice
@@ -37,9 +38,9 @@ async def process(redis: RedisServer, processes: Processes) -> Process:
 
 @pytest.fixture
 def scattered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream's nodes have one entry each, and replies few, so that everything happens with few events."""
-    monkeypatch.setattr(redis_stream, "_FIRST_COUNT", 1)
-    monkeypatch.setattr(redis_stream, "_MAX_COUNT", 2)
+    """A reply has one entry, so that everything happens with few events."""
+    monkeypatch.setattr(redis_stream, "REPLY_BYTES", 1)
+    monkeypatch.setattr(redis_module, "REPLY_BYTES", 1)
 
 
 def one_entry_a_node(redis: RedisServer) -> None:
@@ -476,3 +477,33 @@ def test_landmarks_and_what_a_window_holds() -> None:
     assert window.holds(EventId(300, 0))
     for position in (EventId(100, 0), EventId(200, 1), EventId(301, 0)):
         assert not window.holds(position)
+
+
+async def test_large_events_behind_small_ones_are_read_few_at_a_time(
+    redis: RedisServer, processes: Processes
+) -> None:
+    process = await processes.begin(redis.url, cache_size=1)
+    ids = await process.append(*["a"] * 100)
+    for _ in range(4):
+        ids += await process.append("a", data=b"1" * 2**18)
+    reply, is_all = await redis_stream.entries_behind(*asked(process), BEGINNING)
+    assert not is_all
+    assert len(reply) == 1 + 100 + 1
+    found = await process.read("a", max_bytes=2**30)
+    assert ids_of(found.events) == ids
+    assert found.complete
+    late = await processes.begin(redis.url)
+    assert late.log.last_id == ids[-1]
+
+
+def asked(process: Process) -> tuple[Any, Any]:
+    session = process.shard._session
+    assert session is not None
+    return session.asker, KEYS
+
+
+async def test_a_process_that_is_behind_reads_on_until_it_is_there(redis: RedisServer, processes: Processes) -> None:
+    first, second = [await processes.begin(redis.url) for _ in range(2)]
+    ids = await first.append(*["a"] * 2000)
+    await second.came_to(ids[-1])
+    assert ids_of(second.committed) == ids

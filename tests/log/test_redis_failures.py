@@ -15,7 +15,7 @@ from services import RedisServer
 from serving import open_descriptors, until
 
 import tricast
-from tricast.errors import LogUnavailable
+from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import EventId, Gap, GapReason
 from tricast.log import redis as redis_module
 from tricast.log import redis_stream as stream
@@ -816,3 +816,38 @@ class Returned(Swapped):
     """One server, of which nobody knows whether it has all."""
 
     may_return = True
+
+
+async def test_a_script_that_fails_behind_what_it_appended(redis: RedisServer, processes: Processes) -> None:
+    """What is there is handed over, once, though nobody is told that it is kept."""
+    redis.execute("ACL", "SETUSER", "app", "reset", "on", ">secret", "~*", "+@all", "-zadd")
+    process = await processes.begin(redis.url.replace("//", "//app:secret@"))
+    with pytest.raises(LogUnavailable):
+        await process.append("a")
+    redis.execute("ACL", "SETUSER", "app", "+zadd")
+    await process.is_back()
+    (last,) = await process.append("a")
+    await process.came_to(last)
+    assert len(process.committed) == 2
+    assert process.skipped == []
+
+
+async def test_what_is_there_is_not_what_is_said_to_be_there(redis: RedisServer, process: Process) -> None:
+    (known,) = await process.append("a")
+    await process.came_to(known)
+    redis.execute("XADD", KEYS.log, "*", "n", 7, "t", "a", "d", "1")
+    await until(lambda: process.skipped != [])
+    assert process.records.entries[0]["why"] == "it began anew in Redis"
+    assert process.log.last_id > known
+    assert ids_of(process.committed) == [known]
+
+
+async def test_a_single_server_that_is_a_cluster(redis: RedisServer, processes: Processes) -> None:
+    with RedisServer(config=["cluster-enabled yes"]) as node:
+        node.execute("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        await until(lambda: b"cluster_state:ok" in node.execute("CLUSTER", "INFO"))  # type: ignore[operator]
+        process = await processes.begin(node.url, shards=2)
+        with pytest.raises(RemoteProtocolError, match="not kept together"):
+            await process.append("a", "b", "c", "d")
+        await process.append("a")
+        assert process.said() == []

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 
 import trio
 from coredis import Redis
-from coredis.exceptions import AuthorizationError, ResponseError
+from coredis.exceptions import AuthorizationError, ClusterCrossSlotError, ResponseError
 
 from tricast.config import Config, LogSection
 from tricast.errors import LogUnavailable
@@ -29,8 +29,8 @@ from tricast.log.redis_channel import channel_log
 from tricast.log.redis_history import newest, read_stream
 from tricast.log.redis_link import Link
 from tricast.log.redis_servers import ERRORS, Servers, unavailable
-from tricast.log.redis_stream import REPLY_BYTES, Batch, Entry, Keys, Known, Pace, State, keys_of
-from tricast.log.sharded import ShardedLog, shard_of
+from tricast.log.redis_stream import REPLY_BYTES, Batch, Entry, Keys, Known, State, keys_of
+from tricast.log.sharded import ShardedLog, across_shards, shard_of
 from tricast.log.statistics import Statistics
 from tricast.log.window import Window, gap_between, unknown_position
 from tricast.log_urls import CLUSTER, RedisUrl
@@ -53,6 +53,8 @@ _TRIM_SECONDS = (1.0, 60.0)
 _BEFORE_ALL = EventId(0, 1)
 #: Positions that are remembered to be in the stream, or not.
 _MAX_ENTRIES = 1000
+#: Events that go into memory in one turn.
+_KEPT_A_TURN = 250
 _LOST = "the connection to Redis was lost"
 _ANEW = "it began anew in Redis"
 
@@ -247,7 +249,9 @@ class RedisShard:
         state = state._replace(start=max(state.start, self._state.start))
         found = await newest(redis, self._keys, state, max_cost=self._cache_size)
         window = self._new_window(state.last.id)
-        window.keep(found.events, oldest=self._oldest())
+        for begin in range(0, len(found.events), _KEPT_A_TURN):
+            window.keep(found.events[begin : begin + _KEPT_A_TURN], oldest=self._oldest())
+            await trio.lowlevel.checkpoint()
         window.last_id = state.last.id
         self._window, self._behind, self._is_all = window, found.behind, found.is_all
         self._marks = {mark.id: mark.fork for mark in found.marks}
@@ -276,10 +280,12 @@ class RedisShard:
 
     async def _follow(self, redis: Redis[bytes]) -> None:
         """Hands over what is appended, by whomever."""
-        pace = Pace()
+        is_all = True
         while True:
-            entries = await stream.wait_for_entries(redis, self._keys, self.last_id, pace.count, block=_BLOCK_SECONDS)
-            pace.learn(entries)
+            if is_all:
+                entries, is_all = await stream.wait_for_entries(redis, self._keys, self.last_id, block=_BLOCK_SECONDS)
+            else:
+                entries, is_all = await stream.entries_behind(redis, self._keys, self.last_id)
             if not await self._take(entries):
                 await self._jump(redis)
 
@@ -327,11 +333,11 @@ class RedisShard:
             LogUnavailable: there is no stream any more.
         """
         state = await stream.state_of(redis, self._keys)
-        if not state.log:
-            raise LogUnavailable(_ANEW)
+        if not state.log or state.last.id <= self.last_id:
+            raise LogUnavailable(_ANEW)  # at least it is not what it was
         if state.log == self._state.log:
-            oldest = await stream.entries_between(redis, self._keys, _BEFORE_ALL, state.last.id, 1)
-            if oldest and oldest[0].id <= self._state.last.id:
+            oldest = await stream.first(redis, self._keys)
+            if oldest is not None and oldest <= self._state.last.id:
                 # Not what is trimmed, which reading tells: somebody has taken it out of the middle.
                 state = state._replace(start=state.last.id)
         await self._start_over(redis, state)
@@ -405,10 +411,7 @@ class RedisShard:
             try:
                 answers = await self._append_group(redis, group)
             except ERRORS as error:
-                if not _is_refusal(error):
-                    raise
-                why = self._refuse(error)
-                answers = [LogUnavailable(why) for _ in group]
+                answers = [self._refused(error) for _ in group]
             else:
                 self._refusal = None
             self._appends.answer(group, answers)
@@ -431,13 +434,17 @@ class RedisShard:
                 return [LogUnavailable(why) for _ in group]
         return appended.answers
 
-    def _refuse(self, error: Exception) -> str:
-        """Redis does not take this now, though it is there; returns why."""
+    def _refused(self, error: Exception) -> Result:
+        """What is told of an append that failed; raises the error again unless Redis is there, and does not want to."""
+        if isinstance(error, ClusterCrossSlotError):
+            return across_shards()  # one server, but it is a cluster by itself
+        if not _is_refusal(error):
+            raise error
         why = (unavailable(error) or LogUnavailable(_LOST)).why
         if self._refusal is None:
             self._logger.error("the log takes no events", why=why, **self._label)
         self._refusal = why
-        return why
+        return LogUnavailable(why)
 
     async def _probe(self, redis: Redis[bytes]) -> None:
         """Finds out whether Redis takes events again: nobody may try until it is said that it does."""

@@ -8,7 +8,7 @@ from coredis import Redis
 from tricast.errors import LogUnavailable
 from tricast.event import BEGINNING, Event, EventId, TopicSet
 from tricast.log.base import Slice
-from tricast.log.redis_stream import Entry, Keys, Look, Pace, State, entries_before, entries_between, look
+from tricast.log.redis_stream import Entry, Keys, Look, State, entries_before, entries_behind, look
 from tricast.log.window import MAX_SCAN, cost_of, gap_between
 
 #: One read looks at no more than that, wanted or not.
@@ -43,12 +43,10 @@ async def newest(redis: Redis[bytes], keys: Keys, state: State, *, max_cost: int
     events: list[Event] = []
     marks: list[Entry] = []
     cost = 0
-    pace = Pace()
     oldest: Entry | None = None
     is_over = False
     while not is_over:
-        count = pace.count
-        entries = await entries_before(redis, keys, oldest and oldest.id, state.last.id, count)
+        entries, is_over = await entries_before(redis, keys, oldest and oldest.id, state.last.id)
         for entry in entries:
             oldest = entry
             if entry.event is None:
@@ -58,8 +56,6 @@ async def newest(redis: Redis[bytes], keys: Keys, state: State, *, max_cost: int
             if cost > max_cost:
                 return Newest(events[::-1], marks[::-1], entry.id, is_all=False)
             events.append(entry.event)
-        pace.learn(entries)
-        is_over = len(entries) < count
     # What was before the oldest was dropped, unless it is the first of all.
     behind = state.last.id if oldest is None else BEGINNING if oldest.number == 1 else oldest.id
     return Newest(events[::-1], marks[::-1], behind, is_all=True)
@@ -89,13 +85,13 @@ async def read_stream(
     """
     log, start, (end, _) = state
     scan = _Scan(topics, after, end, max_bytes)
-    entries = await entries_between(redis, keys, after, end, scan.pace.count)
+    reply = await entries_behind(redis, keys, after, end)
     # Looked at afterwards: when what is first then is not behind the position, nothing was dropped in the meantime.
     found = await _look(redis, keys, log, topics, after)
     if not found.is_newer:
         scan.upto = end
-    elif not scan.take(entries):
-        while not scan.take(await entries_between(redis, keys, scan.upto, end, scan.pace.count)):
+    elif not scan.take(*reply):
+        while not scan.take(*await entries_behind(redis, keys, scan.upto, end)):
             pass
         found = await _look(redis, keys, log, topics, after)
     start = max(start, found.state.start)
@@ -109,26 +105,22 @@ class _Scan:
     Attributes:
         events: what was wanted.
         upto: the position behind what was looked at.
-        pace: how many entries to ask for.
     """
 
     def __init__(self, topics: TopicSet, after: EventId, end: EventId, max_bytes: int) -> None:
         self.events: list[Event] = []
         self.upto = after
-        self.pace = Pace()
         self._topics = topics
         self._end = end
         self._max_bytes = max_bytes
         self._size = self._scanned = self._scanned_bytes = 0
 
-    def take(self, entries: Sequence[Entry]) -> bool:
-        """Takes a reply to what ``pace`` says; returns whether that is all."""
-        is_end = len(entries) < self.pace.count
+    def take(self, entries: Sequence[Entry], is_end: bool) -> bool:
+        """Takes the next entries, and whether they are the last; returns whether that is all."""
         for entry in entries:
             if self._is_full:
                 return True
             self._take(entry)
-        self.pace.learn(entries)
         if is_end:
             self.upto = self._end
         return is_end or self._is_full

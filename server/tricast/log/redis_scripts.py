@@ -24,6 +24,8 @@ from tricast.event import EventId
 _MAX_TOPICS = 100_000
 #: Names that one look returns at most.
 MAX_NEWER = 1000
+#: Entries that are looked at in one step; any of them may have a megabyte.
+READ_STEP = 16
 #: Idempotency keys that are forgotten at a time.
 _MAX_FORGOTTEN = 100
 #: A float has 53 bits: milliseconds until the year 2248, and ten bits for the counter.
@@ -226,6 +228,11 @@ local function add(shard, id, topic, kind, data)
   shard.last, shard.newest[topic] = last, last
 end
 
+-- Directly behind the entries: should anything fail then, they are told of all the same.
+local function commit()
+  for _, shard in ipairs(shards) do redis.call('HSET', shard.meta, 'n', shard.n, 'last', shard.last) end
+end
+
 local at = #shards + 2
 while ARGV[at] do
   local key, fingerprint, window, max_keys = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
@@ -246,8 +253,13 @@ while ARGV[at] do
     end
     reply[#reply + 1] = firsts[number] or ''
   end
-  if key ~= '' and not known then remember(key, fingerprint, window, max_keys, firsts) end
+  if key ~= '' and not known then
+    commit()
+    remember(key, fingerprint, window, max_keys, firsts)
+  end
 end
+-- Also where every key was known: WAIT counts from what was written over the connection.
+commit()
 
 local function score_of(id)
   local ms, counter = parse(id)
@@ -269,8 +281,6 @@ for _, shard in ipairs(shards) do
       redis.call('HSET', shard.meta, 'forgotten', gone[#gone])
     end
   end
-  -- Also where every key was known: WAIT counts from what was written over the connection.
-  redis.call('HSET', shard.meta, 'n', shard.n, 'last', shard.last)
   heads[#heads + 1] = shard.n
   heads[#heads + 1] = shard.last
 end
@@ -303,6 +313,28 @@ return {
   state[1] or '', state[2] or '0-0', tonumber(state[3]) or 0, state[4] or '0-0',
   first and first[1] or '', forgotten, newer
 }
+"""
+)
+
+#: Reads entries, as many as have about so many bytes, for among small ones there may be some of a megabyte.
+#: ARGV: from where and up to where, as for XRANGE, or for XREVRANGE; how many bytes; and 1 for the latter.
+#: Returns entries, and 1 if those are all.
+READ = Script(
+    _COMMON
+    + f"local STEP = {READ_STEP}"
+    + """
+local from, upto, max_size, command = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1' and 'XREVRANGE' or 'XRANGE'
+local found, size = {}, 0
+while true do
+  local step = redis.call(command, log, from, upto, 'COUNT', STEP)
+  for _, entry in ipairs(step) do
+    found[#found + 1] = entry
+    for _, text in ipairs(entry[2]) do size = size + #text end
+    if size >= max_size then return {found, 0} end
+  end
+  if #step < STEP then return {found, 1} end
+  from = '(' .. found[#found][1]
+end
 """
 )
 

@@ -9,15 +9,12 @@ from coredis import Redis
 from tricast.errors import RemoteProtocolError
 from tricast.event import BEGINNING, DEFAULT_TYPE, Draft, Event, EventId, TopicSet
 from tricast.log.base import IdempotencyKey, key_reused
-from tricast.log.redis_scripts import APPEND, BEGIN, LOOK, MAX_NEWER, TRIM, score_of
+from tricast.log.redis_scripts import APPEND, BEGIN, LOOK, MAX_NEWER, READ, READ_STEP, TRIM, score_of
 from tricast.log.redis_servers import SLOTS, slot_of
 
 #: About how much is asked for at a time. It is handed over in one turn, in which nobody else has one: small events keep
 #: those who take it busy for a few milliseconds.
 REPLY_BYTES = 64 * 2**10
-#: Entries that are asked for at first, and at most.
-_FIRST_COUNT = 16
-_MAX_COUNT = 250
 
 
 class Keys(NamedTuple):
@@ -59,6 +56,10 @@ class Entry(NamedTuple):
     event: Event | None
     log: bytes = b""
     fork: EventId = BEGINNING
+
+
+#: Entries, and whether there are no more.
+Reply = tuple[list[Entry], bool]
 
 
 class Known(NamedTuple):
@@ -127,23 +128,6 @@ class Appended(NamedTuple):
 
     heads: list[Known]
     answers: list[Answer]
-
-
-class Pace:
-    """How many entries to ask for, so that a reply has about ``REPLY_BYTES``.
-
-    Attributes:
-        count: that number.
-    """
-
-    def __init__(self) -> None:
-        self.count = _FIRST_COUNT
-
-    def learn(self, entries: Sequence[Entry]) -> None:
-        """Takes a reply; the next one has no more than twice as many entries."""
-        size = sum(entry.event.size for entry in entries if entry.event is not None)
-        fitting = REPLY_BYTES * len(entries) // max(size, 1)
-        self.count = max(min(fitting, 2 * self.count, _MAX_COUNT), 1)
 
 
 async def begin(
@@ -225,34 +209,41 @@ async def look(redis: Redis[bytes], keys: Keys, topics: TopicSet, after: EventId
     return Look(state, _id_of(first) if first else None, is_newer)
 
 
-async def wait_for_entries(redis: Redis[bytes], keys: Keys, after: EventId, count: int, *, block: float) -> list[Entry]:
-    """Entries behind a position, as soon as there are any; none when there were none for so many seconds."""
-    arguments = (b"COUNT", count, b"BLOCK", int(block * 1000), b"STREAMS", keys.log, str(after))
+async def wait_for_entries(redis: Redis[bytes], keys: Keys, after: EventId, *, block: float) -> Reply:
+    """Entries behind a position, as soon as there are any, and whether those are all.
+
+    Args:
+        redis: the connection.
+        keys: the shard's.
+        after: the position.
+        block: seconds after which it is none, when there were none.
+    """
+    arguments = (b"COUNT", READ_STEP, b"BLOCK", int(block * 1000), b"STREAMS", keys.log, str(after))
     reply = await redis.create_request(b"XREAD", *arguments, callback=_as_it_is)
-    return _entries_of(reply[keys.log]) if reply else []
+    entries = _entries_of(reply[keys.log]) if reply else []
+    return entries, len(entries) < READ_STEP
 
 
-async def entries_between(redis: Redis[bytes], keys: Keys, after: EventId, upto: EventId, count: int) -> list[Entry]:
-    """The first entries behind a position."""
-    arguments = (keys.log, f"({after}", str(upto), b"COUNT", count)
-    return _entries_of(await redis.create_request(b"XRANGE", *arguments, callback=_as_it_is))
+async def entries_behind(redis: Redis[bytes], keys: Keys, after: EventId, upto: EventId | None = None) -> Reply:
+    """The first entries behind a position, about ``REPLY_BYTES`` of them, and whether those are all."""
+    return await _read(redis, keys, f"({after}", "+" if upto is None else str(upto), is_backward=False)
 
 
-async def entries_before(
-    redis: Redis[bytes], keys: Keys, before: EventId | None, upto: EventId, count: int
-) -> list[Entry]:
-    """The last entries up to a position, the newest first.
+async def entries_before(redis: Redis[bytes], keys: Keys, before: EventId | None, upto: EventId) -> Reply:
+    """The last entries up to a position, the newest first, about ``REPLY_BYTES`` of them, and whether those are all.
 
     Args:
         redis: the connection.
         keys: the shard's.
         before: those at this position and behind it are left out.
         upto: where to begin where there is no such position.
-        count: how many.
     """
-    end = str(upto) if before is None else f"({before}"
-    arguments = (keys.log, end, b"-", b"COUNT", count)
-    return _entries_of(await redis.create_request(b"XREVRANGE", *arguments, callback=_as_it_is))
+    return await _read(redis, keys, str(upto) if before is None else f"({before}", "-", is_backward=True)
+
+
+async def _read(redis: Redis[bytes], keys: Keys, begin: str, end: str, *, is_backward: bool) -> Reply:
+    reply, is_all = await READ.run(redis, keys, [begin, end, REPLY_BYTES, int(is_backward)])
+    return _entries_of(reply), bool(is_all)
 
 
 async def state_of(redis: Redis[bytes], keys: Keys) -> State:
@@ -273,8 +264,14 @@ async def is_entry(redis: Redis[bytes], keys: Keys, position: EventId) -> bool:
     arguments = (keys.log, str(position), str(position))
     if await redis.create_request(b"XRANGE", *arguments, callback=_as_it_is):
         return True
-    oldest = await redis.create_request(b"XRANGE", keys.log, b"-", b"+", b"COUNT", 1, callback=_as_it_is)
-    return not oldest or _id_of(oldest[0][0]) > position
+    oldest = await first(redis, keys)
+    return oldest is None or oldest > position
+
+
+async def first(redis: Redis[bytes], keys: Keys) -> EventId | None:
+    """The oldest entry; None where there is none."""
+    entries = await redis.create_request(b"XRANGE", keys.log, b"-", b"+", b"COUNT", 1, callback=_as_it_is)
+    return _id_of(entries[0][0]) if entries else None
 
 
 async def trim(redis: Redis[bytes], keys: Keys, age: float) -> None:

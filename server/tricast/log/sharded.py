@@ -134,12 +134,7 @@ class ShardedLog:
             ids = await self._shards[numbers[0]].append(drafts, key)
             return [ShardedId({numbers[0]: _plain(each)}, (numbers[0],)) for each in ids]
         if self._append_all is None:
-            raise RemoteProtocolError(
-                "a batch is kept all or none, and the topics of this one are not kept together: "
-                "put the same word in braces into their names, as in orders.{7}.paid, to keep them together",
-                code="batch-across-shards",
-                status=422,
-            )
+            raise across_shards()
         found = await self._append_all(by_shard, key)
         given = {number: iter(ids) for number, ids in found.items()}
         return [ShardedId({number: next(given[number])}, (number,)) for number in numbers]
@@ -194,6 +189,16 @@ def shard_of(topic: str, shards: int) -> int:
     _, brace, rest = topic.partition("{")
     word, end, _ = rest.partition("}")
     return crc32((word if brace and end and word else topic).encode()) % shards
+
+
+def across_shards() -> RemoteProtocolError:
+    """The answer to a batch for several shards, where they cannot be appended to in one step."""
+    return RemoteProtocolError(
+        "a batch is kept all or none, and the topics of this one are not kept together: "
+        "put the same word in braces into their names, as in orders.{7}.paid, to keep them together",
+        code="batch-across-shards",
+        status=422,
+    )
 
 
 def _with_gap(
