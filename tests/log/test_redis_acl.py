@@ -172,3 +172,17 @@ async def test_a_right_that_is_taken_away(redis: RedisServer, processes: Process
     redis.execute("ACL", "SETUSER", "tricast", "+evalsha")
     await process.is_back()
     await process.append("a")
+
+
+async def test_what_was_refused_can_be_published_again(redis: RedisServer, processes: Processes, delivery: str) -> None:
+    admit(redis, *RULES[delivery])
+    process = await processes.begin(as_user(redis.url), delivery=delivery)
+    right = "xadd" if delivery == "stream" else "publish"
+    redis.execute("ACL", "SETUSER", "tricast", f"-{right}")
+    key = IdempotencyKey(b"k", b"1", 60, 10)
+    with pytest.raises(LogUnavailable):
+        await process.append("a", key=key)
+    redis.execute("ACL", "SETUSER", "tricast", f"+{right}")
+    await process.is_back()
+    await process.append("a", key=key)
+    await has_got(process, 1)

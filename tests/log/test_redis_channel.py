@@ -149,6 +149,35 @@ async def test_what_was_published_before_is_not_published_again(redis: RedisServ
     assert one.data() == ["1", "2", "3"]
 
 
+async def test_the_same_key_several_times_at_once(redis: RedisServer, processes: Processes) -> None:
+    process = await processes.begin(redis.url)
+    answers: list[object] = []
+
+    async def publish(key: IdempotencyKey) -> None:
+        try:
+            answers.append(tuple(await process.publish("1", key=key)))
+        except RemoteProtocolError as error:
+            answers.append(error.code)
+
+    async with trio.open_nursery() as nursery:
+        for key in (KEY, KEY, KEY._replace(fingerprint=b"2"), KEY._replace(name=b"l")):
+            nursery.start_soon(publish, key)
+    await until(lambda: len(process.events) >= 2)
+    assert len(process.events) == 2
+    assert len(answers) == 4
+    assert answers.count("idempotency-key-reused") in (1, 2)  # as they come, one of the two contents is the first
+
+
+async def test_databases_have_channels_of_their_own(redis: RedisServer, processes: Processes) -> None:
+    one, other = await processes.begin(redis.url), await processes.begin(f"{redis.url}/1")
+    await one.publish("1")
+    await other.publish("2")
+    await one.publish("3")
+    await one.gets("1", "3")
+    await other.gets("2")
+    assert one.said() == other.said() == []
+
+
 async def test_events_are_what_they_were(redis: RedisServer, processes: Processes) -> None:
     one, other = await processes.begin(redis.url), await processes.begin(redis.url)
     drafts = [Draft("ü", "of mine", b'"\xc3\xbc"'), Draft("a", "message", b"1" * 2**20), Draft("a.b", "x", b"0")]

@@ -183,6 +183,12 @@ async def test_none_under_any_of_the_addresses() -> None:
 @pytest.mark.parametrize(
     ("error", "why"),
     [
+        (
+            exceptions.UnknownCommandError(
+                "unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'a' 'secret'"
+            ),
+            "Redis answered: unknown command 'HELLO'",
+        ),
         (gaierror(-2, "Name or service not known"), "the name of the Redis server cannot be found"),
         (
             exceptions.ConnectionError("max number of clients reached"),

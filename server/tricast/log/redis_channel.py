@@ -42,7 +42,7 @@ _MARK = Script(
     + """
 local known, command, channel, word = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local position, last_server = string.match(redis.call('GET', KEYS[1]) or '', '^(%S+) (%S+)$')
-local server = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+local server = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or '-'
 if server ~= last_server or is_before(position, known) then
   local known_ms, known_count = parse(known)
   local ms, count = parse(position or '0-0')
@@ -74,16 +74,17 @@ local now = now_ms()
 local ms, first = parse(before)
 ms = math.max(ms, now)
 local count = first
-local answers, events = {}, {}
+local answers, events, fresh = {}, {}, {}
 for at = 3, #ARGV, 6 do
   local key, fingerprint = ARGV[at], ARGV[at + 1]
   local window, max_keys = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local known = key ~= '' and find(key, fingerprint, window)
+  if fresh[key] then known = fresh[key][1] == fingerprint and fresh[key][4] or {} end
   local firsts = known or {string.format('%.0f-%.0f', ms, count + 1)}
   if not known then
     count = count + ARGV[at + 4]
     events[#events + 1] = ARGV[at + 5]
-    if key ~= '' then remember(key, fingerprint, window, max_keys, firsts) end
+    if key ~= '' then fresh[key] = {fingerprint, window, max_keys, firsts} end
   end
   answers[#answers + 1] = firsts[1] or ''
 end
@@ -93,6 +94,8 @@ if count > first then
   local head = string.format('%s %s %.0f', before, after, count - first)
   redis.call(ARGV[1], ARGV[2], head .. '\\n' .. table.concat(events))
 end
+-- Only what was published, or a repetition would be acknowledged that was not.
+for key, what in pairs(fresh) do remember(key, unpack(what)) end
 return answers
 """
 )
@@ -173,9 +176,10 @@ class ChannelShard:
         label = {"shard": number} if config.shards > 1 else {}
         self._link = Link(config, label=label, logger=logger, chance=chance, statistics=self._statistics)
         self._appends: Appends[None] = Appends()
+        channel = f"channel@{servers.database}" if servers.database else "channel"
         self._key, self._channel, *self._idempotence = (
             f"{config.namespace}:{{{tag_of(number, config.shards)}}}:{name}".encode()
-            for name in ("position", "channel", "keys", "keyed")
+            for name in ("position", channel, "keys", "keyed")
         )
         self._committed: Committed = _ignore
         self._skipped: Skipped = _ignore

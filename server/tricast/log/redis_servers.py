@@ -46,9 +46,10 @@ SLOTS = 16384
 #: Nodes that are asked where a key is, before somebody is told that none of them knows; next time others are asked.
 _MAX_ASKED = 3
 
+_WANTS_CREDENTIALS = "Redis wants a user name and a password in log.url"
 #: What each error means to the user. Redis's own words hold names of users, commands and keys, and no secrets.
 _WORDS: tuple[tuple[type[Exception], str], ...] = (
-    (AuthenticationRequiredError, "Redis wants a user name and a password in log.url"),
+    (AuthenticationRequiredError, _WANTS_CREDENTIALS),
     (AuthenticationError, "Redis refused the user name or the password in log.url"),
     (AuthorizationError, "the user in log.url lacks a right in Redis: {}"),
     (BusyLoadingError, "Redis is loading its data"),
@@ -62,8 +63,8 @@ _WORDS: tuple[tuple[type[Exception], str], ...] = (
 
 #: What some versions say in the place of NOPERM, of a command in a script; not all of them which command it is.
 _LACKS_A_RIGHT = ("The user executing the script", "ACL failure in script")
-#: Where in a script, which tells a user nothing.
-_WHERE = re.compile(r" script: [0-9a-f]{40}, on @user_script.*", re.DOTALL)
+#: Where in a script, which tells a user nothing; and what a command was given, which may be a password.
+_DETAILS = re.compile(r"( script: [0-9a-f]{40}, on @user_script|,? with args beginning with).*", re.DOTALL)
 
 
 def slot_of(key: bytes) -> int:
@@ -90,6 +91,11 @@ class Servers:
         self._tls = _tls_context(config) if url.has_tls else None
         #: Whom to ask next where a key is. All of a cluster's nodes know, and there may be others by now.
         self._informants = deque(url.nodes)
+
+    @property
+    def database(self) -> int:
+        """Where keys are; channels are the same in all databases of a server."""
+        return self._url.database
 
     @property
     def is_cluster(self) -> bool:
@@ -167,7 +173,7 @@ class Servers:
         try:
             return await self._ask_sentinel(sentinel, has_credentials=False)
         except LogUnavailable as error:
-            if not isinstance(error.__cause__, AuthenticationRequiredError):
+            if error.why != _WANTS_CREDENTIALS:
                 raise
         return await self._ask_sentinel(sentinel, has_credentials=True)
 
@@ -203,7 +209,11 @@ class Servers:
         if failure is not None:
             # Of a cancelled handshake coredis makes a ConnectionError.
             await trio.lowlevel.checkpoint_if_cancelled()
-            raise _to_raise(failure)
+            reason = unavailable(failure)
+            if reason is None:
+                raise failure
+            # What coredis says may have in it what was sent.
+            raise reason from None
 
     async def _dial(self, node: Node) -> ByteStream:
         try:
@@ -212,7 +222,7 @@ class Servers:
                     return await anyio.connect_tcp(*node)
                 return await anyio.connect_tcp(*node, ssl_context=self._tls, tls_standard_compatible=False)
         except ERRORS as error:
-            raise _to_raise(error) from error
+            raise unavailable(error) or error from None
 
     @contextmanager
     def _in_time(self) -> Iterator[None]:
@@ -283,16 +293,8 @@ def unavailable(error: Exception) -> LogUnavailable | None:
     return LogUnavailable(_in_words(error)) if isinstance(error, ERRORS) else None
 
 
-def _to_raise(error: Exception) -> Exception:
-    reason = unavailable(error)
-    if reason is None or reason is error:
-        return error
-    reason.__cause__ = error
-    return reason
-
-
 def _in_words(error: BaseException) -> str:
-    said = _WHERE.sub("", str(error))
+    said = _DETAILS.sub("", str(error))
     if said.startswith(_LACKS_A_RIGHT):
         return f"the user in log.url lacks a right in Redis, see ACL LOG there: {said}"
     for kind, words in _WORDS:
