@@ -25,7 +25,7 @@ KEY = IdempotencyKey(b"k", b"1", 60.0, 10)
 
 @pytest.fixture
 async def processes() -> AsyncIterator[Processes]:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             yield Processes(nursery)
             nursery.cancel_scope.cancel()
@@ -305,7 +305,7 @@ async def test_a_position_that_was_told_by_a_process_that_is_further(
 async def test_a_process_that_does_not_come_so_far(
     redis: RedisServer, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = await processes.begin(redis.url, timeout="100ms")
+    process = await processes.begin(redis.url, timeout="1s")
     (last,) = await process.append("a")
     await process.came_to(last)
     redis.execute("HSET", KEYS.meta, "last", f"{last.ms + 1}-0")  # as if it was there, and did not come
@@ -479,9 +479,7 @@ def test_landmarks_and_what_a_window_holds() -> None:
         assert not window.holds(position)
 
 
-async def test_large_events_behind_small_ones_are_read_few_at_a_time(
-    redis: RedisServer, processes: Processes
-) -> None:
+async def test_large_events_behind_small_ones_are_read_few_at_a_time(redis: RedisServer, processes: Processes) -> None:
     process = await processes.begin(redis.url, cache_size=1)
     ids = await process.append(*["a"] * 100)
     for _ in range(4):

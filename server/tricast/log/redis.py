@@ -286,11 +286,12 @@ class RedisShard:
                 entries, is_all = await stream.wait_for_entries(redis, self._keys, self.last_id, block=_BLOCK_SECONDS)
             else:
                 entries, is_all = await stream.entries_behind(redis, self._keys, self.last_id)
-            if not await self._take(entries):
-                await self._jump(redis)
+            stray = await self._take(entries)
+            if stray is not None:
+                await self._jump(redis, stray)
 
-    async def _take(self, entries: Sequence[Entry]) -> bool:
-        """Takes entries as far as they follow upon each other; returns whether they all do."""
+    async def _take(self, entries: Sequence[Entry]) -> Entry | None:
+        """Takes entries as far as they follow upon each other; returns the first that does not."""
         events: list[Event] = []
         size = 0
         for entry in entries:
@@ -300,7 +301,7 @@ class RedisShard:
                 events, size = [], 0
             if entry.number and (entry.number != last.number + 1 or entry.log not in (b"", log)):
                 self._hand_over(events)
-                return False
+                return entry
             if entry.event is not None:
                 self._state = State(log, start, Known(entry.id, entry.number))
                 events.append(entry.event)
@@ -318,7 +319,7 @@ class RedisShard:
             else:
                 self._window.last_id = entry.id
         self._hand_over(events)
-        return True
+        return None
 
     def _hand_over(self, events: Sequence[Event]) -> None:
         if events:
@@ -326,15 +327,18 @@ class RedisShard:
             self._committed(events)
             self._arrived.unpark_all()
 
-    async def _jump(self, redis: Redis[bytes]) -> None:
-        """Goes on from the end of the stream: of what comes next, something is missing.
+    async def _jump(self, redis: Redis[bytes], stray: Entry) -> None:
+        """Goes on from the end of the stream: before this entry something is missing.
 
         Raises:
             LogUnavailable: there is no stream any more.
         """
         state = await stream.state_of(redis, self._keys)
-        if not state.log or state.last.id <= self.last_id:
-            raise LogUnavailable(_ANEW)  # at least it is not what it was
+        if not state.log:
+            raise LogUnavailable(_ANEW)
+        if state.last.id < stray.id:  # somebody else has put it there
+            self._window.last_id = stray.id
+            return
         if state.log == self._state.log:
             oldest = await stream.first(redis, self._keys)
             if oldest is not None and oldest <= self._state.last.id:
