@@ -425,6 +425,34 @@ async def test_a_slot_that_nobody_has(cluster: RedisCluster) -> None:
     await trio.to_thread.run_sync(cluster.wait_whole)
 
 
+class FakeNode(FakeSentinel):
+    """A node that is cut off from the others: it says that all slots are where they were."""
+
+    def _answer(self, command: Sequence[bytes]) -> bytes:
+        if command[0] == b"CLUSTER":
+            return b"*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n$9\r\n127.0.0.1\r\n:%d\r\n$2\r\nid\r\n" % self.primary
+        return super()._answer(command)
+
+
+async def test_a_node_that_is_cut_off_from_the_others(cluster: RedisCluster) -> None:
+    key = KEYS[4]
+    owner = cluster.master_of(key)
+    other = next(node for node in cluster.masters if node is not owner)
+    async with listening(FakeNode(other.port)) as url:
+        behind = url.partition("@")[2].partition("/")[0]
+        servers = servers_at(f"redis+cluster://{behind},{owner.address}")
+
+        async def use() -> None:
+            # Three connections at a time, as a log has.
+            async with servers.connect(key), servers.connect(key), servers.connect(key) as connected:
+                await connected.xadd(key, {b"d": b"1"})
+
+        with pytest.raises(LogUnavailable, match="moved"):
+            await use()
+        await use()
+    assert has(owner, key)
+
+
 async def test_nodes_that_do_not_know_where_they_are() -> None:
     with RedisCluster(masters=1, config=["cluster-preferred-endpoint-type unknown-endpoint"]) as service:
         await write(servers_at(service.url))

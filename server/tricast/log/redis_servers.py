@@ -125,31 +125,31 @@ class Servers:
         Raises:
             LogUnavailable: there is no such server now, or the connection was lost.
         """
-        node = await self._find(key)
-        is_found = False
+        node, informant = await self._find(key)
         try:
             async with self._open(node, block=block) as redis:
-                if self._url.topology == SENTINEL and (await redis.role()).role != "master":
-                    raise LogUnavailable("what Sentinel names as the primary is a replica")
-                is_found = True
+                if self._url.topology == SENTINEL:
+                    await _check_role(redis)
                 yield redis
-        finally:
-            if not is_found:
-                # Who is cut off from the others tells what was once true.
+        except LogUnavailable:
+            # Who is cut off from the others tells what was once true.
+            if self._informants[0] == informant:
                 self._informants.rotate(-1)
+            raise
 
-    async def _find(self, key: bytes) -> Node:
+    async def _find(self, key: bytes) -> tuple[Node, Node]:
+        """Where the key is, and who says so."""
         if self.is_cluster:
             return await self._ask("the cluster", lambda node: self._owner(node, slot_of(key)))
         if self._url.topology == SENTINEL:
             return await self._ask("the sentinels", self._primary)
-        return self._url.nodes[0]
+        return self._url.nodes[0], self._url.nodes[0]
 
-    async def _ask(self, whom: str, question: Callable[[Node], Awaitable[Node]]) -> Node:
+    async def _ask(self, whom: str, question: Callable[[Node], Awaitable[Node]]) -> tuple[Node, Node]:
         why = ""
         for node in list(self._informants)[:_MAX_ASKED]:
             try:
-                return await question(node)
+                return await question(node), node
             except LogUnavailable as error:
                 why = error.why
             self._informants.rotate(-1)
@@ -274,6 +274,11 @@ class _OneConnection(ConnectionPool[Connection]):
 
     def release(self, connection: Connection) -> None:
         """Does nothing: everybody uses the one connection at the same time."""
+
+
+async def _check_role(redis: Redis[bytes]) -> None:
+    if (await redis.role()).role != "master":
+        raise LogUnavailable("what Sentinel names as the primary is a replica")
 
 
 async def connection_of(redis: Redis[bytes]) -> Connection:
