@@ -722,6 +722,7 @@ async def test_who_follows_a_quiet_topic_reads_on_from_where_all_were_and_not_fr
     pending = skipping.publish("b")
     ids = skip(skipping, "a", "b")
     assert (quiet.position, busy.position) == (pending[0], here)
+    skipping.flush()
     for each in (quiet, busy):
         skipping.catch_up(each)
     assert quiet.ids[1:] == ids[:1]
