@@ -256,15 +256,20 @@ class Hub:
 
     def skipped(self, upto: Position) -> None:
         """Has everybody who is live read on from the log: of what was committed up to here, not all is handed over."""
-        upto = self._last_id = join(self._last_id, upto)
+        last_id = self._last_id
+        upto = self._last_id = join(last_id, upto)
         for feed in self._feeds.values():
-            # Nobody becomes live again before having read up to here.
-            feed.flushed = upto
-            feed.pending.clear()
+            settled = seen_in(feed.before_pending if feed.pending else last_id, feed.shards)
             for subscriber in [each for members in feed.live.values() for each in members]:
+                # Of a quiet topic the last event may be long ago, and the log would have to reach back to there.
+                if settled >= subscriber.position >= feed.flushed:
+                    subscriber.position = settled
                 self._stop_live(subscriber)
                 subscriber.was_live = False  # if there is a gap, it was not its own slowness
                 self._to_read_on.append(subscriber)
+            # Nobody becomes live again before having read up to here.
+            feed.flushed = upto
+            feed.pending.clear()
         if self._to_read_on:
             self._wake()
 

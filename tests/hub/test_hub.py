@@ -712,6 +712,25 @@ async def test_who_is_live_reads_what_was_skipped_from_the_log(skipping: World) 
     assert not subscriber.gaps
 
 
+async def test_who_follows_a_quiet_topic_reads_on_from_where_all_were_and_not_from_its_last_event(
+    skipping: World,
+) -> None:
+    quiet, busy = skipping.join("a"), skipping.join("b", form=1)
+    skipping.publish("a", *["b"] * 9)
+    skipping.flush()
+    here = skipping.publish("c")[0]
+    pending = skipping.publish("b")
+    ids = skip(skipping, "a", "b")
+    assert (quiet.position, busy.position) == (pending[0], here)
+    skipping.flush()
+    for each in (quiet, busy):
+        skipping.catch_up(each)
+    assert quiet.ids[1:] == ids[:1]
+    assert busy.ids[9:] == [*pending, ids[1]]
+    assert not quiet.gaps
+    assert not busy.gaps
+
+
 async def test_what_was_skipped_and_dropped_is_a_gap_that_is_not_the_clients_fault(skipping: World) -> None:
     subscriber = skipping.join("a")
     before = skipping.hub.last_id

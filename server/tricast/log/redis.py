@@ -477,7 +477,9 @@ class RedisShard:
             is_ours = after == BEGINNING or await self._is_entry(after)
             found = await self._read(topics, after, max_bytes=max_bytes)
             if start == self._state.start:  # or it may be about another stream than it was
-                return found if is_ours else _from_fork(found, self._fork_of(after))
+                if not is_ours:
+                    return _from_fork(found, self._fork_of(after))
+                return found if found.gap is None else _from_fork(found, self._parted_before(after))
 
     async def _read(self, topics: TopicSet, after: EventId, *, max_bytes: int) -> Slice:
         self._window.trim(self._oldest())
@@ -509,6 +511,10 @@ class RedisShard:
                         del entries[next(iter(entries))]
                     entries[position] = await stream.is_entry(redis, self._keys, position)
         return entries[position]
+
+    def _parted_before(self, position: EventId) -> EventId:
+        """Where a stream parted from this one that was given up later: its events had ids from there on, too."""
+        return min((fork for mark, fork in self._marks.items() if fork < position < mark), default=position)
 
     def _fork_of(self, position: EventId) -> EventId:
         """Up to where one who has come to a position that is not of this stream has what is here."""
