@@ -8,7 +8,7 @@ import trio
 from log.kafka_worlds import KafkaWorld, idempotency_key, kafka_config, kafka_world, new_topic, write
 from services import KafkaTopics
 
-from tricast.errors import ConfigError, LogUnavailable, RemoteProtocolError
+from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import Draft, Event, EventId, GapReason, ShardedId, TopicSet
 from tricast.log.base import Log
 
@@ -316,7 +316,7 @@ async def test_too_few_partitions(kafka: KafkaTopics) -> None:
 
 async def test_settings_that_librdkafka_does_not_know(kafka: KafkaTopics) -> None:
     world = KafkaWorld(kafka_config(kafka, "any", kafka={"no.such": "thing"}))
-    with pytest.raises(ConfigError, match=r'log.kafka: No such configuration property: "no.such"'):
+    with pytest.raises(LogUnavailable, match=r'log.kafka: No such configuration property: "no.such"'):
         async with world.open():
             pass
 

@@ -52,6 +52,8 @@ _MAX_WAITING_BYTES = 64 * 2**20
 _READERS = 2
 #: How long to wait for the threads at the end.
 _LAST_SECONDS = 10.0
+#: Publishers wait for so many times ``log.timeout``: librdkafka gives up after one, but there may be batches before.
+_PATIENCE = 2.0
 #: What a look at Kafka may take, at most: a publisher who waits meanwhile is told so much later.
 _LOOK_SECONDS = 2.0
 
@@ -110,6 +112,8 @@ class KafkaLog:
         self._jobs: dict[_Call, None] = {}
         self._waiting_bytes = 0
         self._warned: set[str] = set()
+        #: How often reading began anew somewhere.
+        self._restarts = 0
 
     def _new_shard(self, number: int, place: Place) -> Shard:
         return Shard(place, self.translators[place.topic], self._keeping, partial(self._append_to, number))
@@ -156,9 +160,8 @@ class KafkaLog:
         """See ``Log.open``. All that is kept is read at first. Cancelling it waits for the threads, not for ever.
 
         Raises:
-            ConfigError: a setting for librdkafka cannot be used.
-            LogUnavailable: Kafka does not answer, or has no such topic; or, what is in the scope being cancelled, the
-                thread that reads has ended.
+            LogUnavailable: Kafka does not answer, or has no such topic, or a setting cannot be used. Or, what is in the
+                scope being cancelled, the thread that reads has ended.
         """
         token = trio.lowlevel.current_trio_token()
 
@@ -315,7 +318,9 @@ class KafkaLog:
         self._waiting_bytes += call.job.size
         try:
             (threads.publisher if len(call.job.outputs) == 1 else threads.transactions).submit(call.job)
-            await call.done.wait()
+            with trio.move_on_after(_PATIENCE * self._config.timeout):
+                await call.done.wait()
+            call.resolve(LogUnavailable("Kafka does not answer"))
         finally:
             # Where the publisher does not wait any longer, it still takes its place in what librdkafka holds; but for
             # no longer than it may take.
@@ -335,7 +340,10 @@ class KafkaLog:
 
     async def read(self, topics: TopicSet, after: Position, *, max_bytes: int) -> Slice:
         """See ``Log.read``."""
-        return await self._sharded.read(topics, after, max_bytes=max_bytes)
+        restarts = self._restarts
+        found = await self._sharded.read(topics, after, max_bytes=max_bytes)
+        # Positions from before one are not always before those behind it: nobody is at the end with what he has now.
+        return found if restarts == self._restarts else found._replace(complete=False)
 
     # What the threads have to say; see ``Receiver``
 
@@ -353,9 +361,11 @@ class KafkaLog:
                     self._logger.warning("records of Kafka's are left out", topic=place.topic, why=each.why)
             self._changed.unpark_all()
 
-    def lost(self, place: Place) -> None:
+    def lost(self, place: Place, why: str) -> None:
         """See ``Receiver.lost``."""
         if self._threads is not None:
+            if why:
+                self.failed(why)
             self._threads.watcher.look([place])
 
     def ended(self, failure: str) -> None:
@@ -391,6 +401,7 @@ class KafkaLog:
             self._problem = None
             self._statistics.reconnects += 1
             self._logger.info("the log is available again", topic=self._url.topic)
+            self._changed.unpark_all()
 
     def _is_other(self, shard: Shard, seen: Seen) -> bool:
         """Whether the topic was made anew since a shard began."""
@@ -407,10 +418,14 @@ class KafkaLog:
                 self._logger.error("Kafka dropped what was not read yet", topic=place.topic, partition=place.partition)
                 return shard.restart(shard.incarnation, first)
             self._logger.error("Kafka has lost what it had", topic=place.topic, partition=place.partition)
-            return shard.restart(incarnation_of(secrets.token_hex(8)), end)
+            return self._restart(shard, incarnation_of(secrets.token_hex(8)), end)
         self._logger.error("Kafka's topic was made anew", topic=place.topic, partition=place.partition)
         shard.topic_id = seen.topics[place.topic].topic_id
-        return shard.restart(self._incarnation(place, seen), first)
+        return self._restart(shard, self._incarnation(place, seen), first)
+
+    def _restart(self, shard: Shard, incarnation: int, offset: int) -> EventId:
+        self._restarts += 1
+        return shard.restart(incarnation, offset)
 
 
 class _Call:
@@ -439,7 +454,7 @@ class _Threads:
         post: calls a function in Trio's thread, soon, and in order.
 
     Raises:
-        ConfigError: a setting for librdkafka cannot be used.
+        LogUnavailable: a setting cannot be used.
     """
 
     def __init__(self, log: KafkaLog, clients: Clients, config: LogSection, post: Post) -> None:

@@ -1,7 +1,9 @@
 """librdkafka's clients, as the log needs them, and what they tell of topics. For threads: all of it may take time."""
 
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
@@ -11,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient
 
 from tricast.config import LogSection
-from tricast.errors import ConfigError, ConfigProblem, LogUnavailable
+from tricast.errors import LogUnavailable
 from tricast.log.kafka_settings import (
     history_settings,
     publisher_settings,
@@ -74,7 +76,7 @@ class Clients:
         """One that follows partitions.
 
         Raises:
-            ConfigError: a setting cannot be used; as with all that follow.
+            LogUnavailable: a setting cannot be used; as with all that follow.
         """
         return self._made(Consumer, reader_settings(self._common))
 
@@ -94,7 +96,7 @@ class Clients:
         try:
             return client(config, logger=self._library_log)
         except KafkaException as error:
-            raise ConfigError([ConfigProblem("configuration", "log.kafka", in_words(error))]) from None
+            raise LogUnavailable(f"log.kafka: {in_words(error)}") from None
 
     def _hear(self, error: KafkaError) -> None:
         """Takes an error that librdkafka tells of beside all else, in any thread; must not raise."""
@@ -137,6 +139,8 @@ class Clients:
             is_own = name == self._url.topic
             hint = f": kafka-topics.sh --create --topic {name} --partitions {self._shards}" if is_own else ""
             return f"there is no topic {name}{hint}"
+        assert self._admin is not None
+        self._admin.poll(0)  # it hears the reason then
         nodes = ", ".join(map(str, self._url.nodes))
         return f"{nodes}: {self._why or in_words(error)}"
 
@@ -209,21 +213,26 @@ class Watcher:
 
     def run(self) -> None:
         """Works until stopped."""
-        pause, longest = self._pauses
+        first, longest = pause, _ = self._pauses
         places: set[Place] = set()
+        last_look = -math.inf
         while self._is_wanted.wait() and not self._stopped.is_set():
             self._is_wanted.clear()
+            # What is seen does not help against everything: then it is asked again and again.
+            if time.monotonic() > last_look + 2 * longest:
+                pause = first
+            else:
+                self._stopped.wait(pause * self._randomness.uniform(0.5, 1.0))
+                pause = min(2 * pause, longest)
+            last_look = time.monotonic()
             while self._asked:
                 places.update(self._asked.popleft())
             try:
                 seen = self._look(places)
             except LogUnavailable as error:
                 self._post(self._failed, error.why)
-                self._stopped.wait(pause * self._randomness.uniform(0.5, 1.0))
-                pause = min(2 * pause, longest)
                 self._is_wanted.set()
             else:
-                pause = self._pauses[0]
                 places = set()
                 self._post(self._seen, seen)
 

@@ -36,10 +36,23 @@ _MAX_UNTAKEN = 2
 #: What goes into one transaction.
 _MAX_GROUP_DRAFTS = 500
 _MAX_GROUP_BYTES = 2**20
+#: How long to wait before another producer is made in the place of one that does not work any more.
+_RENEWAL_SECONDS = 1.0
 #: How long a transaction that nobody waits for any more is still tried to be ended.
 _LAST_COMMIT_SECONDS = 10.0
 
 _AT_END = KafkaError._PARTITION_EOF  # noqa: SLF001
+#: A consumer has to name a group, and asks who coordinates it, though nobody joins: it need not be allowed to.
+_NO_GROUP = KafkaError.GROUP_AUTHORIZATION_FAILED
+#: What comes next was dropped, or there never was so much, or not in a topic that was made anew.
+_NOT_THERE = frozenset(
+    (
+        KafkaError._AUTO_OFFSET_RESET,  # noqa: SLF001
+        KafkaError._LOG_TRUNCATION,  # noqa: SLF001
+        KafkaError.OFFSET_OUT_OF_RANGE,
+        KafkaError.UNKNOWN_TOPIC_ID,
+    )
+)
 _TOO_LARGE = frozenset((KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE))
 
 
@@ -109,8 +122,8 @@ class Receiver(Protocol):
     def deliver(self, found: Mapping[Place, Found]) -> None:
         """Something was read; ``Reader.taken`` has to be called for it."""
 
-    def lost(self, place: Place) -> None:
-        """What comes next in a partition is not there: it was dropped, or there never was so much."""
+    def lost(self, place: Place, why: str) -> None:
+        """A partition cannot be read any further; why, unless what comes next is just not there."""
 
     def doubted(self, why: str) -> None:
         """Kafka may not be there."""
@@ -129,9 +142,8 @@ def record_of(message: Message) -> Record:
 
 def in_words(error: KafkaException | KafkaError | None) -> str:
     """What went wrong, in a few words."""
-    found = error.args[0] if isinstance(error, KafkaException) else error
-    text = found.str() if isinstance(found, KafkaError) else str(found)
-    return text or "unknown error"
+    found = error_of(error) if isinstance(error, KafkaException) else error
+    return (found.str() if found is not None else "") or "unknown error"
 
 
 def error_of(exception: KafkaException) -> KafkaError:
@@ -230,7 +242,8 @@ class Reader:
         error = message.error()
         topic, partition = message.topic(), message.partition()
         if topic is None or partition is None:
-            self._post(self._receiver.doubted, in_words(error))
+            if error is None or error.code() != _NO_GROUP:
+                self._post(self._receiver.doubted, in_words(error))
             return
         place = Place(topic, partition)
         if error is None or error.code() == _AT_END:
@@ -245,7 +258,7 @@ class Reader:
         elif place not in self._lost:
             # Where to read on is for the other thread to say.
             self._lost.add(place)
-            self._post(self._receiver.lost, place)
+            self._post(self._receiver.lost, place, "" if error.code() in _NOT_THERE else in_words(error))
 
 
 class Output(NamedTuple):
@@ -308,9 +321,9 @@ class Job:
         self.size = sum(200 + len(each.draft.topic) + len(each.draft.data) for each in outputs)
 
 
-def failure_of(error: KafkaError) -> LogUnavailable | RemoteProtocolError:
+def failure_of(error: KafkaError | None) -> LogUnavailable | RemoteProtocolError:
     """What a publisher is told of a record that was not written."""
-    if error.code() in _TOO_LARGE:
+    if error is not None and error.code() in _TOO_LARGE:
         return RemoteProtocolError(
             "the event is larger than Kafka takes it: see max.message.bytes of its topic", code="too-large", status=413
         )
@@ -329,51 +342,65 @@ class Publisher:
         self._new_producer = new_producer
         self._producer = new_producer()
         self._post = post
-        self._is_stopped = False
-        self._is_broken = False
+        self._stopped = threading.Event()
+        #: Why there is no producer that could be used.
+        self._failure = ""
         # The thread's own: what became of jobs, for after the call that tells of it.
         self._done: list[tuple[Job, Outcome]] = []
 
     def submit(self, job: Job) -> None:
         """Has a job of one record done."""
         (output,) = job.outputs
+        if self._failure:
+            job.resolve(LogUnavailable(self._failure))
+            return
         try:
             output.produce(self._producer, partial(self._delivered, job))
         except KafkaException as exception:
-            error = error_of(exception)
-            self._is_broken |= error.fatal()
-            job.resolve(failure_of(error))
+            job.resolve(failure_of(error_of(exception)))
         except BufferError:
             job.resolve(LogUnavailable("too many publishes are waiting for Kafka"))
 
     def stop(self) -> None:
         """Has the thread end."""
-        self._is_stopped = True
+        self._stopped.set()
 
     def run(self) -> None:
         """Works until stopped."""
-        while not self._is_stopped:
-            self._producer.poll(_POLL_SECONDS)
-            self._tell()
-            if self._is_broken:
-                broken, self._producer = self._producer, self._new_producer()
-                self._is_broken = False
-                self._close(broken)
-        self._close(self._producer)
-
-    def _close(self, producer: Producer) -> None:
-        producer.purge()
-        producer.close()
+        while not self._stopped.is_set():
+            self._turn()
+        self._clear()
         self._tell()
 
+    def _turn(self) -> None:
+        if self._failure:
+            self._renew()
+        try:
+            self._producer.poll(_POLL_SECONDS)
+        except KafkaException as error:
+            # What it raises here is fatal: this producer never writes again.
+            self._failure = in_words(error)
+            self._clear()
+        self._tell()
+
+    def _renew(self) -> None:
+        self._stopped.wait(_RENEWAL_SECONDS)
+        with suppress(LogUnavailable):
+            self._producer = self._new_producer()
+            self._failure = ""
+
+    def _clear(self) -> None:
+        """Gives up what was not written yet."""
+        self._producer.purge()
+        with suppress(KafkaException):
+            self._producer.poll(0)
+
     def _delivered(self, job: Job, error: KafkaError | None, message: Message) -> None:
-        if error is None:
-            offset = message.offset()
-            assert offset is not None
+        offset = message.offset()
+        if error is None and offset is not None:
             self._done.append((job, [offset]))
         else:
-            self._is_broken |= error.fatal()
-            self._done.append((job, failure_of(error)))
+            self._done.append((job, LogUnavailable(self._failure) if self._failure else failure_of(error)))
 
     def _tell(self) -> None:
         if self._done:
@@ -448,6 +475,8 @@ class Transactions:
             producer = self._begin()
             sent.produce(producer)
             producer.commit_transaction(self._timeout)
+        except LogUnavailable as error:
+            self._post(resolve, [(job, error) for job in group])
         except (KafkaException, BufferError) as exception:
             failure = sent.failure(exception)
             if len(group) > 1 and isinstance(failure, RemoteProtocolError):
@@ -626,6 +655,8 @@ class History:
                 raise LogUnavailable("Kafka does not answer")
             for each in (message, *consumer.consume(_CHUNK, 0)):
                 error = each.error()
+                if error is not None and error.code() == _NO_GROUP:
+                    continue
                 if error is not None and error.code() != _AT_END:
                     raise KafkaException(error)
                 upto = each.offset() or 0
