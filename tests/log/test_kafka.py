@@ -11,6 +11,7 @@ from services import KafkaTopics
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import Draft, Event, EventId, GapReason, ShardedId, TopicSet
 from tricast.log.base import Log
+from tricast.log.kafka_clients import Seen, Topic
 
 
 def ids_of(events: Sequence[Event]) -> list[str]:
@@ -341,3 +342,36 @@ async def test_it_opens_again(kafka: KafkaTopics) -> None:
         await world.handed_over(2)
         assert [event.topic for event in await world.read_all("a", "b")] == ["a", "b"]
         assert world.log.statistics.lags == {0: 0}
+
+
+async def test_a_look_that_finds_nothing_wrong_changes_nothing(kafka: KafkaTopics) -> None:
+    topic = new_topic(kafka)
+    async with kafka_world(kafka, topic) as world:
+        await world.append("a", data=b"1")
+        await world.handed_over(1)
+        place, topic_id = world.log._own[0].place, world.log._own[0].topic_id
+        world.log.seen(Seen({topic: Topic(topic_id, 1)}, {place: (0, 1)}))
+        await world.append("a", data=b"2")
+        await world.handed_over(2)
+        # It is another topic, it seems; but who looks at it closely finds that it is not.
+        world.log.seen(Seen({topic: Topic("another", 1)}, {}))
+        await world.append("a", data=b"3")
+        await world.handed_over(3)
+        assert world.data == [b"1", b"2", b"3"]
+        assert world.skipped == []
+
+
+async def test_nothing_is_heard_after_it_is_closed(kafka: KafkaTopics) -> None:
+    topic = new_topic(kafka)
+    async with kafka_world(kafka, topic) as world:
+        place = world.log._own[0].place
+        event_id = await world.append("a", key=idempotency_key())
+    world.log.seen(Seen({}, {}))
+    world.log.lost(place, "")
+    world.log.doubted("")
+    world.log.ended("")
+    world.log.deliver({})
+    assert world.log.problem is None
+    with pytest.raises(LogUnavailable, match="not open"):
+        await world.append("a", key=idempotency_key())
+    assert event_id

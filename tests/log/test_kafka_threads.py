@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +49,8 @@ class FakeConsumer:
         self._polls = list(polls)
         self._rest: list[Message] = []
         self.assigned: list[TopicPartition] = []
+        #: What asking for offsets fails with, the first one first.
+        self.failures: list[KafkaException] = []
         self.is_closed = False
 
     def poll(self, timeout: float) -> Message | None:
@@ -69,10 +72,13 @@ class FakeConsumer:
     def get_watermark_offsets(
         self, partition: TopicPartition, timeout: float = 1.0, cached: bool = False
     ) -> tuple[int, int]:
+        if self.failures:
+            raise self.failures.pop(0)
         return 0, 100
 
-    def offsets_for_times(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
-        raise failure(KafkaError.REQUEST_TIMED_OUT)
+    def offsets_for_times(self, partitions: list[TopicPartition], timeout: float) -> list[Any]:
+        error = KafkaError(KafkaError.REQUEST_TIMED_OUT, "words")
+        return [SimpleNamespace(topic=each.topic, partition=each.partition, error=error) for each in partitions]
 
     def close(self) -> None:
         self.is_closed = True
@@ -398,6 +404,21 @@ def test_a_time_that_cannot_be_looked_up() -> None:
     reader, _ = history()
     with pytest.raises(LogUnavailable, match="words"):
         reader.bounds([PLACE], 0)
+
+
+def test_a_partition_that_is_getting_a_leader_is_waited_for() -> None:
+    passing = failure(KafkaError.NOT_LEADER_FOR_PARTITION)
+    reader, consumer = history()
+    consumer.failures = [passing]
+    assert reader.end(PLACE) == 100
+    consumer.failures = [passing] * 10  # for longer than it may take
+    with pytest.raises(LogUnavailable, match="words"):
+        reader.end(PLACE)
+    reader, consumer = history()
+    consumer.failures = [failure(KafkaError._TRANSPORT)]
+    with pytest.raises(LogUnavailable, match="words"):
+        reader.end(PLACE)
+    assert consumer.failures == []
 
 
 def test_who_is_reading_when_it_is_closed_is_closed_afterwards() -> None:

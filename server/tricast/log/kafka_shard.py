@@ -218,7 +218,7 @@ class Shard:
         if asked.counter > end:
             return False
         await self.reach(asked.counter)
-        return asked <= self.last_id
+        return asked.ms == self.incarnation and asked <= self.last_id
 
     async def _read(self, topics: TopicSet, since: EventId, max_bytes: int) -> Slice:
         if since >= self._window.start:
@@ -241,6 +241,8 @@ class Shard:
             return there, *events
 
         there, events, upto = await self._in_thread(self._reading.history.read, self.place, begin, last_id.counter, use)
+        if self.incarnation != since.ms:
+            return await self.read(topics, since, max_bytes=max_bytes)
         gap = Gap(GapReason.EVICTED, since, there) if there > since else None
         return Slice(events, gap, upto, complete=upto == self.last_id)
 

@@ -53,6 +53,8 @@ _NOT_THERE = frozenset(
         KafkaError.UNKNOWN_TOPIC_ID,
     )
 )
+#: While a partition gets another leader, or its first one, its brokers do not agree at once.
+_PASSING = frozenset((KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE))
 _TOO_LARGE = frozenset((KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE))
 
 
@@ -583,7 +585,7 @@ class History:
         """
         with self._consumer() as consumer:
             partition = TopicPartition(*place)
-            low, _ = consumer.get_watermark_offsets(partition, self._timeout)
+            low, _ = self._ends(consumer, place)
             first = partition.offset = max(low, begin)
             if first >= end:
                 return use(first, iter(()))
@@ -599,7 +601,7 @@ class History:
             LogUnavailable: Kafka did not tell in time.
         """
         with self._consumer() as consumer:
-            return consumer.get_watermark_offsets(TopicPartition(*place), self._timeout)[1]
+            return self._ends(consumer, place)[1]
 
     def bounds(self, places: Collection[Place], since_ms: int) -> dict[Place, tuple[int, int]]:
         """Where partitions begin and end.
@@ -617,7 +619,7 @@ class History:
         if not places:
             return {}
         with self._consumer() as consumer:
-            found = {place: consumer.get_watermark_offsets(TopicPartition(*place), self._timeout) for place in places}
+            found = {place: self._ends(consumer, place) for place in places}
             asked = [TopicPartition(*place, since_ms) for place in places]
             for each in consumer.offsets_for_times(asked, self._timeout):
                 if each.error is not None:
@@ -627,6 +629,16 @@ class History:
                 # Where there is nothing so young, it is the end, which is no offset.
                 found[place] = (max(low, each.offset) if each.offset >= 0 else high, high)
             return found
+
+    def _ends(self, consumer: Consumer, place: Place) -> tuple[int, int]:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return consumer.get_watermark_offsets(TopicPartition(*place), self._timeout)
+            except KafkaException as error:
+                if error_of(error).code() not in _PASSING or time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_SECONDS)
 
     @contextmanager
     def _consumer(self) -> Iterator[Consumer]:
