@@ -256,7 +256,8 @@ class Hub:
 
     def skipped(self, upto: Position) -> None:
         """Has everybody who is live read on from the log: of what was committed up to here, not all is handed over."""
-        upto = self._last_id = join(self._last_id, upto)
+        # In a log that began anew, its new positions are not always behind the old ones.
+        upto = self._last_id = upto if upto == self._log.last_id else join(self._last_id, upto)
         for feed in self._feeds.values():
             # Nobody becomes live again before having read up to here.
             feed.flushed = upto

@@ -10,6 +10,7 @@ from services import KafkaTopics
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import Draft, Event, EventId, GapReason, ShardedId, TopicSet
+from tricast.hub import Hub
 from tricast.log.base import Log
 from tricast.log.kafka_clients import Seen, Topic
 
@@ -350,6 +351,7 @@ async def test_a_look_that_finds_nothing_wrong_changes_nothing(kafka: KafkaTopic
         await world.append("a", data=b"1")
         await world.handed_over(1)
         place, topic_id = world.log._own[0].place, world.log._own[0].topic_id
+        world.log.lost(place, "")
         world.log.seen(Seen({topic: Topic(topic_id, 1)}, {place: (0, 1)}))
         await world.append("a", data=b"2")
         await world.handed_over(2)
@@ -357,8 +359,51 @@ async def test_a_look_that_finds_nothing_wrong_changes_nothing(kafka: KafkaTopic
         world.log.seen(Seen({topic: Topic("another", 1)}, {}))
         await world.append("a", data=b"3")
         await world.handed_over(3)
-        assert world.data == [b"1", b"2", b"3"]
+        # It began before the others came.
+        world.log.seen(Seen({topic: Topic(topic_id, 1)}, {place: (0, 1)}))
+        await world.append("a", data=b"4")
+        await world.handed_over(4)
+        assert world.data == [b"1", b"2", b"3", b"4"]
         assert world.skipped == []
+
+
+@pytest.mark.parametrize(("before", "behind"), [(10, 20), (20, 10)])
+async def test_who_follows_a_log_that_began_anew_comes_to_its_end(
+    before: int, behind: int, kafka: KafkaTopics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = new_topic(kafka)
+    world = KafkaWorld(kafka_config(kafka, topic))
+    hub = Hub(world.log, max_topic_bytes=10, max_event_bytes=10, wake=lambda: None)
+    monkeypatch.setattr("tricast.log.kafka.incarnation_of", lambda *_: before)
+    async with hub.open():
+        (event_id,) = await world.append("a")
+        while hub.last_id != event_id:
+            await world.log._changed.park()
+        place, topic_id = world.log._own[0].place, world.log._own[0].topic_id
+        monkeypatch.setattr("tricast.log.kafka.incarnation_of", lambda *_: behind)
+        world.log.lost(place, "")
+        world.log.seen(Seen({topic: Topic(topic_id, 1)}, {place: (0, 0)}))
+        found = await world.read("a", after=event_id)
+        assert found.gap is not None
+        while not found.complete:
+            found = await world.read("a", after=found.upto)
+        assert found.upto == hub.last_id == world.log.last_id
+
+
+async def test_it_opens_while_others_write(kafka: KafkaTopics) -> None:
+    topic = new_topic(kafka)
+    async with kafka_world(kafka, topic) as other, trio.open_nursery() as nursery:
+
+        async def write_on() -> None:
+            while True:
+                await other.append("a")
+
+        for _ in range(10):
+            nursery.start_soon(write_on)
+        await other.handed_over(100)
+        async with kafka_world(kafka, topic) as world:
+            await world.handed_over(100)
+        nursery.cancel_scope.cancel()
 
 
 async def test_nothing_is_heard_after_it_is_closed(kafka: KafkaTopics) -> None:

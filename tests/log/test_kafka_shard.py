@@ -42,7 +42,7 @@ class ShardWorld:
         self.clock = Clock()
         self.history = FakeHistory()
         self.shard = Shard(PLACE, OwnRecords(50), Keeping(length, 60.0, cache_size, 60.0, 10), self._append)
-        self.shard.begin(self._reading(), 5, 0)
+        self.shard.begin(self._reading(), 5, 0, 0)
         self.committed: list[Event] = []
         self.skipped: list[Position] = []
 

@@ -112,6 +112,8 @@ class KafkaLog:
         self._jobs: dict[_Call, None] = {}
         self._waiting_bytes = 0
         self._warned: set[str] = set()
+        #: Partitions that are not read now.
+        self._lost: set[Place] = set()
         #: How often reading began anew somewhere.
         self._restarts = 0
 
@@ -171,6 +173,7 @@ class KafkaLog:
 
         scope = self._scope = trio.CancelScope()
         self._problem = None
+        self._lost.clear()
         begun = trio.current_time()
         history = self._history = History(self._clients.history_consumer, self._config.timeout)
         seen = await trio.to_thread.run_sync(self._look_at_all, abandon_on_cancel=True)
@@ -248,7 +251,7 @@ class KafkaLog:
             first, end = seen.bounds[shard.place]
             shard.topic_id = seen.topics[shard.place.topic].topic_id
             incarnation = self._incarnation(shard.place, seen)
-            positions[shard.place] = shard.begin(reading, incarnation, max(first, end - self._keeping.length))
+            positions[shard.place] = shard.begin(reading, incarnation, max(first, end - self._keeping.length), end)
         return positions
 
     def _incarnation(self, place: Place, seen: Seen) -> int:
@@ -364,6 +367,7 @@ class KafkaLog:
     def lost(self, place: Place, why: str) -> None:
         """See ``Receiver.lost``."""
         if self._threads is not None:
+            self._lost.add(place)
             if why:
                 self.failed(why)
             self._threads.watcher.look([place])
@@ -394,7 +398,11 @@ class KafkaLog:
             return
         others = [shard.place for shard in self._shards.values() if self._is_other(shard, seen)]
         if seen.bounds.keys() >= set(others):
-            self._threads.reader.move({place: self._go_on(place, seen) for place in seen.bounds})
+            # Others may have come further since it was looked.
+            places = self._lost.union(others) & seen.bounds.keys()
+            self._lost -= places
+            if places:
+                self._threads.reader.move({place: self._go_on(place, seen) for place in places})
         else:
             self._threads.watcher.look([*others, *seen.bounds])
         if self._problem is not None:
