@@ -13,6 +13,8 @@ from tricast.event import Draft, Event, EventId, GapReason, ShardedId, TopicSet
 from tricast.hub import Hub
 from tricast.log.base import Log
 from tricast.log.kafka_clients import Seen, Topic
+from tricast.log.kafka_threads import Place
+from tricast.log.sharded import shard_of
 
 
 def ids_of(events: Sequence[Event]) -> list[str]:
@@ -289,6 +291,53 @@ async def test_records_that_hold_no_event_are_left_out(kafka: KafkaTopics) -> No
         assert [line for line in world.warnings if "left out" in line] == [
             "records of Kafka's are left out: data must be UTF-8: invalid start byte at byte 0"
         ]
+
+
+async def test_a_source_that_is_gone_is_no_reason_to_take_nothing(kafka: KafkaTopics) -> None:
+    topic, source = new_topic(kafka), new_topic(kafka)
+    async with kafka_world(kafka, topic, source=[{"kafka_topic": source, "topic": "s.{key}"}]) as world:
+        write(kafka, source, (b"a", b"1"))
+        await world.handed_over(1)
+        await trio.to_thread.run_sync(kafka.delete_topic, source)
+        world.log.lost(Place(source, 0), "words")
+        assert "a topic of other programs cannot be read: words" in world.warnings
+        looked = world.log._statistics.reconnects
+        world.log.failed("words")
+        while world.log.statistics.reconnects == looked:
+            await world.log._changed.park()
+        await world.append("a", data=b"2")
+        await world.handed_over(2)
+        await trio.to_thread.run_sync(kafka.create_topic, source)
+        write(kafka, source, (b"a", b"3"))
+        await world.handed_over(3)
+        assert world.data == [b"1", b"2", b"3"]
+        assert world.log.problem is None
+
+
+async def test_what_is_in_the_partition_of_other_topics_is_left_out(kafka: KafkaTopics) -> None:
+    topic = new_topic(kafka, 2)
+    right = shard_of("a", 2)
+    async with kafka_world(kafka, topic, shards=2) as world:
+        write(kafka, topic, (b"a", b"1"), partition=1 - right)
+        while not world.log.statistics.left_out:
+            await world.log._changed.park()
+        write(kafka, topic, (b"a", b"2"), partition=right)
+        await world.handed_over(1)
+        for events in (world.committed, await world.read_all("a"), await world.read_all(">")):
+            assert [event.data for event in events] == [b"2"]
+
+
+async def test_a_key_whose_window_ends_by_our_clock_alone(kafka: KafkaTopics) -> None:
+    ahead = 0.0
+    topic = new_topic(kafka, message_timestamp_type="LogAppendTime")
+    config = kafka_config(kafka, topic, publish={"idempotency_window": "600s"})
+    async with KafkaWorld(config, clock=lambda: time.time() + ahead).open() as world:
+        first = await world.append("a", data=b"1", key=idempotency_key())
+        ahead = 601.0
+        assert await world.append("a", data=b"1", key=idempotency_key()) == first
+        with pytest.raises(RemoteProtocolError, match="another request"):
+            await world.append("a", data=b"2", key=idempotency_key(fingerprint=b"other"))
+        assert world.data == [b"1"]
 
 
 async def test_a_source_that_is_not_there(kafka: KafkaTopics) -> None:

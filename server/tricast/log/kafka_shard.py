@@ -154,11 +154,13 @@ class Shard:
 
     def deliver(self, found: Found) -> None:
         """Takes what comes next."""
-        if position(found.incarnation, found.first) != position(self.incarnation, self.next_offset):
+        if found.incarnation != self.incarnation or not found.first <= self.next_offset <= found.next_offset:
             return  # from before it was moved
         events = []
         for event, ms, mark in found.entries:
             offset = own_id(event).counter - 1
+            if offset < self.next_offset:
+                continue  # read twice
             self._bounds.note(offset, ms)
             if mark is None or self._keys.admit(mark, own_id(event), ms):
                 events.append(event)
@@ -197,6 +199,10 @@ class Shard:
     def used(self, key: IdempotencyKey) -> Used | None:
         """Who used a key in this partition."""
         return self._keys.find(key, int(self._reading.clock() * 1000))
+
+    def counted(self, key: IdempotencyKey) -> Used | None:
+        """Whose records with a key count that was just read: by their own times, whatever the time is here."""
+        return self._keys.find(key, 0)
 
     # Reading
 

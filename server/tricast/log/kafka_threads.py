@@ -136,10 +136,11 @@ class Receiver(Protocol):
 
 def record_of(message: Message) -> Record:
     """A record as librdkafka has it."""
-    offset, headers = message.offset(), message.headers()
+    offset, partition, headers = message.offset(), message.partition(), message.headers()
     assert offset is not None
+    assert partition is not None
     named: Any = dict(headers) if headers else {}
-    return Record(offset, message.timestamp()[1], message.key(), message.value(), named)
+    return Record(offset, message.timestamp()[1], message.key(), message.value(), named, partition)
 
 
 def in_words(error: KafkaException | KafkaError | None) -> str:
