@@ -257,7 +257,8 @@ class Hub:
     def skipped(self, upto: Position) -> None:
         """Has everybody who is live read on from the log: of what was committed up to here, not all is handed over."""
         last_id = self._last_id
-        upto = self._last_id = join(last_id, upto)
+        # In a log that began anew, its new positions are not always behind the old ones.
+        upto = self._last_id = upto if upto == self._log.last_id else join(last_id, upto)
         for feed in self._feeds.values():
             settled = seen_in(feed.before_pending if feed.pending else last_id, feed.shards)
             for subscriber in [each for members in feed.live.values() for each in members]:

@@ -1,7 +1,8 @@
 """A log in a topic of Kafka's with what stands around it, and other programs that write to Kafka."""
 
+import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -44,11 +45,12 @@ class KafkaWorld:
         moved: set anew with each that is handed over or skipped.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, clock: Callable[[], float] = time.time) -> None:
         url = parse_log_url(config.log.url)
         assert isinstance(url, KafkaUrl)
         self.records = LogCapture()
         self.log: KafkaLog = kafka_log(config, url, logger=capturing_logger(self.records))
+        self.log._clock = clock
         self.committed: list[Event] = []
         self.skipped: list[Position] = []
         self._moved = trio.lowlevel.ParkingLot()

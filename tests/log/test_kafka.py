@@ -10,8 +10,11 @@ from services import KafkaTopics
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import Draft, Event, EventId, GapReason, ShardedId, TopicSet
+from tricast.hub import Hub
 from tricast.log.base import Log
 from tricast.log.kafka_clients import Seen, Topic
+from tricast.log.kafka_threads import Place
+from tricast.log.sharded import shard_of
 
 
 def ids_of(events: Sequence[Event]) -> list[str]:
@@ -290,6 +293,53 @@ async def test_records_that_hold_no_event_are_left_out(kafka: KafkaTopics) -> No
         ]
 
 
+async def test_a_source_that_is_gone_is_no_reason_to_take_nothing(kafka: KafkaTopics) -> None:
+    topic, source = new_topic(kafka), new_topic(kafka)
+    async with kafka_world(kafka, topic, source=[{"kafka_topic": source, "topic": "s.{key}"}]) as world:
+        write(kafka, source, (b"a", b"1"))
+        await world.handed_over(1)
+        await trio.to_thread.run_sync(kafka.delete_topic, source)
+        world.log.lost(Place(source, 0), "words")
+        assert "a topic of other programs cannot be read: words" in world.warnings
+        looked = world.log._statistics.reconnects
+        world.log.failed("words")
+        while world.log.statistics.reconnects == looked:
+            await world.log._changed.park()
+        await world.append("a", data=b"2")
+        await world.handed_over(2)
+        await trio.to_thread.run_sync(kafka.create_topic, source)
+        write(kafka, source, (b"a", b"3"))
+        await world.handed_over(3)
+        assert world.data == [b"1", b"2", b"3"]
+        assert world.log.problem is None
+
+
+async def test_what_is_in_the_partition_of_other_topics_is_left_out(kafka: KafkaTopics) -> None:
+    topic = new_topic(kafka, 2)
+    right = shard_of("a", 2)
+    async with kafka_world(kafka, topic, shards=2) as world:
+        write(kafka, topic, (b"a", b"1"), partition=1 - right)
+        while not world.log.statistics.left_out:
+            await world.log._changed.park()
+        write(kafka, topic, (b"a", b"2"), partition=right)
+        await world.handed_over(1)
+        for events in (world.committed, await world.read_all("a"), await world.read_all(">")):
+            assert [event.data for event in events] == [b"2"]
+
+
+async def test_a_key_whose_window_ends_by_our_clock_alone(kafka: KafkaTopics) -> None:
+    ahead = 0.0
+    topic = new_topic(kafka, message_timestamp_type="LogAppendTime")
+    config = kafka_config(kafka, topic, publish={"idempotency_window": "600s"})
+    async with KafkaWorld(config, clock=lambda: time.time() + ahead).open() as world:
+        first = await world.append("a", data=b"1", key=idempotency_key())
+        ahead = 601.0
+        assert await world.append("a", data=b"1", key=idempotency_key()) == first
+        with pytest.raises(RemoteProtocolError, match="another request"):
+            await world.append("a", data=b"2", key=idempotency_key(fingerprint=b"other"))
+        assert world.data == [b"1"]
+
+
 async def test_a_source_that_is_not_there(kafka: KafkaTopics) -> None:
     world = KafkaWorld(kafka_config(kafka, new_topic(kafka), source=[{"kafka_topic": "missing"}]))
     with pytest.raises(LogUnavailable, match=r"there is no topic missing$"):
@@ -350,6 +400,7 @@ async def test_a_look_that_finds_nothing_wrong_changes_nothing(kafka: KafkaTopic
         await world.append("a", data=b"1")
         await world.handed_over(1)
         place, topic_id = world.log._own[0].place, world.log._own[0].topic_id
+        world.log.lost(place, "")
         world.log.seen(Seen({topic: Topic(topic_id, 1)}, {place: (0, 1)}))
         await world.append("a", data=b"2")
         await world.handed_over(2)
@@ -357,8 +408,51 @@ async def test_a_look_that_finds_nothing_wrong_changes_nothing(kafka: KafkaTopic
         world.log.seen(Seen({topic: Topic("another", 1)}, {}))
         await world.append("a", data=b"3")
         await world.handed_over(3)
-        assert world.data == [b"1", b"2", b"3"]
+        # It began before the others came.
+        world.log.seen(Seen({topic: Topic(topic_id, 1)}, {place: (0, 1)}))
+        await world.append("a", data=b"4")
+        await world.handed_over(4)
+        assert world.data == [b"1", b"2", b"3", b"4"]
         assert world.skipped == []
+
+
+@pytest.mark.parametrize(("before", "behind"), [(10, 20), (20, 10)])
+async def test_who_follows_a_log_that_began_anew_comes_to_its_end(
+    before: int, behind: int, kafka: KafkaTopics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = new_topic(kafka)
+    world = KafkaWorld(kafka_config(kafka, topic))
+    hub = Hub(world.log, max_topic_bytes=10, max_event_bytes=10, wake=lambda: None)
+    monkeypatch.setattr("tricast.log.kafka.incarnation_of", lambda *_: before)
+    async with hub.open():
+        (event_id,) = await world.append("a")
+        while hub.last_id != event_id:
+            await world.log._changed.park()
+        place, topic_id = world.log._own[0].place, world.log._own[0].topic_id
+        monkeypatch.setattr("tricast.log.kafka.incarnation_of", lambda *_: behind)
+        world.log.lost(place, "")
+        world.log.seen(Seen({topic: Topic(topic_id, 1)}, {place: (0, 0)}))
+        found = await world.read("a", after=event_id)
+        assert found.gap is not None
+        while not found.complete:
+            found = await world.read("a", after=found.upto)
+        assert found.upto == hub.last_id == world.log.last_id
+
+
+async def test_it_opens_while_others_write(kafka: KafkaTopics) -> None:
+    topic = new_topic(kafka)
+    async with kafka_world(kafka, topic) as other, trio.open_nursery() as nursery:
+
+        async def write_on() -> None:
+            while True:
+                await other.append("a")
+
+        for _ in range(10):
+            nursery.start_soon(write_on)
+        await other.handed_over(100)
+        async with kafka_world(kafka, topic) as world:
+            await world.handed_over(100)
+        nursery.cancel_scope.cancel()
 
 
 async def test_nothing_is_heard_after_it_is_closed(kafka: KafkaTopics) -> None:

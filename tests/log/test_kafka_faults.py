@@ -291,6 +291,7 @@ async def test_kafka_has_lost_what_it_had(own_kafka: KafkaServer) -> None:
         await world.handed_over(5)
         # As when a replica that was not in sync becomes the leader: a look finds less than was read.
         place = world.log._own[0].place
+        world.log.lost(place, "")
         world.log.seen(Seen({topic: Topic(world.log._own[0].topic_id, 1)}, {place: (0, 3)}))
         start = await world.has_skipped()
         await world.append("a", data=b"2")

@@ -27,6 +27,7 @@ from tricast.log.kafka_records import (
 )
 from tricast.log.kafka_settings import RESERVED, check_settings, settings, transaction_settings
 from tricast.log.kafka_sources import SourceRecords, shard_of_source, source_of_shard
+from tricast.log.sharded import shard_of
 from tricast.log_urls import KafkaUrl, Node
 
 URL = KafkaUrl((Node("one", 9092), Node("::1", 9093)), "events")
@@ -90,6 +91,17 @@ def test_what_other_programs_may_write(given: Record, expected: Draft) -> None:
 def test_what_holds_no_event(given: Record, expected: str) -> None:
     with pytest.raises(RemoteProtocolError, match=expected):
         OwnRecords(50).read(given)
+
+
+def test_a_record_in_the_partition_of_other_topics_holds_no_event() -> None:
+    right = shard_of("a", 3)
+    for partition in range(3):
+        given = Record(0, 0, b"a", b"1", {}, partition)
+        if partition == right:
+            assert OwnRecords(50, 3).read(given).topic == "a"
+        else:
+            with pytest.raises(RemoteProtocolError, match=f"belongs into partition {right}, and it is in {partition}"):
+                OwnRecords(50, 3).read(given)
 
 
 def test_not_more_than_so_many_topics_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ class ShardWorld:
         self.clock = Clock()
         self.history = FakeHistory()
         self.shard = Shard(PLACE, OwnRecords(50), Keeping(length, 60.0, cache_size, 60.0, 10), self._append)
-        self.shard.begin(self._reading(), 5, 0)
+        self.shard.begin(self._reading(), 5, 0, 0)
         self.committed: list[Event] = []
         self.skipped: list[Position] = []
 
@@ -116,6 +116,28 @@ async def test_what_was_read_before_it_went_elsewhere_is_not_taken() -> None:
         world.shard.deliver(stale)
         world.take(10, incarnation=6)
         assert [event.id for event in world.committed] == [EventId(6, 11)]
+
+
+async def test_what_is_read_twice_is_taken_once() -> None:
+    world = ShardWorld()
+    async with world.shard.open(world.committed.extend, world.skipped.append):
+        world.take(0, 1)
+        again = Found(5, 1)
+        for offset in (1, 2):
+            again.take(Record(offset, 0, b"a", b"%d" % offset, {}), OwnRecords(50))
+        world.shard.deliver(again)
+        world.take(3)
+        assert [event.data for event in world.committed] == [b"0", b"1", b"2", b"3"]
+
+
+async def test_while_others_write_it_comes_to_the_end_there_was() -> None:
+    world = ShardWorld()
+    assert world.shard.begin(world._reading(), 5, 0, 2) == EventId(5, 0)
+    for offset in range(3):
+        assert world.shard.has_come_to_end is (offset == 2)
+        found = Found(5, offset)
+        found.take(Record(offset, 0, b"a", b"1", {}), OwnRecords(50))
+        world.shard.deliver(found)
 
 
 async def test_positions_of_another_kind_and_ahead() -> None:

@@ -153,6 +153,11 @@ def test_a_partition_that_cannot_be_read_is_told_of_once_until_it_is_moved() -> 
     assert read([problem(KafkaError.TOPIC_AUTHORIZATION_FAILED)]) == [(PLACE, "words")]
 
 
+def test_nothing_comes_from_a_partition_that_was_told_of_before_it_is_moved() -> None:
+    passing = problem(KafkaError.UNKNOWN_TOPIC_OR_PART)
+    assert read([record(0), passing, record(1)], [record(2)]) == [{PLACE: (1, 1, 99)}, (PLACE, "words")]
+
+
 def test_a_reader_that_fails_says_so() -> None:
     heard = Heard()
     consumer = FakeConsumer()

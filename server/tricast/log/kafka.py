@@ -22,10 +22,11 @@ from tricast.errors import LogUnavailable
 from tricast.event import Draft, EventId, Position, ShardedId, TopicSet
 from tricast.log.base import Committed, IdempotencyKey, Skipped, Slice, key_reused
 from tricast.log.kafka_clients import Clients, Seen, Topic, Watcher
+from tricast.log.kafka_keys import Used
 from tricast.log.kafka_records import OwnRecords, incarnation_of, position
 from tricast.log.kafka_settings import check_settings
 from tricast.log.kafka_shard import Keeping, Reading, Shard
-from tricast.log.kafka_sources import SourceRecords, shard_of_source, source_of_shard
+from tricast.log.kafka_sources import SHARDS_PER_SOURCE, SourceRecords, shard_of_source, source_of_shard
 from tricast.log.kafka_threads import (
     Found,
     History,
@@ -94,7 +95,7 @@ class KafkaLog:
             config.publish.idempotency_window,
             config.publish.idempotency_keys,
         )
-        self.translators: dict[str, Translator] = {url.topic: OwnRecords(config.limits.topic_size)}
+        self.translators: dict[str, Translator] = {url.topic: OwnRecords(config.limits.topic_size, config.log.shards)}
         self._sources = [SourceRecords(entry, config.limits.topic_size) for entry in config.log.source]
         self.translators |= {
             entry.kafka_topic: source for entry, source in zip(config.log.source, self._sources, strict=True)
@@ -112,6 +113,8 @@ class KafkaLog:
         self._jobs: dict[_Call, None] = {}
         self._waiting_bytes = 0
         self._warned: set[str] = set()
+        #: Partitions that are not read now.
+        self._lost: set[Place] = set()
         #: How often reading began anew somewhere.
         self._restarts = 0
 
@@ -171,6 +174,7 @@ class KafkaLog:
 
         scope = self._scope = trio.CancelScope()
         self._problem = None
+        self._lost.clear()
         begun = trio.current_time()
         history = self._history = History(self._clients.history_consumer, self._config.timeout)
         seen = await trio.to_thread.run_sync(self._look_at_all, abandon_on_cancel=True)
@@ -203,10 +207,21 @@ class KafkaLog:
         """Looks at the topics, and at these partitions, in whatever thread.
 
         Raises:
-            LogUnavailable: they are not all there, or Kafka does not answer.
+            LogUnavailable: the log's own is not there, or Kafka does not answer.
         """
-        topics = self._clients.describe([*self.translators], min(self._config.timeout, _LOOK_SECONDS))
-        return Seen(topics, self._history.bounds(places, 0))
+        seen = Seen({}, {})
+        for name in self.translators:
+            try:
+                topics = self._clients.describe([name], min(self._config.timeout, _LOOK_SECONDS))
+                bounds = self._history.bounds([place for place in places if place.topic == name], 0)
+            except LogUnavailable:
+                # That another program's topic is gone is no reason to take nothing for the own one, which is the first.
+                if name == self._url.topic:
+                    raise
+            else:
+                seen.topics.update(topics)
+                seen.bounds.update(bounds)
+        return seen
 
     def _look_at_all(self) -> Seen:
         topics = self._clients.describe([*self.translators], self._config.timeout)
@@ -216,6 +231,9 @@ class KafkaLog:
                 f"{self._url.topic} has {found} partitions, and log.shards is {len(self._own)}: "
                 f"kafka-topics.sh --alter --topic {self._url.topic} --partitions {len(self._own)}"
             )
+        for name, topic in topics.items():
+            if len(self._partitions(name, topic)) > SHARDS_PER_SOURCE:
+                raise LogUnavailable(f"{name} has {topic.partitions} partitions, and {SHARDS_PER_SOURCE} can be read")
         places = [Place(name, number) for name, topic in topics.items() for number in self._partitions(name, topic)]
         ages = max(self._keeping.age, self._keeping.key_window)
         return Seen(topics, self._history.bounds(places, int((self._clock() - ages) * 1000)))
@@ -232,11 +250,13 @@ class KafkaLog:
                 partitions=seen.topics[self._url.topic].partitions,
                 shards=len(self._own),
             )
-        shards = dict(self._own)
+        places = {number: Place(self._url.topic, number) for number in self._own}
         for source, entry in enumerate(self._config.source):
             for number in self._partitions(entry.kafka_topic, seen.topics[entry.kafka_topic]):
-                shard_number = shard_of_source(source, number)
-                shards[shard_number] = self._new_shard(shard_number, Place(entry.kafka_topic, number))
+                places[shard_of_source(source, number)] = Place(entry.kafka_topic, number)
+        self._keeping = self._keeping._replace(cache_size=self._config.cache_size // len(places))
+        shards = {number: self._new_shard(number, place) for number, place in places.items()}
+        self._own = {number: shards[number] for number in self._own}
         self._shards = shards
         self._numbers = {shard.place: number for number, shard in shards.items()}
         self._sharded = self._new_sharded()
@@ -248,7 +268,7 @@ class KafkaLog:
             first, end = seen.bounds[shard.place]
             shard.topic_id = seen.topics[shard.place.topic].topic_id
             incarnation = self._incarnation(shard.place, seen)
-            positions[shard.place] = shard.begin(reading, incarnation, max(first, end - self._keeping.length))
+            positions[shard.place] = shard.begin(reading, incarnation, max(first, end - self._keeping.length), end)
         return positions
 
     def _incarnation(self, place: Place, seen: Seen) -> int:
@@ -291,7 +311,8 @@ class KafkaLog:
             # Whose records were first with this key is known when they have been read.
             for number, each in ids.items():
                 await self._shards[number].reach(each[-1].counter)
-            return self._known(drafts, key) or ids
+            counted = {number: self._shards[number].counted(key) for number in drafts}
+            return _ids_of_first(counted, drafts, key) or ids
 
     def _known(self, drafts: Mapping[int, Sequence[Draft]], key: IdempotencyKey) -> dict[int, list[EventId]] | None:
         """The ids of the first time that a key was used; None where that is now.
@@ -299,15 +320,8 @@ class KafkaLog:
         Raises:
             RemoteProtocolError: it was used for something else.
         """
-        found = {}
-        for number, shard in self._own.items():
-            used = shard.used(key)
-            if used is not None:
-                if used.fingerprint != key.fingerprint:
-                    raise key_reused()
-                if used.ids is not None:
-                    found[number] = used.ids
-        return found if found.keys() == drafts.keys() else None
+        used = {number: shard.used(key) for number, shard in self._own.items()}
+        return _ids_of_first(used, drafts, key)
 
     async def _write(
         self, threads: "_Threads", drafts: Mapping[int, Sequence[Draft]], key: IdempotencyKey | None
@@ -364,7 +378,10 @@ class KafkaLog:
     def lost(self, place: Place, why: str) -> None:
         """See ``Receiver.lost``."""
         if self._threads is not None:
-            if why:
+            self._lost.add(place)
+            if place.topic != self._url.topic:
+                self._logger.warning("a topic of other programs cannot be read", topic=place.topic, why=why)
+            elif why:
                 self.failed(why)
             self._threads.watcher.look([place])
 
@@ -394,7 +411,13 @@ class KafkaLog:
             return
         others = [shard.place for shard in self._shards.values() if self._is_other(shard, seen)]
         if seen.bounds.keys() >= set(others):
-            self._threads.reader.move({place: self._go_on(place, seen) for place in seen.bounds})
+            # Others may have come further since it was looked.
+            places = self._lost.union(others) & seen.bounds.keys()
+            self._lost -= places
+            if places:
+                self._threads.reader.move({place: self._go_on(place, seen) for place in places})
+            if self._lost:
+                self._threads.watcher.look([*self._lost])
         else:
             self._threads.watcher.look([*others, *seen.bounds])
         if self._problem is not None:
@@ -405,7 +428,8 @@ class KafkaLog:
 
     def _is_other(self, shard: Shard, seen: Seen) -> bool:
         """Whether the topic was made anew since a shard began."""
-        return seen.topics[shard.place.topic].topic_id != shard.topic_id
+        topic = seen.topics.get(shard.place.topic)
+        return topic is not None and topic.topic_id != shard.topic_id
 
     def _go_on(self, place: Place, seen: Seen) -> EventId:
         """Where to go on in a partition: there where it is, or behind what is lost, which is told of."""
@@ -426,6 +450,20 @@ class KafkaLog:
     def _restart(self, shard: Shard, incarnation: int, offset: int) -> EventId:
         self._restarts += 1
         return shard.restart(incarnation, offset)
+
+
+def _ids_of_first(
+    used: Mapping[int, Used | None], drafts: Mapping[int, Sequence[Draft]], key: IdempotencyKey
+) -> dict[int, list[EventId]] | None:
+    """The ids of the append that used a key, in the shards of the drafts, if all are known."""
+    found = {}
+    for number, each in used.items():
+        if each is not None:
+            if each.fingerprint != key.fingerprint:
+                raise key_reused()
+            if each.ids is not None:
+                found[number] = each.ids
+    return found if found.keys() == drafts.keys() else None
 
 
 class _Call:

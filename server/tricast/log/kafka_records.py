@@ -12,6 +12,7 @@ import msgspec
 
 from tricast.errors import RemoteProtocolError
 from tricast.event import DEFAULT_TYPE, Draft, Event, EventId, check_topic, check_type, data_as_json
+from tricast.log.sharded import shard_of
 
 TYPE_HEADER = "type"
 MARK_HEADER = "tricast-idempotency"
@@ -46,6 +47,7 @@ class Record(NamedTuple):
         key: None where there is none, as with all that follows.
         value: its content.
         headers: of several with one name, the last.
+        partition: where it is.
     """
 
     offset: int
@@ -53,6 +55,7 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Mapping[str, bytes | None]
+    partition: int = 0
 
 
 class Entry(NamedTuple):
@@ -157,10 +160,12 @@ class OwnRecords:
 
     Args:
         max_topic_bytes: how long a topic may be.
+        shards: over how many partitions topics are spread.
     """
 
-    def __init__(self, max_topic_bytes: int) -> None:
+    def __init__(self, max_topic_bytes: int, shards: int = 1) -> None:
         self._topics = Topics(max_topic_bytes)
+        self._shards = shards
 
     def read(self, record: Record) -> Draft:
         """What the record holds.
@@ -170,8 +175,12 @@ class OwnRecords:
         """
         if record.key is None:
             raise unusable("it has no key")
+        topic = self._topics.find(record.key)
+        # Who follows the topic, and comes back, is given what is in its own partition.
+        if (expected := shard_of(topic, self._shards)) != record.partition:
+            raise unusable(f"its topic belongs into partition {expected}, and it is in {record.partition}")
         event_type = type_of(record.headers.get(TYPE_HEADER), DEFAULT_TYPE)
-        return Draft(self._topics.find(record.key), event_type, data_of(record.value))
+        return Draft(topic, event_type, data_of(record.value))
 
 
 def type_of(text: bytes | None, default: str) -> str:

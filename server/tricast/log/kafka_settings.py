@@ -30,6 +30,9 @@ RESERVED = frozenset(
         "bootstrap.servers", "metadata.broker.list", "group.id", "enable.auto.commit", "enable.auto.offset.store",
         "auto.offset.reset", "isolation.level", "enable.partition.eof", "acks", "request.required.acks",
         "enable.idempotence", "transactional.id", "transaction.timeout.ms", "delivery.timeout.ms", "message.timeout.ms",
+        "message.max.bytes", "receive.message.max.bytes", "fetch.max.bytes", "queue.buffering.max.messages",
+        "queue.buffering.max.kbytes", "delivery.report.only.error", "group.instance.id", "group.protocol",
+        "default.topic.config", "on_delivery", "logger",
     )
 )  # fmt: skip
 

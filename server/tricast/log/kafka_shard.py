@@ -82,6 +82,7 @@ class Shard:
         self._keeping = keeping
         self._append = append
         self._reading: Reading
+        self._first_end = 0
         self._committed: Committed | None = None
         self._skipped: Skipped = _ignore
         self._moved = trio.lowlevel.ParkingLot()
@@ -137,32 +138,37 @@ class Shard:
 
     # What is read
 
-    def begin(self, reading: Reading, incarnation: int, offset: int) -> EventId:
-        """Begins to read; returns the position from which on."""
+    def begin(self, reading: Reading, incarnation: int, offset: int, end: int) -> EventId:
+        """Begins to read what is there up to an offset, and then what comes; returns the position from which on."""
         self._reading = reading
         self._reset(incarnation, offset)
+        self._first_end = end
         return self.last_id
 
     def restart(self, incarnation: int, offset: int) -> EventId:
         """Goes on elsewhere, because what would come next is not there; returns the position."""
         self._reset(incarnation, offset)
+        self._first_end = offset
         self._skipped(self.last_id)
         return self.last_id
 
     def deliver(self, found: Found) -> None:
         """Takes what comes next."""
-        if position(found.incarnation, found.first) != position(self.incarnation, self.next_offset):
+        if found.incarnation != self.incarnation or not found.first <= self.next_offset <= found.next_offset:
             return  # from before it was moved
         events = []
         for event, ms, mark in found.entries:
             offset = own_id(event).counter - 1
+            if offset < self.next_offset:
+                continue  # read twice
             self._bounds.note(offset, ms)
             if mark is None or self._keys.admit(mark, own_id(event), ms):
                 events.append(event)
             else:
                 self._left_out.add(offset)
         self.next_offset = found.next_offset
-        self.has_come_to_end |= found.is_at_end
+        # While others write, Kafka hardly ever says that there is nothing more.
+        self.has_come_to_end |= found.is_at_end or self.next_offset >= self._first_end
         self._window.keep(events, oldest=position(self.incarnation, self._start()))
         # There may be more than events: records that end a transaction, and such as are left out.
         self._window.last_id = position(self.incarnation, self.next_offset)
@@ -193,6 +199,10 @@ class Shard:
     def used(self, key: IdempotencyKey) -> Used | None:
         """Who used a key in this partition."""
         return self._keys.find(key, int(self._reading.clock() * 1000))
+
+    def counted(self, key: IdempotencyKey) -> Used | None:
+        """Whose records with a key count that was just read: by their own times, whatever the time is here."""
+        return self._keys.find(key, 0)
 
     # Reading
 

@@ -49,7 +49,7 @@ class SourceRecords:
 
     def may_have(self, topics: TopicSet) -> bool:
         """Whether an event of the source can belong to topics; where that is hard to tell, it can."""
-        is_made = re.compile(re.escape(self._before) + ".+" + re.escape(self._behind), re.DOTALL).fullmatch
+        is_made = re.compile(re.escape(self._before) + ".*" + re.escape(self._behind), re.DOTALL).fullmatch
         return any(map(is_made, topics.exact)) or any(map(self._may_match(), topics.names - topics.exact))
 
     def _may_match(self) -> Callable[[str], bool]:

@@ -136,10 +136,11 @@ class Receiver(Protocol):
 
 def record_of(message: Message) -> Record:
     """A record as librdkafka has it."""
-    offset, headers = message.offset(), message.headers()
+    offset, partition, headers = message.offset(), message.partition(), message.headers()
     assert offset is not None
+    assert partition is not None
     named: Any = dict(headers) if headers else {}
-    return Record(offset, message.timestamp()[1], message.key(), message.value(), named)
+    return Record(offset, message.timestamp()[1], message.key(), message.value(), named, partition)
 
 
 def in_words(error: KafkaException | KafkaError | None) -> str:
@@ -178,6 +179,8 @@ class Reader:
         # The thread's own: where to read on in each partition, and those where that is not possible now.
         self._next: dict[Place, EventId] = {}
         self._lost: set[Place] = set()
+        #: Those of which is still to be told that they are, and why.
+        self._to_tell: list[tuple[Place, str]] = []
 
     def move(self, positions: Mapping[Place, EventId]) -> None:
         """Has it read these partitions from these positions on."""
@@ -214,6 +217,9 @@ class Reader:
             if found:
                 self._room.acquire()
                 self._post(self._receiver.deliver, found)
+            # Behind what was read: where to go on is told by that.
+            while self._to_tell:
+                self._post(self._receiver.lost, *self._to_tell.pop(0))
 
     def _assign(self, positions: Mapping[Place, EventId]) -> None:
         self._next.update(positions)
@@ -248,6 +254,9 @@ class Reader:
                 self._post(self._receiver.doubted, in_words(error))
             return
         place = Place(topic, partition)
+        if place in self._lost:
+            # Where to read on is for the other thread to say, even where librdkafka goes on by itself.
+            return
         if error is None or error.code() == _AT_END:
             each = found.get(place)
             if each is None:
@@ -257,10 +266,9 @@ class Reader:
                 each.take(record_of(message), self._translators[topic])
             else:
                 each.next_offset = max(each.next_offset, message.offset() or 0)
-        elif place not in self._lost:
-            # Where to read on is for the other thread to say.
+        else:
             self._lost.add(place)
-            self._post(self._receiver.lost, place, "" if error.code() in _NOT_THERE else in_words(error))
+            self._to_tell.append((place, "" if error.code() in _NOT_THERE else in_words(error)))
 
 
 class Output(NamedTuple):
