@@ -320,6 +320,23 @@ async def test_the_thread_that_reads_fails(own_kafka: KafkaServer, monkeypatch: 
     assert "the log has ended: out of luck" in world.warnings
 
 
+async def test_a_thread_that_publishes_fails(own_kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = KafkaWorld(kafka_config(own_kafka, new_topic(own_kafka)))
+
+    def fail() -> None:
+        raise ValueError("out of luck")
+
+    async def follow() -> None:
+        async with world.open():
+            assert world.log._threads is not None
+            monkeypatch.setattr(world.log._threads.publisher, "_turn", fail)
+            await trio.sleep_forever()
+
+    with pytest.raises(LogUnavailable, match="one of its threads has failed"):
+        await follow()
+    assert "the log has ended: one of its threads has failed" in world.warnings
+
+
 async def test_too_much_is_waiting(own_kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tricast.log.kafka._MAX_WAITING", 2)
     refusals = []

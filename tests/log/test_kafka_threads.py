@@ -344,6 +344,20 @@ def test_a_batch_that_fails_is_taken_back() -> None:
     assert words == ["the log is not available: too many publishes are waiting for Kafka"]
 
 
+def test_a_batch_that_nobody_waits_for_is_not_written() -> None:
+    outcomes = Outcomes()
+    producer = FakeProducer()
+    transactions = Transactions(lambda: producer, 1.0, post)  # type: ignore[arg-type, return-value]
+    jobs = [outcomes.job(2) for _ in range(3)]
+    jobs[1].is_given_up = True
+    for job in jobs:
+        transactions.submit(job)
+    transactions.stop()
+    transactions.run()
+    assert outcomes.in_words == ["written", "written"]
+    assert producer.called.count("produce") == 4
+
+
 def test_a_batch_that_is_too_large_fails_alone() -> None:
     large = FakeProducer(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE), commit_transaction=[failure(KafkaError._FAIL)])
     again = FakeProducer(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE), commit_transaction=[failure(KafkaError._FAIL)])

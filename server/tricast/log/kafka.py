@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from random import Random
+from typing import Protocol
 
 import trio
 
@@ -340,6 +341,7 @@ class KafkaLog:
             # no longer than it may take.
             del self._jobs[call]
             self._waiting_bytes -= call.job.size
+            call.job.is_given_up = True
         if isinstance(call.outcome, Exception):
             if isinstance(call.outcome, LogUnavailable) and self._threads is not None:
                 self.failed(call.outcome.why)
@@ -385,10 +387,10 @@ class KafkaLog:
                 self.failed(why)
             self._threads.watcher.look([place])
 
-    def ended(self, failure: str) -> None:
+    def ended(self, failure: str, error: Exception | None = None) -> None:
         """See ``Receiver.ended``. Nothing brings the thread back, so it ends whatever needs the log as well."""
         if self._threads is not None:
-            self._logger.error("the log has ended", topic=self._url.topic, why=failure)
+            self._logger.error("the log has ended", topic=self._url.topic, why=failure, exc_info=error)
             self._problem = failure
             self._scope.cancel()
             self._changed.unpark_all()
@@ -482,6 +484,16 @@ class _Call:
             self.done.set()
 
 
+class _Part(Protocol):
+    """What one thread does."""
+
+    def run(self) -> None:
+        """Works until stopped."""
+
+    def stop(self) -> None:
+        """Has it end."""
+
+
 class _Threads:
     """The threads of a log that is open.
 
@@ -509,11 +521,20 @@ class _Threads:
             seen=log.seen,
             failed=log.failed,
         )
-        self._parts = (self.publisher, self.transactions, self.reader, self.watcher)
+        self._parts: tuple[_Part, ...] = (self.publisher, self.transactions, self.reader, self.watcher)
         self._threads = [
-            threading.Thread(target=part.run, name=f"tricast kafka {type(part).__name__.lower()}", daemon=True)
+            threading.Thread(
+                target=self._run, args=(part,), name=f"tricast kafka {type(part).__name__.lower()}", daemon=True
+            )
             for part in self._parts
         ]
+        self._fail = partial(post, log.ended, "one of its threads has failed")
+
+    def _run(self, part: _Part) -> None:
+        try:
+            part.run()
+        except Exception as error:  # noqa: BLE001 - publishers would be told for ever that the log is away
+            self._fail(error)
 
     def start(self) -> None:
         for thread in self._threads:

@@ -321,13 +321,15 @@ class Job:
 
     Attributes:
         size: bytes of memory that it takes while it waits, about.
+        is_given_up: whether nobody waits for it any more.
     """
 
-    __slots__ = ("outputs", "resolve", "size")
+    __slots__ = ("is_given_up", "outputs", "resolve", "size")
 
     def __init__(self, outputs: Sequence[Output], resolve: Callable[[Outcome], None]) -> None:
         self.outputs = outputs
         self.resolve = resolve
+        self.is_given_up = False
         self.size = sum(200 + len(each.draft.topic) + len(each.draft.data) for each in outputs)
 
 
@@ -467,9 +469,10 @@ class Transactions:
         group: list[Job] = []
         drafts = size = 0
         while job is not None:
-            group.append(job)
-            drafts += len(job.outputs)
-            size += job.size
+            if not job.is_given_up:  # else its publisher was told that it failed, before anything was done
+                group.append(job)
+                drafts += len(job.outputs)
+                size += job.size
             if drafts >= _MAX_GROUP_DRAFTS or size >= _MAX_GROUP_BYTES:
                 return group, False
             try:
