@@ -182,7 +182,12 @@ def _identity(token: str, api_key: str) -> dict[str, Any]:
     show_default="server.workers, else 1",
     help="Serve with N processes; auto is one for each CPU.",
 )
-@click.option("--log-url", metavar="URL", show_default="log.url, else memory:", help="Where the events are kept.")
+@click.option(
+    "--log-url",
+    metavar="URL",
+    show_default="log.url, else memory:",
+    help="Where the events are kept: sqlite:///path, redis://host:port, kafka://host:port/topic.",
+)
 def serve(file: str | None, host: str | None, port: int | None, workers: str | None, log_url: str | None) -> None:
     """Run the server.
 

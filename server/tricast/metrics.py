@@ -112,6 +112,8 @@ class _RuntimeCollector(Collector):
         yield _histogram("tricast_log_append_seconds", "From asking the log to keep events to its answer.", log.appends)
         yield _histogram("tricast_log_read_seconds", "Reads of the log that memory could not answer.", log.reads)
         yield CounterMetricFamily("tricast_log_reconnects", "Connections to the log made again.", log.reconnects)
+        left_out = "Records of Kafka's that hold no event."
+        yield CounterMetricFamily("tricast_log_records_left_out", left_out, log.left_out)
         lag = GaugeMetricFamily("tricast_log_lag_events", "Events of the log not yet handed over.", labels=["shard"])
         for shard, events in sorted(log.lags.items()):
             lag.add_metric([str(shard)], events)

@@ -98,12 +98,16 @@ class RedisInspection:
 
     async def drop(self, cut: Cut) -> int:
         """See ``Inspection.drop``. A little at a time, so that servers can append in between; so is it cancelled."""
+        _, marks = await self._first((await state_of(self._redis, self._keys)).last.id)
         if cut.keep is not None:
-            return await self._trim(b"MAXLEN", cut.keep)
-        if cut.before is not None:
-            return await self._trim(b"MINID", str(cut.before))
-        assert cut.older_than is not None
-        return await self._trim(b"MINID", max(int(cut.older_than * 1000), 0))
+            dropped = await self._trim(b"MAXLEN", cut.keep)
+        elif cut.before is not None:
+            dropped = await self._trim(b"MINID", str(cut.before))
+        else:
+            assert cut.older_than is not None
+            dropped = await self._trim(b"MINID", max(int(cut.older_than * 1000), 0))
+        # The oldest go first, and these are no events.
+        return max(dropped - marks, 0)
 
     async def _trim(self, strategy: bytes, threshold: int | str) -> int:
         # Whole nodes of the stream as long as there are any, then what remains.
