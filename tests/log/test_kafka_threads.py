@@ -406,7 +406,22 @@ def test_a_history_passes_over_what_it_need_not_know() -> None:
     )
     found = reader.read(PLACE, 0, 2, lambda first, records: (first, [each.offset for each in records]))
     assert found == (0, [0, 1])
-    assert consumer.assigned == []
+    assert consumer.is_closed
+
+
+def test_what_one_read_leaves_behind_is_not_for_the_next_one() -> None:
+    made: list[FakeConsumer] = []
+
+    def new_consumer() -> Any:
+        made.append(FakeConsumer([record(0), record(1)]))
+        return made[-1]
+
+    reader = History(new_consumer, 0.1)
+    for _ in range(2):
+        reader.read(PLACE, 0, 2, lambda _, records: next(records))
+    looking, *reading = made
+    assert [(len(each.assigned), each.is_closed) for each in reading] == [(1, True)] * 2
+    assert not looking.is_closed
 
 
 @pytest.mark.parametrize(
@@ -440,7 +455,14 @@ def test_a_partition_that_is_getting_a_leader_is_waited_for() -> None:
     assert consumer.failures == []
 
 
-def test_who_is_reading_when_it_is_closed_is_closed_afterwards() -> None:
-    reader, consumer = history([record(0), record(1)])
-    reader.read(PLACE, 0, 2, lambda first, records: (list(records), reader.close()))
+def test_who_is_looking_when_it_is_closed_is_closed_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, consumer = history()
+    look = consumer.get_watermark_offsets
+
+    def close_and_look(*arguments: Any) -> tuple[int, int]:
+        reader.close()
+        return look(*arguments)
+
+    monkeypatch.setattr(consumer, "get_watermark_offsets", close_and_look)
+    assert reader.end(PLACE) == 100
     assert consumer.is_closed

@@ -57,7 +57,7 @@ def _partitions(
     if topics[url.topic].partitions < count:
         raise LogUnavailable(f"{url.topic} has {topics[url.topic].partitions} partitions, and log.shards is {count}")
     own = incarnation_of(topics[url.topic].topic_id, str(count))
-    records = OwnRecords(config.limits.topic_size)
+    records = OwnRecords(config.limits.topic_size, config.log.shards)
     found = {number: KafkaInspection(Place(url.topic, number), own, records, history, admin) for number in range(count)}
     for source, entry in enumerate(sources):
         topic = topics[entry.kafka_topic]

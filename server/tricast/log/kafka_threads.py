@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -595,15 +595,18 @@ class History:
             LogUnavailable: Kafka did not give them in time.
         """
         with self._consumer() as consumer:
-            partition = TopicPartition(*place)
             low, _ = self._ends(consumer, place)
-            first = partition.offset = max(low, begin)
-            if first >= end:
-                return use(first, iter(()))
-            consumer.assign([partition])
-            found = use(first, self._records(consumer, first, end))
-            consumer.unassign()
-            return found
+        first = max(low, begin)
+        if first >= end:
+            return use(first, iter(()))
+        # One of its own: what an earlier read left behind, such as that a partition is at its end, might be taken for
+        # an answer to this one.
+        try:
+            with closing(self._new_consumer()) as consumer:
+                consumer.assign([TopicPartition(*place, first)])
+                return use(first, self._records(consumer, first, end))
+        except KafkaException as error:
+            raise LogUnavailable(in_words(error)) from None
 
     def end(self, place: Place) -> int:
         """The offset behind the last record of a partition.
