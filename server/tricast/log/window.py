@@ -184,12 +184,11 @@ class _Run:
         return index < len(self._events) and own_id(self._events[index]) == position
 
     def landmarks(self) -> Iterator[EventId]:
-        step, index = 1, len(self._events) - 1
-        for count in itertools.count(1):
-            if index < self._first:
-                return
+        step, index, count = 1, len(self._events) - 1, 0
+        while index >= self._first:
             yield own_id(self._events[index])
             index -= step
+            count += 1
             step += step * (count % _LANDMARKS == 0)
 
     def after(self, position: EventId) -> Iterator[Event]:
