@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from tricast.addresses import parse_network
 from tricast.errors import RemoteProtocolError
-from tricast.event import DEFAULT_TYPE, SUBJECT, check_type, is_valid_pattern
+from tricast.event import DEFAULT_TYPE, SUBJECT, check_type, is_pattern, is_valid_pattern
 from tricast.log_urls import MEMORY_URL, KafkaUrl, RedisUrl, parse_log_url
 from tricast.schema import Duration, Other, Overrides, Port, PositiveDuration, PositiveSize, Section, Size, Source, load
 
@@ -59,12 +59,8 @@ def _check_namespace(value: str) -> str:
 
 
 def _check_template(value: str) -> str:
-    if (
-        value.count(SOURCE_KEY) != 1
-        or not is_valid_pattern(value.replace(SOURCE_KEY, "x"))
-        or "*" in value
-        or ">" in value
-    ):
+    is_topic = is_valid_pattern(value.replace(SOURCE_KEY, "x")) and not is_pattern(value)
+    if value.count(SOURCE_KEY) != 1 or not is_topic:
         expected = f'a topic with {SOURCE_KEY} in it such as "orders.{SOURCE_KEY}"'
         raise PydanticCustomError("template", "Input should be {expected}", {"expected": expected})
     return value
@@ -241,15 +237,14 @@ class LogSection(Section):
     def _there_is_a_log_for_it(self) -> Self:
         found = parse_log_url(self.url)
         is_redis, is_kafka = isinstance(found, RedisUrl), isinstance(found, KafkaUrl)
-        for key, is_used, is_right in (
-            ("shards", self.shards != 1, is_redis or is_kafka),
-            ("delivery", self.delivery != "stream", is_redis),
-            ("replicas", self.replicas, is_redis),
-            ("kafka", self.kafka, is_kafka),
-            ("source", self.source, is_kafka),
+        for key, is_used, is_right, kinds in (
+            ("shards", self.shards != 1, is_redis or is_kafka, "redis or kafka"),
+            ("delivery", self.delivery != "stream", is_redis, "redis"),
+            ("replicas", self.replicas, is_redis, "redis"),
+            ("kafka", self.kafka, is_kafka, "kafka"),
+            ("source", self.source, is_kafka, "kafka"),
         ):
             if is_used and not is_right:
-                kinds = "redis or kafka" if key == "shards" else "kafka" if key in ("kafka", "source") else "redis"
                 expected = f"Input should be a log.url for {kinds}, where there is log.{key}"
                 raise PydanticCustomError("order", "{expected}", {"expected": expected})
         if self.tls_key and not self.tls_certificate:

@@ -303,38 +303,30 @@ async def test_kafka_has_lost_what_it_had(own_kafka: KafkaServer) -> None:
         assert (await world.read_all("a", after=found.upto))[-1].data == b"2"
 
 
-async def test_the_thread_that_reads_fails(own_kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("thread", "error", "why"),
+    [
+        ("reader", KafkaException(KafkaError(KafkaError._FAIL, "out of luck")), "out of luck"),
+        ("publisher", ValueError("out of luck"), "one of its threads has failed"),
+    ],
+)
+async def test_a_thread_fails(
+    thread: str, error: Exception, why: str, own_kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = KafkaWorld(kafka_config(own_kafka, new_topic(own_kafka)))
 
     def fail() -> None:
-        raise KafkaException(KafkaError(KafkaError._FAIL, "out of luck"))
+        raise error
 
     async def follow() -> None:
         async with world.open():
             assert world.log._threads is not None
-            monkeypatch.setattr(world.log._threads.reader, "_turn", fail)
+            monkeypatch.setattr(getattr(world.log._threads, thread), "_turn", fail)
             await trio.sleep_forever()
 
-    with pytest.raises(LogUnavailable, match="out of luck"):
+    with pytest.raises(LogUnavailable, match=why):
         await follow()
-    assert "the log has ended: out of luck" in world.warnings
-
-
-async def test_a_thread_that_publishes_fails(own_kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = KafkaWorld(kafka_config(own_kafka, new_topic(own_kafka)))
-
-    def fail() -> None:
-        raise ValueError("out of luck")
-
-    async def follow() -> None:
-        async with world.open():
-            assert world.log._threads is not None
-            monkeypatch.setattr(world.log._threads.publisher, "_turn", fail)
-            await trio.sleep_forever()
-
-    with pytest.raises(LogUnavailable, match="one of its threads has failed"):
-        await follow()
-    assert "the log has ended: one of its threads has failed" in world.warnings
+    assert f"the log has ended: {why}" in world.warnings
 
 
 async def test_too_much_is_waiting(own_kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:

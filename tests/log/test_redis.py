@@ -1,6 +1,5 @@
 """The log in Redis streams: several processes on one Redis, what is kept, and what is told about what is not."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -21,19 +20,6 @@ from tricast.log.sharded import shard_of
 from tricast.log.window import Window
 
 KEY = IdempotencyKey(b"k", b"1", 60.0, 10)
-
-
-@pytest.fixture
-async def processes() -> AsyncIterator[Processes]:
-    with trio.fail_after(60):
-        async with trio.open_nursery() as nursery:
-            yield Processes(nursery)
-            nursery.cancel_scope.cancel()
-
-
-@pytest.fixture
-async def process(redis: RedisServer, processes: Processes) -> Process:
-    return await processes.begin(redis.url)
 
 
 @pytest.fixture

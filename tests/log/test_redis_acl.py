@@ -1,7 +1,7 @@
 """The rights in Redis that docs/logs.md says are enough: with them everything goes, and none of them is without use."""
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,14 +22,6 @@ RULES = {
 }
 #: Needed with more topics than a test can publish to.
 RARE = {"zpopmin"}
-
-
-@pytest.fixture
-async def processes() -> AsyncIterator[Processes]:
-    with trio.fail_after(60):
-        async with trio.open_nursery() as nursery:
-            yield Processes(nursery)
-            nursery.cancel_scope.cancel()
 
 
 @pytest.fixture(params=["redis", "valkey"])

@@ -26,19 +26,6 @@ from tricast.log_urls import RedisUrl, parse_log_url
 
 
 @pytest.fixture
-async def processes() -> AsyncIterator[Processes]:
-    with trio.fail_after(60):
-        async with trio.open_nursery() as nursery:
-            yield Processes(nursery)
-            nursery.cancel_scope.cancel()
-
-
-@pytest.fixture
-async def process(redis: RedisServer, processes: Processes) -> Process:
-    return await processes.begin(redis.url)
-
-
-@pytest.fixture
 def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
     """They look all the time."""
     monkeypatch.setattr(redis_module, "_WATCH_SECONDS", 0.01)
