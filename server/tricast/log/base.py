@@ -121,6 +121,10 @@ class Log(Protocol):
         ...
 
 
+def ignore(_: object) -> None:
+    """Takes what is committed or skipped while nobody is there for it."""
+
+
 def key_reused() -> RemoteProtocolError:
     """The answer to a key that comes back with other content."""
     return RemoteProtocolError(

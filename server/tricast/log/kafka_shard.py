@@ -9,7 +9,7 @@ import trio
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, Position, TopicSet, own_id
-from tricast.log.base import Committed, IdempotencyKey, Skipped, Slice
+from tricast.log.base import Committed, IdempotencyKey, Skipped, Slice, ignore
 from tricast.log.kafka_history import Bounds
 from tricast.log.kafka_keys import Keys, Used
 from tricast.log.kafka_records import Record, entry_of, position
@@ -84,7 +84,7 @@ class Shard:
         self._reading: Reading
         self._first_end = 0
         self._committed: Committed | None = None
-        self._skipped: Skipped = _ignore
+        self._skipped: Skipped = ignore
         self._moved = trio.lowlevel.ParkingLot()
         self._reset(0, 0)
 
@@ -126,11 +126,11 @@ class Shard:
     @asynccontextmanager
     async def open(self, committed: Committed, skipped: Skipped | None = None) -> AsyncIterator[None]:
         """See ``Log.open``. What was read before is not handed over."""
-        self._committed, self._skipped = committed, skipped or _ignore
+        self._committed, self._skipped = committed, skipped or ignore
         try:
             yield
         finally:
-            self._committed, self._skipped = None, _ignore
+            self._committed, self._skipped = None, ignore
 
     async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> list[EventId]:
         """See ``Log.append``."""
@@ -278,7 +278,3 @@ def _is_in(topics: TopicSet, event: Event) -> bool:
 def _plain(position: Position) -> EventId:
     assert isinstance(position, EventId)
     return position
-
-
-def _ignore(_: object) -> None:
-    """Takes what is skipped while nobody is there for it."""

@@ -23,7 +23,7 @@ from tricast.config import Config, LogSection
 from tricast.errors import LogUnavailable
 from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, Position, TopicSet
 from tricast.log import redis_stream as stream
-from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice
+from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice, ignore
 from tricast.log.redis_appends import Append, Appends, Result
 from tricast.log.redis_channel import channel_log
 from tricast.log.redis_history import newest, read_stream
@@ -137,8 +137,8 @@ class RedisShard:
         self._number = number
         self._clock = clock
         self._statistics = statistics or Statistics()
-        self._committed: Committed = _ignore
-        self._skipped: Skipped = _ignore
+        self._committed: Committed = ignore
+        self._skipped: Skipped = ignore
         self._label = label = {"shard": number} if config.shards > 1 else {}
         self._link = Link(config, label=label, logger=logger, chance=chance, statistics=self._statistics)
         self._appends: Appends[Sequence[RedisShard]] = Appends()
@@ -189,12 +189,12 @@ class RedisShard:
         Raises:
             LogUnavailable: there is no Redis, or it cannot be used.
         """
-        self._committed, self._skipped = committed, skipped or _ignore
+        self._committed, self._skipped = committed, skipped or ignore
         try:
             async with self._link.open(self._work, self._fail):
                 yield
         finally:
-            self._committed = self._skipped = _ignore
+            self._committed = self._skipped = ignore
 
     def _fail(self, why: str) -> None:
         self._refusal = None
@@ -588,7 +588,3 @@ def _from_fork(found: Slice, fork: EventId) -> Slice:
 def _is_refusal(error: Exception) -> bool:
     """Whether Redis is there, and answered that it does not want to: it has no room, or there is no right to it."""
     return type(error) is ResponseError or isinstance(error, AuthorizationError)
-
-
-def _ignore(_: object) -> None:
-    """Takes what is committed or skipped while nobody is there for it."""

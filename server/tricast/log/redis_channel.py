@@ -20,7 +20,7 @@ from coredis import Redis
 from tricast.config import Config, EventsSection, LogSection
 from tricast.errors import LogUnavailable
 from tricast.event import BEGINNING, Draft, Event, EventId, Position, TopicSet
-from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice, key_reused
+from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice, ignore, key_reused
 from tricast.log.redis_appends import Appends, Result
 from tricast.log.redis_link import Link
 from tricast.log.redis_scripts import FUNCTIONS, IDEMPOTENCE, Script
@@ -181,8 +181,8 @@ class ChannelShard:
             f"{config.namespace}:{{{tag_of(number, config.shards)}}}:{name}".encode()
             for name in ("position", channel, "keys", "keyed")
         )
-        self._committed: Committed = _ignore
-        self._skipped: Skipped = _ignore
+        self._committed: Committed = ignore
+        self._skipped: Skipped = ignore
         self._window: Window = self._new_window(BEGINNING)
         self._has_begun = False
         #: The newest position that publishers were told of.
@@ -223,12 +223,12 @@ class ChannelShard:
         Raises:
             LogUnavailable: there is no Redis, or it cannot be used.
         """
-        self._committed, self._skipped = committed, skipped or _ignore
+        self._committed, self._skipped = committed, skipped or ignore
         try:
             async with self._link.open(self._work, self._appends.fail_all):
                 yield
         finally:
-            self._committed = self._skipped = _ignore
+            self._committed = self._skipped = ignore
 
     # The connection
 
@@ -439,7 +439,3 @@ def _read(content: Any) -> Message | None:
 def _id_of(text: bytes) -> EventId:
     ms, _, counter = text.partition(b"-")
     return EventId(int(ms), int(counter))
-
-
-def _ignore(_: object) -> None:
-    """Takes what is committed or skipped while nobody is there for it."""

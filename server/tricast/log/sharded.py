@@ -28,7 +28,7 @@ from tricast.event import (
     TopicSet,
     own_id,
 )
-from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice
+from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice, ignore
 from tricast.log.statistics import Statistics
 from tricast.log.window import unknown_position
 
@@ -62,8 +62,8 @@ class ShardedLog:
         self._shards_of = shards_of or self._shards_of_names
         self._append_all = append_all
         self._statistics = statistics or Statistics()
-        self._committed: Committed
-        self._skipped: Skipped | None
+        self._committed: Committed = ignore
+        self._skipped: Skipped = ignore
 
     @property
     def last_id(self) -> ShardedId:
@@ -103,7 +103,7 @@ class ShardedLog:
     @asynccontextmanager
     async def open(self, committed: Committed, skipped: Skipped | None = None) -> AsyncIterator[None]:
         """See ``Log.open``."""
-        self._committed, self._skipped = committed, skipped
+        self._committed, self._skipped = committed, skipped or ignore
         async with AsyncExitStack() as scopes:
             for number, shard in self._shards.items():
                 scope = shard.open(partial(self._take, number), partial(self._skip, number))
@@ -121,8 +121,7 @@ class ShardedLog:
         )
 
     def _skip(self, number: int, position: Position) -> None:
-        if self._skipped is not None:
-            self._skipped(ShardedId({**self._heads(), number: _plain(position)}))
+        self._skipped(ShardedId({**self._heads(), number: _plain(position)}))
 
     async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> list[ShardedId]:
         """See ``Log.append``."""

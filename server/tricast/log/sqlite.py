@@ -17,7 +17,7 @@ import trio
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import BEGINNING, Draft, EventId, Position, TopicSet
-from tricast.log.base import Committed, IdempotencyKey, Skipped, Slice
+from tricast.log.base import Committed, IdempotencyKey, Skipped, Slice, ignore
 from tricast.log.database import Batch, Database, Newest, Retention, decode
 from tricast.log.sqlite_file import in_words
 from tricast.log.statistics import Statistics
@@ -75,8 +75,8 @@ class SqliteLog:
         self._window = self._empty_window(BEGINNING)
         #: Where the file's log began.
         self._start = BEGINNING
-        self._committed: Committed = _ignore
-        self._skipped: Skipped = _ignore
+        self._committed: Committed = ignore
+        self._skipped: Skipped = ignore
         self._writer: Writer | None = None
         self._opened = trio.Event()
         self._ended = trio.Event()
@@ -122,7 +122,7 @@ class SqliteLog:
         Raises:
             LogUnavailable: the file cannot be used; or, what is in the scope being cancelled, the thread has ended.
         """
-        self._committed, self._skipped = committed, skipped or _ignore
+        self._committed, self._skipped = committed, skipped or ignore
         self._opened, self._ended = trio.Event(), trio.Event()
         scope = self._scope = trio.CancelScope()
         self._problem = None
@@ -153,7 +153,7 @@ class SqliteLog:
                 raise LogUnavailable(f"{self._path}: {self._problem}")
         finally:
             self._writer = None
-            self._committed = self._skipped = _ignore
+            self._committed = self._skipped = ignore
             while self._idle_readers:
                 self._idle_readers.pop().close()
             writer.stop()
@@ -334,7 +334,3 @@ class _Call:
     def _resolve(self, result: Result) -> None:
         self.result = result
         self.done.set()
-
-
-def _ignore(_: object) -> None:
-    """Takes what is committed or skipped while nobody is there for it."""
