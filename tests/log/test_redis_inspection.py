@@ -195,4 +195,4 @@ async def test_the_rights_that_are_documented_are_enough(redis: RedisServer) -> 
             assert (held.events, held.topics) == (2, 1)
             assert held.size is not None
             assert len(await inspected.newest(ALL, 9)) == 2
-            assert await inspected.shards[0].drop(Cut(keep=1)) == 2  # and the mark
+            assert await inspected.shards[0].drop(Cut(keep=1)) == 1

@@ -69,7 +69,7 @@ class Ready(msgspec.Struct, tag=True):
 
 
 class Leaving(msgspec.Struct, tag=True):
-    """From a worker: it lets nobody in any more and drains, whoever told it to."""
+    """From a worker: it lets nobody in any more, and drains or is about to, whoever told it to."""
 
 
 class Failed(msgspec.Struct, tag=True):

@@ -17,6 +17,8 @@ _START_SECONDS = 60.0
 _MARGIN_SECONDS = 5.0
 #: How long it may take to end when it was told to end at once.
 _HURRY_SECONDS = 2.0
+#: How long it may take to close its doors when another has taken its place.
+_CLOSE_SECONDS = 5.0
 _REAP_SECONDS = 5.0
 
 
@@ -31,7 +33,8 @@ class Worker:
     Attributes:
         number: its number.
         pid: its process; 0 before that is there.
-        left: set when it lets in nobody more: it has ended, or was told to.
+        left: set when it is not to let in anybody more: it has ended, or was told to.
+        closed: set when it lets in nobody more: it has ended, or has said so.
         ended: set when the process has ended.
         exit_code: how: the exit code, or the negative number of the signal.
         lines: why it could not begin, if it said so.
@@ -42,6 +45,7 @@ class Worker:
         self.number = begin.worker
         self.pid = 0
         self.left = trio.Event()
+        self.closed = trio.Event()
         self.ended = trio.Event()
         self.exit_code: int | None = None
         self.lines: Sequence[str] = ()
@@ -84,7 +88,7 @@ class Worker:
                 if self._process is not None:
                     self.exit_code = await self._process.wait()
             self._control.close()
-            for event in (self.left, self.ended, self._decided):
+            for event in (self.left, self.closed, self.ended, self._decided):
                 event.set()
 
     async def wait_ready(self) -> bool:
@@ -110,11 +114,16 @@ class Worker:
         if self._ready_at is not None:
             self._tell()
 
-    def retire(self) -> None:
-        """Lets it drain and end, because another is there in its place; it may have ended already."""
+    async def retire(self) -> None:
+        """Lets it drain and end, because another is there in its place; it may have ended already.
+
+        Returns when it lets in nobody any more, or is too busy to say so.
+        """
         if not self.ended.is_set():
             self._control.tell(Retire())
             self.left.set()
+            with trio.move_on_after(_CLOSE_SECONDS):
+                await self.closed.wait()
 
     def drain(self) -> None:
         """Lets it drain and end, unless it does so already."""
@@ -189,6 +198,7 @@ class Worker:
             elif isinstance(message, Leaving):
                 self.is_leaving = True
                 self.left.set()
+                self.closed.set()
             elif isinstance(message, Failed):
                 self.lines = message.lines
 

@@ -265,7 +265,7 @@ class Supervisor:
             successor = self._workers[number] = self._start(number, self._configs[number])
             if await successor.wait_ready():
                 self._share_out()
-                worker.retire()
+                await worker.retire()
                 self._logger.info("worker replaced", worker=number, pid=successor.pid)
 
     async def _wait_until_due(self, worker: Worker, backoff: Backoff) -> None:
@@ -375,7 +375,7 @@ class Supervisor:
         before, self._workers[number] = self._workers[number], worker
         self._configs[number] = config
         self._share_out()
-        before.retire()
+        await before.retire()
         return ""
 
     def _with_what_is_fixed(self, asked: Config) -> Config:

@@ -103,6 +103,8 @@ class _Worker:
     async def _retire(self, server: Server) -> None:
         self._boards.withdraw()
         server.close_doors()
+        await trio.lowlevel.checkpoint()  # those who accept stop at their next one
+        self._control.tell(Leaving())
         await trio.sleep(_LAST_ARRIVALS_SECONDS)
         if not server.is_draining:
             self._logger.info("draining: replaced by another", pid=os.getpid(), connections=server.connections)
