@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,12 +130,18 @@ def modules_of(package: str, folder: Path) -> dict[str, str]:
     }
 
 
+@cache
+def import_statements(source: str) -> list[ast.Import | ast.ImportFrom]:
+    """All of them, also within functions and for the type checker alone."""
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imports_of(name: str, source: str, known: Mapping[str, str]) -> Iterator[Import]:
-    """Everything that a module imports, also within functions and for the type checker alone."""
-    for node in ast.walk(ast.parse(source)):
+    """Everything that a module imports."""
+    for node in import_statements(source):
         if isinstance(node, ast.Import):
             yield from (Import(name, alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, f"{name}:{node.lineno}: a relative import"
             assert node.module is not None
             for alias in node.names:
