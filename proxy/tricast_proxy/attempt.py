@@ -342,6 +342,7 @@ class Attempt:
         watch = self._watch if coalescer is None else Watch(errand.shared.timers)
         body = ServerBody(
             upstream,
+            errand.shared.pump,
             ResponseHead(head.status, head.reason, fields, head.version),
             reader,
             is_chunked=head.is_chunked,

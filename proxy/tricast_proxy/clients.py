@@ -316,7 +316,7 @@ class Client:
         shared, upstream = self._shared, established.upstream
         is_websocket = established.protocol == b"websocket"
         self.tunnel = tunnel = Tunnel(
-            self.connection, upstream.connection, shared.config.tunnel, is_websocket=is_websocket
+            self.connection, upstream.connection, shared.config.tunnel, shared.pump, is_websocket=is_websocket
         )
         shared.counters.tunnels += 1
         try:

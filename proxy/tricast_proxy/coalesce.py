@@ -16,7 +16,7 @@ import trio
 from tricast_proxy.config import ResponseSection
 from tricast_proxy.faults import Starts
 from tricast_proxy.heads import Fields, RequestHead, ResponseHead
-from tricast_proxy.relay import Cut, Source
+from tricast_proxy.relay import Cut, Source, pour_by_turns
 
 #: Takes the whole answer; returns when it has ended, one way or the other.
 Fetch = Callable[[], Awaitable[None]]
@@ -109,6 +109,10 @@ class SharedSource:
         if answer.cut is not None:
             raise answer.cut
         return b"" if answer.is_ended else None
+
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        """See ``Source.pour``."""
+        return await pour_by_turns(self, take)
 
     def close(self) -> None:
         """Leaves the answer to the others. Closing twice is no error."""

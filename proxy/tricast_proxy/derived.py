@@ -1,11 +1,11 @@
 """Sources made from other sources: what is held back to be given in larger steps, or to be given compressed."""
 
 import zlib
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Protocol
 
 from tricast_proxy.heads import Fields, Head, RequestHead, ResponseHead
-from tricast_proxy.relay import Cut, Source
+from tricast_proxy.relay import Cut, Source, pour_by_turns
 
 #: The level that nginx documents as the default of ``gzip_comp_level``: the bodies here are made for speed.
 _LEVEL = 1
@@ -85,6 +85,10 @@ class DerivedSource:
             if payload:
                 return payload
         return self._after_end()
+
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        """See ``Source``."""
+        return await pour_by_turns(self, take)
 
     def _ended(self, cut: Cut | None) -> bytes:
         self._is_ended = True

@@ -38,6 +38,7 @@ class Duplex(Protocol):
 
     Attributes:
         peer: the client's address.
+        sends_at_once: whether ``send_now`` is all that ``send`` is, but for the waiting.
         is_closed: whether ``close`` or ``reset`` was called.
     """
 
@@ -46,6 +47,14 @@ class Duplex(Protocol):
 
     @property
     def is_closed(self) -> bool: ...  # noqa: D102 - see above
+
+    @property
+    def descriptor(self) -> int | None:
+        """See ``Connection.descriptor``."""
+        ...
+
+    @property
+    def sends_at_once(self) -> bool: ...  # noqa: D102 - see above
 
     @property
     def has_tail(self) -> bool:
@@ -299,6 +308,8 @@ class Disturbed:
         nursery: for what happens after a time.
     """
 
+    sends_at_once = False
+
     def __init__(self, inner: Duplex, wire: Wire, jitter: Callable[[], float], nursery: Starts) -> None:
         self._inner = inner
         self._wire = wire
@@ -457,6 +468,11 @@ class Disturbed:
     def is_closed(self) -> bool:
         """See ``Duplex``."""
         return self._inner.is_closed
+
+    @property
+    def descriptor(self) -> int | None:
+        """See ``Duplex``."""
+        return None
 
     @property
     def has_tail(self) -> bool:

@@ -36,6 +36,7 @@ from tricast_proxy.faults import FaultPlan
 from tricast_proxy.fields import FieldPolicy, Hop
 from tricast_proxy.health import check_forever, log_changes
 from tricast_proxy.overview import ConnectionView, Counters
+from tricast_proxy.pump import Pump
 from tricast_proxy.reports import Reports
 from tricast_proxy.servers import Health, Server, servers_of
 from tricast_proxy.shared import Background, Shared
@@ -178,7 +179,9 @@ async def serve(
             proxy = Proxy(shared, servers, faults, url_of(listeners[0], has_tls=tls is not None))
             at_the_end.callback(proxy.stopped)
             at_the_end.callback(shared.pool.close)
+            at_the_end.callback(shared.pump.close)
             background.start_soon(shared.timers.run)
+            background.start_soon(shared.pump.run)
             background.start_soon(check_forever, servers, config.health, randomness)
             if config.admin.enabled:
                 proxy.admin_urls = await background.start(admin.serve, config.admin, proxy, logger)
@@ -221,6 +224,7 @@ def _shared_of(
         FieldPolicy(config.headers, time.time, partial(secrets.token_hex, 8)),
         Pool(config.upstream, timers, counters),
         timers,
+        Pump(),
         randomness,
         counters,
         logger,

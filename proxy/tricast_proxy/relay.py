@@ -4,6 +4,7 @@ A policy is a coroutine that takes from a source and gives to a sink. This modul
 corks, compresses or shares has modules of its own, made of the same two things.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -63,6 +64,19 @@ class Source(Protocol):
         """
         ...
 
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        """Gives ``take`` what comes as it comes, for as long as that returns True; returns whether it has all.
+
+        Cancelling loses none.
+
+        Args:
+            take: does not wait. What it raises ends this.
+
+        Raises:
+            Cut: it breaks off here.
+        """
+        ...
+
 
 class Sink(Protocol):
     """The client, as a body sees it. It is framed by what the source's head says when it begins."""
@@ -83,6 +97,22 @@ class Sink(Protocol):
         """
         ...
 
+    def take(self, payload: bytes) -> bool:
+        """As ``send``, without waiting; returns whether there is room for more. If not, ``drain`` comes next.
+
+        Raises:
+            ConnectionLost: the client is gone.
+        """
+        ...
+
+    async def drain(self) -> None:
+        """Waits until there is room for more.
+
+        Raises:
+            ConnectionLost: the client is gone, or takes nothing.
+        """
+        ...
+
     async def finish(self, trailers: Fields) -> None:
         """Ends the body as it should end.
 
@@ -90,6 +120,14 @@ class Sink(Protocol):
             ConnectionLost: the client is gone, or takes nothing.
         """
         ...
+
+
+async def pour_by_turns(source: Source, take: Callable[[bytes], bool]) -> bool:
+    """``Source.pour``, for those whose bytes do not come straight from a socket."""
+    while payload := await source.receive():
+        if not take(payload):
+            return False
+    return True
 
 
 async def relay_at_once(source: Source, sink: Sink) -> None:
@@ -105,8 +143,9 @@ async def relay_at_once(source: Source, sink: Sink) -> None:
         payload = source.receive_now()
     if payload is None:
         await sink.begin()
-        payload = await source.receive()
-    while payload:
-        await sink.send(payload)
-        payload = await source.receive()
+    if payload != b"":
+        if payload:
+            await sink.send(payload)
+        while not await source.pour(sink.take):
+            await sink.drain()
     await sink.finish(source.trailers)

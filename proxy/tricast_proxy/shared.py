@@ -13,6 +13,7 @@ from tricast_proxy.config import ProxyConfig
 from tricast_proxy.faults import FaultPlan
 from tricast_proxy.fields import FieldPolicy
 from tricast_proxy.overview import Counters
+from tricast_proxy.pump import Pump
 from tricast_proxy.reports import Reports
 from tricast_proxy.timers import Timers
 from tricast_proxy.upstream import Pool
@@ -50,6 +51,7 @@ class Shared(NamedTuple):
         policy: of header fields.
         pool: of connections to servers.
         timers: keeps the time.
+        pump: passes on what comes.
         random: for jitter only, so it need not be secret.
         counters: what happened.
         logger: where to log.
@@ -65,6 +67,7 @@ class Shared(NamedTuple):
     policy: FieldPolicy
     pool: Pool
     timers: Timers
+    pump: Pump
     random: random.Random
     counters: Counters
     logger: Logger

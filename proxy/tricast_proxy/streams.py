@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 
-import trio
-
 from tricast.errors import ConnectionLost
+from tricast.sent import ALL, NOTHING, Sent
 from tricast.wire.bodies import BadBody, BodyReader
 from tricast.wire.http1 import chunk
 from tricast_proxy.bodies import encode_trailers
 from tricast_proxy.faults import Duplex
 from tricast_proxy.heads import Fields, ResponseHead, encode_response
+from tricast_proxy.pump import Pump
 from tricast_proxy.relay import Cut
 from tricast_proxy.timers import CLIENT, UPSTREAM, Watch
 from tricast_proxy.upstream import Upstream
@@ -20,6 +20,7 @@ class ServerBody:
 
     Args:
         upstream: where it comes from.
+        pump: takes it from there, where it goes on at once.
         head: of the answer, as the client will get it.
         reader: takes it off what comes in.
         is_chunked: whether it comes in chunks.
@@ -31,11 +32,12 @@ class ServerBody:
         watch: is told of what comes.
     """
 
-    __slots__ = ("_passed", "_reader", "_upstream", "head", "is_chunked", "length", "watch")
+    __slots__ = ("_passed", "_pump", "_reader", "_upstream", "head", "is_chunked", "length", "watch")
 
     def __init__(
         self,
         upstream: Upstream,
+        pump: Pump,
         head: ResponseHead,
         reader: BodyReader,
         *,
@@ -45,6 +47,7 @@ class ServerBody:
         passed: Callable[[Fields], Fields],
     ) -> None:
         self._upstream = upstream
+        self._pump = pump
         self._passed = passed
         self._reader = reader
         self.watch = watch
@@ -89,6 +92,23 @@ class ServerBody:
         self._received(data)
         payload = self._taken()
         return payload if payload or self.is_complete else None
+
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        """See ``Source.pour``."""
+
+        def step() -> bool:
+            payload = self.receive_now()
+            return take(payload) and not self.is_complete if payload else payload is None
+
+        if not self.is_complete:
+            descriptor = self._upstream.connection.descriptor
+            assert descriptor is not None, "connections to servers are not encrypted"
+            self.watch.await_server()
+            try:
+                await self._pump.flow(descriptor, step)
+            finally:
+                self.watch.stand_still()
+        return self.is_complete
 
     def _taken(self) -> bytes:
         if not self._upstream.data:
@@ -136,6 +156,7 @@ class ClientBody:
         "_is_deaf",
         "_is_framed",
         "_knows_chunks",
+        "_unsent",
         "_watch",
         "closes",
         "count",
@@ -166,6 +187,7 @@ class ClientBody:
         self._ignores_loss = ignores_loss
         self._is_chunked = False
         self._is_deaf = False
+        self._unsent = b""
         self.head = head
         self.length = length
         self.has_begun = False
@@ -209,14 +231,25 @@ class ClientBody:
 
     async def send(self, payload: bytes) -> None:
         """See ``Sink.send``."""
-        if not payload:
-            return
+        if payload and not self.take(payload):
+            await self.drain()
+
+    def take(self, payload: bytes) -> bool:
+        """See ``Sink.take``."""
+        first = b"" if self.has_begun else self._first()
         self.count += len(payload)
-        if self.has_begun:
-            await self._send(chunk(payload) if self._is_chunked else payload)
-        else:
-            first = self._first()
-            await self._send(first + (chunk(payload) if self._is_chunked else payload))
+        return self._put(first + (chunk(payload) if self._is_chunked else payload))
+
+    async def drain(self) -> None:
+        """See ``Sink.drain``."""
+        unsent, self._unsent = self._unsent, b""
+        try:
+            await (self._connection.send(unsent) if unsent else self._connection.drain())
+        except ConnectionLost:
+            if not self._ignores_loss:
+                raise
+            self._is_deaf = True
+        self._watch.touch(CLIENT)
 
     async def finish(self, trailers: Fields) -> None:
         """See ``Sink.finish``."""
@@ -227,13 +260,24 @@ class ClientBody:
             await self._send(data)
 
     async def _send(self, data: bytes) -> None:
+        if not self._put(data):
+            await self.drain()
+
+    def _put(self, data: bytes) -> bool:
+        """Sends what can be sent at once; returns whether that was all."""
         if self._is_deaf:
-            await trio.lowlevel.checkpoint()
-            return
-        try:
-            await self._connection.send(data)
-        except ConnectionLost:
-            if not self._ignores_loss:
-                raise
-            self._is_deaf = True
-        self._watch.touch(CLIENT)
+            return True
+        sent: Sent = NOTHING
+        if self._connection.sends_at_once:
+            try:
+                sent = self._connection.send_now(data)
+            except ConnectionLost:
+                if not self._ignores_loss:
+                    raise
+                self._is_deaf = True
+                return True
+        if sent is ALL:
+            self._watch.touch(CLIENT)
+        elif sent is NOTHING:
+            self._unsent = data
+        return sent is ALL

@@ -5,12 +5,16 @@ Knows how a tunnel ends: by either side, by a timer, or by the proxy going down;
 
 import random
 import struct
+from collections.abc import Callable
+from functools import partial
 
 import trio
 
 from tricast.errors import ConnectionLost
+from tricast.sent import ALL
 from tricast_proxy.config import TunnelSection
 from tricast_proxy.faults import Duplex
+from tricast_proxy.pump import Pump
 from tricast_proxy.timers import CLIENT, UPSTREAM, Rule, Timers, Watch
 
 #: A close frame with nothing but its code (RFC 6455 5.5.1), as a server sends it.
@@ -41,6 +45,7 @@ class Tunnel:
         client: the client's.
         upstream: the server's.
         config: how it ends.
+        pump: passes on what comes.
         is_websocket: whether frames of WebSocket are in it.
 
     Attributes:
@@ -48,16 +53,18 @@ class Tunnel:
         is_cut: whether it was cut: by a timer, or because one side was lost.
     """
 
-    __slots__ = ("_client", "_config", "_is_websocket", "_open", "_upstream", "_watch", "is_cut", "why")
+    __slots__ = ("_client", "_config", "_is_websocket", "_open", "_pump", "_upstream", "_watch", "is_cut", "why")
 
     def __init__(
         self,
         client: Duplex,
         upstream: Duplex,
         config: TunnelSection,
+        pump: Pump,
         *,
         is_websocket: bool,
     ) -> None:
+        self._pump = pump
         self._client = client
         self._upstream = upstream
         self._config = config
@@ -107,6 +114,7 @@ class Tunnel:
             while data := await source.receive():
                 watch.touch(side)
                 await sink.send(data)
+                await self._flow(source, sink, partial(watch.touch, side))
         except ConnectionLost as lost:
             self.is_cut = not self.why
             self.end(lost.reason)
@@ -118,6 +126,19 @@ class Tunnel:
             self.end(self.why)
         else:
             sink.shutdown_write()
+
+    async def _flow(self, source: Duplex, sink: Duplex, touch: Callable[[], None]) -> None:
+        """Passes bytes on for as long as nobody has to wait for room; does nothing where they are not to go at once."""
+
+        def step() -> bool:
+            data = source.receive_now()
+            if data:
+                touch()
+            return data is None or (bool(data) and sink.send_now(data) is ALL)
+
+        if source.descriptor is not None and sink.sends_at_once:
+            await self._pump.flow(source.descriptor, step)
+            await sink.drain()
 
     async def _cut(self) -> None:
         """Ends it as a timer does."""

@@ -70,6 +70,8 @@ class Connection:
 
     #: One receive, at most.
     _receive_bytes = RECEIVE_BYTES
+    #: Whether ``send_now`` is all that ``send`` is, but for the waiting; for those who stand in for one.
+    sends_at_once = True
 
     __slots__ = (
         "_drained",
@@ -216,6 +218,11 @@ class Connection:
                 return front
             if not ahead:
                 raise ConnectionLost("left", reason="left")
+
+    @property
+    def descriptor(self) -> int | None:
+        """Of the socket, for those who wait for it themselves; None where what it has come to is not what it says."""
+        return self._sock.fileno()
 
     @property
     def has_tail(self) -> bool:

@@ -119,6 +119,11 @@ class TlsConnection(Connection):
             return None
         return Certified(_name_in(shown), ssl.cert_time_to_seconds(str(shown["notAfter"])))
 
+    @property
+    def descriptor(self) -> int | None:
+        """See ``Connection.descriptor``."""
+        return None
+
     async def receive(self) -> bytes:
         """See ``Connection.receive``."""
         await self.flush()

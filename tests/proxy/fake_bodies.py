@@ -6,7 +6,7 @@ from typing import NamedTuple
 import trio
 
 from tricast_proxy.heads import Fields, ResponseHead
-from tricast_proxy.relay import Cut
+from tricast_proxy.relay import Cut, pour_by_turns
 
 
 def response_head(*fields: tuple[bytes, bytes], status: int = 200, content_type: bytes = b"text/plain") -> ResponseHead:
@@ -58,6 +58,9 @@ class FakeSource:
 
     def receive_now(self) -> bytes | None:
         return self._take() if self._items[self._next][0] <= trio.current_time() else None
+
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        return await pour_by_turns(self, take)
 
     def _take(self) -> bytes:
         item = self._items[self._next][1]
@@ -117,6 +120,7 @@ class FakeSink:
         self._open = trio.Event()
         self._open.set()
         self._is_begun = False
+        self._unsent = b""
         self.got: list[Got] = []
         self.taken = 0
         self.trailers: Fields | None = None
@@ -159,6 +163,13 @@ class FakeSink:
         self._begin()
         self.taken += len(payload)
         self._note(payload if self._keeps else "")
+
+    def take(self, payload: bytes) -> bool:
+        self._unsent = payload
+        return False
+
+    async def drain(self) -> None:
+        await self.send(self._unsent)
 
     async def finish(self, trailers: Fields) -> None:
         assert self.trailers is None, "the body has ended already"

@@ -20,6 +20,8 @@ class FakeWire:
     """
 
     peer = "the client"
+    descriptor = None
+    sends_at_once = True
 
     def __init__(self, *script: bytes | float, leaves: bool = False) -> None:
         self._began = due = trio.current_time()

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from tricast.connection import Connection
 from tricast_proxy.config import TunnelSection
+from tricast_proxy.pump import Pump
 from tricast_proxy.timers import Timers
 from tricast_proxy.tunnel import Tunnel, rules_of
 
@@ -52,12 +53,26 @@ class World:
     def __init__(self, *, is_websocket: bool = True, **tunnel: Any) -> None:
         self.config = TunnelSection.model_validate(tunnel)
         self.client, self.upstream = Side(), Side()
-        self.tunnel = Tunnel(self.client.connection, self.upstream.connection, self.config, is_websocket=is_websocket)
+        self.pump = Pump()
+        self.tunnel = Tunnel(
+            self.client.connection, self.upstream.connection, self.config, self.pump, is_websocket=is_websocket
+        )
         self.timers = Timers()
         self.ended = trio.Event()
         self.ended_at = -1.0
 
-    async def run(self, rules_from: random.Random) -> None:
+    def start(self, nursery: trio.Nursery) -> None:
+        """Has the tunnel run, and what it needs."""
+        nursery.start_soon(self.timers.run)
+        nursery.start_soon(self.pump.run)
+        nursery.start_soon(self._run, random.Random(1))
+
+    def close(self) -> None:
+        self.pump.close()
+        self.client.close()
+        self.upstream.close()
+
+    async def _run(self, rules_from: random.Random) -> None:
         await self.tunnel.run(self.timers, rules_of(self.config, rules_from))
         self.ended_at = trio.current_time()
         self.ended.set()
@@ -73,12 +88,10 @@ async def tunnelling(**tunnel: Any) -> AsyncIterator[World]:
     """A tunnel that runs during the block."""
     world = World(**tunnel)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.timers.run)
-        nursery.start_soon(world.run, random.Random(1))
+        world.start(nursery)
         yield world
         nursery.cancel_scope.cancel()
-    world.client.close()
-    world.upstream.close()
+    world.close()
 
 
 async def test_bytes_go_both_ways(autojump_clock: MockClock) -> None:
@@ -239,8 +252,7 @@ def test_before_it_runs_there_is_nothing_to_end() -> None:
         world = World()
         world.tunnel.end("drain")
         assert world.tunnel.why == ""
-        world.client.close()
-        world.upstream.close()
+        world.close()
 
     trio.run(main)
 
@@ -269,8 +281,7 @@ async def test_goodbyes(autojump_clock: MockClock) -> None:
 async def test_cancelling_leaves_nothing(stage: str, autojump_clock: MockClock) -> None:
     world = World(idle_timeout="10s", on_idle="silent")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.timers.run)
-        nursery.start_soon(world.run, random.Random(1))
+        world.start(nursery)
         if stage == "sends":
             with trio.move_on_after(1):
                 while True:
@@ -283,4 +294,5 @@ async def test_cancelling_leaves_nothing(stage: str, autojump_clock: MockClock) 
     for side in (world.client, world.upstream):
         with trio.move_on_after(1):
             await side.connection.receive()
-        side.close()
+    assert len(world.pump) == 0
+    world.close()
