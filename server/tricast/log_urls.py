@@ -1,8 +1,9 @@
 """URLs of logs: which kind of log, and where it is."""
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 MEMORY_URL = "memory:"
 #: What the URL of a log in a file begins with; the rest is the path, as SQLAlchemy has it.
@@ -33,7 +34,7 @@ class Node(NamedTuple):
 
 
 class RedisUrl(NamedTuple):
-    """A Redis server or several.
+    """A Redis server or several. As text, its URL without user name and password.
 
     Attributes:
         nodes: of a cluster some, of Sentinel its own.
@@ -53,9 +54,14 @@ class RedisUrl(NamedTuple):
     name: str
     database: int
 
+    def __str__(self) -> str:
+        scheme = "+".join(filter(None, ("rediss" if self.has_tls else "redis", self.topology)))
+        path = [_written(self.nodes), quote(self.name, safe=""), "" if self.topology == CLUSTER else str(self.database)]
+        return f"{scheme}://{'/'.join(filter(None, path))}"
+
 
 class KafkaUrl(NamedTuple):
-    """A Kafka cluster and a topic of its.
+    """A Kafka cluster and a topic of its. As text, its URL.
 
     Attributes:
         nodes: some of its brokers.
@@ -64,6 +70,13 @@ class KafkaUrl(NamedTuple):
 
     nodes: tuple[Node, ...]
     topic: str
+
+    def __str__(self) -> str:
+        return f"kafka://{_written(self.nodes)}/{self.topic}"
+
+
+def _written(nodes: Iterable[Node]) -> str:
+    return ",".join(map(str, nodes))
 
 
 LogUrl = str | RedisUrl | KafkaUrl

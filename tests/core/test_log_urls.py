@@ -101,5 +101,21 @@ def test_what_is_no_url_of_a_log(text: str) -> None:
     assert caught.value.__suppress_context__
 
 
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("redis://user:hidden@HOST", "redis://host:6379/0"),
+        ("rediss://:hidden@[::1]:1/3", "rediss://[::1]:1/3"),
+        ("rediss+cluster://user:hidden@a,b:7", "rediss+cluster://a:6379,b:7"),
+        ("redis+sentinel://:hidden@a,b:1/na%20me/3", "redis+sentinel://a:26379,b:1/na%20me/3"),
+        ("kafka://a,[::1]:2/my.events", "kafka://a:9092,[::1]:2/my.events"),
+    ],
+)
+def test_a_url_is_shown_without_user_and_password(text: str, written: str) -> None:
+    url = parse_log_url(text)
+    assert str(url) == written
+    assert str(parse_log_url(written)) == written
+
+
 def test_nodes_are_written_as_in_urls() -> None:
     assert [str(Node("host", 1)), str(Node("::1", 2))] == ["host:1", "[::1]:2"]

@@ -10,11 +10,10 @@ from typing import Any
 from coredis import Redis
 from coredis.exceptions import AuthorizationError
 
-from tricast.config import Config, LogSection
-from tricast.errors import ConfigError, LogUnavailable
+from tricast.config import Config
+from tricast.errors import LogUnavailable
 from tricast.event import BEGINNING, EventId, TopicSet, own_id
 from tricast.log.inspection import Cut, Holding, Inspected, Kept
-from tricast.log.redis_layout import conflicts, key_of, layout_in
 from tricast.log.redis_servers import Servers
 from tricast.log.redis_stream import Keys, entries_before, entries_behind, keys_of, state_of
 from tricast.log_urls import RedisUrl
@@ -26,16 +25,16 @@ _DROPPED_AT_ONCE = 10_000
 
 @asynccontextmanager
 async def inspecting(config: Config, url: RedisUrl, *, logger: Logger) -> AsyncIterator[Inspected]:  # noqa: ARG001
-    """See ``tricast.stores.inspecting``. Shards and delivery that are not configured are as the log there has them.
+    """See ``tricast.stores.inspecting``.
 
     Raises:
-        ConfigError: a file for TLS cannot be used, or the log there has other shards or another delivery.
+        ConfigError: a file for TLS cannot be used.
         LogUnavailable: there is no log, or no connection to it.
     """
-    servers = Servers(url, config.log)
-    log = await _as_it_is_there(servers, config.log)
+    log = config.log
     if log.delivery == "pubsub":
         raise LogUnavailable('with log.delivery = "pubsub" events are only passed on: there is nothing in Redis to see')
+    servers = Servers(url, log)
     async with AsyncExitStack() as scopes:
         shards = {}
         for number in range(log.shards):
@@ -46,18 +45,6 @@ async def inspecting(config: Config, url: RedisUrl, *, logger: Logger) -> AsyncI
                 raise LogUnavailable(f"there is none in Redis with {names}")
             shards[number] = RedisInspection(redis, keys)
         yield Inspected(shards, is_sharded=log.shards > 1)
-
-
-async def _as_it_is_there(servers: Servers, log: LogSection) -> LogSection:
-    async with servers.connect(key_of(log.namespace)) as redis:
-        found = await layout_in(redis, log.namespace)
-    if found is None:
-        return log
-    configured = {f"log.{name}" for name in log.model_fields_set}
-    problems = [problem for problem in conflicts(log, found) if problem.key in configured]
-    if problems:
-        raise ConfigError(problems)
-    return log.model_copy(update=found._asdict())
 
 
 class RedisInspection:

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import trio
 from coredis import Redis
 
-from tricast.config import LogSection
+from tricast.config import Config, LogSection
 from tricast.errors import ConfigError, ConfigProblem, LogUnavailable
 from tricast.event import Draft, Position, TopicSet
 from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice
 from tricast.log.redis_scripts import FUNCTIONS, Script
 from tricast.log.redis_servers import Servers
 from tricast.log.statistics import Statistics
+from tricast.log_urls import RedisUrl
 from tricast.logs import Logger
 
 _WATCH_SECONDS = 2.0
@@ -64,10 +65,25 @@ def key_of(namespace: str) -> bytes:
     return f"{namespace}:layout".encode()
 
 
-async def layout_in(redis: Redis[bytes], namespace: str) -> Layout | None:
-    """The layout of the log that is there; None where none is written down."""
-    shards, delivery = [await redis.hget(key_of(namespace), name) for name in Layout._fields]
-    return Layout(int(shards), delivery.decode()) if shards and delivery else None
+async def adopted(config: Config, url: RedisUrl) -> Config:
+    """The configuration, with those settings that it leaves out as the log there has them.
+
+    Raises:
+        ConfigError: the log has others than are configured; or a file for TLS cannot be used.
+        LogUnavailable: there is no Redis, or it cannot be used.
+    """
+    log = config.log
+    key = key_of(log.namespace)
+    async with Servers(url, log).connect(key) as redis:
+        shards, delivery = [await redis.hget(key, name) for name in Layout._fields]
+    if shards is None or delivery is None:
+        return config
+    found = Layout(int(shards), delivery.decode())
+    configured = {f"log.{name}" for name in log.model_fields_set}
+    problems = [problem for problem in conflicts(log, found) if problem.key in configured]
+    if problems:
+        raise ConfigError(problems)
+    return config.model_copy(update={"log": log.model_copy(update=found._asdict())})
 
 
 def conflicts(config: LogSection, found: Layout) -> list[ConfigProblem]:
