@@ -369,7 +369,7 @@ async def test_several_shards_in_redis(redis: RedisServer, monkeypatch: pytest.M
             code, _, said = await run("log", "info")
             assert (code, said.partition(" (")[0]) == (
                 1,
-                "error: configuration: log.shards: Input should be 2, as on the servers that share this log in Redis",
+                "error: configuration: log.shards: expected 2, as on the servers that share this log in Redis",
             )
             monkeypatch.delenv("TRICAST_LOG__SHARDS")  # the log tells how many there are
 

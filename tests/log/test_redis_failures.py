@@ -60,7 +60,7 @@ async def test_while_it_is_away_nothing_is_taken_and_it_says_why(redis: RedisSer
     with pytest.raises(LogUnavailable):
         await process.read("a", after=EventId(last.ms + 1000, 0))
     await until(lambda: process.log.statistics.reconnects > 2)
-    assert process.log.problem == "no connection to Redis: Connection refused"
+    assert process.log.problem == f"{redis.address}: no connection to Redis: Connection refused"
     assert process.said() == ["the log is not available"]
 
 

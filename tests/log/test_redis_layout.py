@@ -49,7 +49,7 @@ def wrote(redis: RedisServer, shards: int, delivery: str, since: int) -> None:
 async def test_other_settings_than_the_log_has(redis: RedisServer, processes: Processes) -> None:
     await processes.begin(redis.url, **STREAM)
     keys = redis.execute("KEYS", "*")
-    shards = 'log.shards: Input should be 2, as on the servers that share this log in Redis (log.namespace = "tricast")'
+    shards = 'log.shards: expected 2, as on the servers that share this log in Redis (log.namespace = "tricast")'
     delivery = shards.replace("shards", "delivery").replace("2", '"stream"')
     await is_refused(redis.url, f"{shards}, found 3;", shards=3)
     await is_refused(redis.url, f'{delivery}, found "pubsub";', **PUBSUB)
@@ -103,7 +103,7 @@ async def test_in_a_cluster(redis_cluster: RedisCluster, processes: Processes, s
     await processes.begin(redis_cluster.url, **shared, **section)
     process = await processes.begin(redis_cluster.url, **shared, **section)
     await process.append("a")
-    await is_refused(redis_cluster.url, "log.shards: Input should be 2, ", **shared, **section | {"shards": 3})
+    await is_refused(redis_cluster.url, "log.shards: expected 2, ", **shared, **section | {"shards": 3})
 
 
 @pytest.mark.usefixtures("watchful")
@@ -115,7 +115,7 @@ async def test_a_redis_without_its_data(redis: RedisServer, processes: Processes
     await process.came_back(2)
     await until(lambda: written(redis) == before)
     await process.append("a")
-    await is_refused(redis.url, "log.shards: Input should be 2, ", **section | {"shards": 3})
+    await is_refused(redis.url, "log.shards: expected 2, ", **section | {"shards": 3})
 
 
 @pytest.mark.usefixtures("watchful")
@@ -137,7 +137,7 @@ async def test_who_was_not_there_first_takes_nothing(redis: RedisServer, process
     since = int(written(redis)["since"])
     wrote(redis, 3, "pubsub", since - 1)
     await process.is_away()
-    why = re.compile(r'log.shards: Input should be 3, .*; log.delivery: Input should be "pubsub", .* found "stream"')
+    why = re.compile(r'log.shards: expected 3, .*; log.delivery: expected "pubsub", .* found "stream"')
     assert why.match(process.log.problem or "")
     with pytest.raises(LogUnavailable, match=why.pattern):
         await process.append("a")

@@ -93,7 +93,7 @@ def conflicts(config: LogSection, found: Layout) -> list[ConfigProblem]:
         ConfigProblem(
             "configuration",
             f"log.{key}",
-            f"Input should be {_quoted(there)}, as on the servers that share this log in Redis "
+            f"expected {_quoted(there)}, as on the servers that share this log in Redis "
             f'(log.namespace = "{config.namespace}"), found {_quoted(here)}; '
             "for how to change it on all of them, see docs/logs.md",
         )
