@@ -138,7 +138,7 @@ def _parts_of(text: str, kind: str) -> SplitResult:
     if "@" in f"{parts.path}{parts.query}{parts.fragment}" and "@" not in parts.netloc:
         raise _unexpected("/, ? and # in a password as %2F, %3F and %23", kind)
     if parts.query:
-        raise _unexpected('nothing from "?" on: what there is to set is in [log], as log.timeout and log.tls_ca', kind)
+        raise _unexpected('nothing from "?" on: what there is to set is in [log] (log.timeout, log.tls_ca)', kind)
     if parts.fragment:
         raise _unexpected('nothing from "#" on', kind)
     return parts
