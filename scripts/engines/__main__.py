@@ -7,19 +7,18 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engines.arguments import NAMES, parse
 from engines.daemon import NotStarted, Service
-from engines.left import Left, end, remember
-from engines.redis import PROGRAMS, RedisServer
+from engines.left import Left, Start, end, remember, start_again
+from engines.redis import RedisServer
 from engines.redis_cluster import RedisCluster
 from engines.redis_sentinel import RedisSentinel
 
-NAMES = ("redis", "redis-cluster", "redis-sentinel", "kafka")
 _STATE = "services.json"
 _KAFKA_TOPIC = "tricast"
 _NOT_RUNNING = 3  # as init scripts say it
@@ -35,10 +34,12 @@ class Running(NamedTuple):
     Attributes:
         url: for ``tricast serve --log-url``.
         programs: of which it consists.
+        starts: how each of them is started.
     """
 
     url: str
     programs: list[Left]
+    starts: list[Start]
 
     @property
     def is_running(self) -> bool:
@@ -56,7 +57,11 @@ class State:
         if path.exists():
             entries = json.loads(path.read_text(encoding="utf-8"))
             self.services = {
-                name: Running(entry["url"], [Left(*program) for program in entry["programs"]])
+                name: Running(
+                    entry["url"],
+                    [Left(*program) for program in entry["programs"]],
+                    [Start(*start) for start in entry["starts"]],
+                )
                 for name, entry in entries.items()
             }
 
@@ -77,10 +82,10 @@ class State:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does what is asked for, and returns the exit status."""
-    options = _parse(arguments)
+    options = parse(arguments)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        status: int = options.do(options)
+        status = _COMMANDS[options.command](options)
     except (Failed, NotStarted) as error:
         print(f"services: {error}", file=sys.stderr)
         return 1
@@ -119,6 +124,29 @@ def down(options: argparse.Namespace) -> int:
     return 0
 
 
+def restart(options: argparse.Namespace) -> int:
+    """Stops what is there, and starts it again where it was, with what it holds; prints the URLs."""
+    if not options.folder.exists():
+        raise Failed("nothing is there: scripts/services up starts it")
+    with _locked(options.folder):
+        state = State(options.folder)
+        asked = _names(options) if options.names else list(state.services)
+        for name in asked:
+            if name not in state.services:
+                raise Failed(f"{name} is not there: scripts/services up {name} starts it")
+        for name in asked:
+            print(f"services: restarting {name}", file=sys.stderr)
+            url, programs, starts = state.services[name]
+            end(programs)
+            started = start_again(starts)
+            state.services[name] = Running(url, [remember(daemon.pid) for daemon in started], starts)
+            state.save()
+            for daemon in started:
+                daemon.leave()
+            print(url, flush=True)
+    return 0
+
+
 def status(options: argparse.Namespace) -> int:
     """Prints a line for each service that there is; whether all that were asked for are running is the status."""
     services = State(options.folder).services
@@ -132,12 +160,6 @@ def status(options: argparse.Namespace) -> int:
 
 def _names(options: argparse.Namespace) -> list[str]:
     return list(NAMES) if "all" in options.names or not options.names else list(dict.fromkeys(options.names))
-
-
-def _name(text: str) -> str:
-    if text not in (*NAMES, "all"):
-        raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(NAMES)} and all")
-    return text
 
 
 def _ensure(state: State, name: str, options: argparse.Namespace) -> None:
@@ -163,7 +185,7 @@ def _ensure(state: State, name: str, options: argparse.Namespace) -> None:
         raise
     # From here on nothing that was started is forgotten: first it is written down, then let go.
     pids = [daemon.pid for daemon in service.daemons]
-    state.services[name] = Running(url, [remember(pid) for pid in pids])
+    state.services[name] = Running(url, [remember(pid) for pid in pids], [Start.of(each) for each in service.daemons])
     state.save()
     service.leave()
 
@@ -215,32 +237,14 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    default = Path(tempfile.gettempdir(), f"tricast-services-{os.getuid()}")
-    parser = argparse.ArgumentParser(
-        prog="scripts/services",
-        description="Starts real Redis and Kafka servers on free ports of 127.0.0.1, and stops them.",
-        epilog="Exit status: 0 for success, 1 for a failure, 2 for wrong usage; of `status` 3 when not all is running.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, do: Callable[[argparse.Namespace], int], number: str, about: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=about, description=about)
-        command.set_defaults(do=do)
-        command.add_argument("names", metavar="NAME", nargs=number, type=_name, help=f"{', '.join(NAMES)} or all")
-        command.add_argument("--folder", type=Path, default=default, help="where all of it is; default: %(default)s")
-        return command
-
-    starting = add("up", up, "+", "Starts them, and prints their log URLs, one per line.")
-    starting.add_argument("--program", choices=PROGRAMS, default=PROGRAMS[0], help="what runs as Redis")
-    starting.add_argument("--replicas", type=int, default=0, metavar="N", help="of each master of the cluster")
-    starting.add_argument("--brokers", type=int, default=1, metavar="N", help="of Kafka")
-    add("down", down, "*", "Stops them, or all that there are, and removes what they have written.")
-    add("status", status, "*", "Tells which are running, and their log URLs.")
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "up": up,
+    "down": down,
+    "restart": restart,
+    "status": status,
     # The script does it before this begins.
-    add("set-up", lambda _: 0, "+", "Only sees to it that they could be started.")
-    return parser.parse_args(arguments)
-
+    "set-up": lambda _: 0,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

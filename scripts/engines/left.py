@@ -3,12 +3,13 @@
 import os
 import select
 import signal
-from collections.abc import Iterable
+import socket
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-from engines.daemon import STOP_SECONDS
+from engines.daemon import HOST, STOP_SECONDS, Daemon
 
 
 class Left(NamedTuple):
@@ -51,6 +52,74 @@ def end(programs: Iterable[Left]) -> None:
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
+
+
+class Start(NamedTuple):
+    """How a program was started, and can be again.
+
+    Attributes:
+        folder: where it works.
+        port: where it listens.
+        command: with its arguments.
+    """
+
+    folder: str
+    port: int
+    command: Sequence[str]
+
+    @classmethod
+    def of(cls, daemon: Daemon) -> Self:
+        """How this one was."""
+        return cls(str(daemon.folder), daemon.port, list(daemon.command()))
+
+
+def start_again(starts: Iterable[Start]) -> list[Daemon]:
+    """Starts programs that have ended, and returns when all of them listen.
+
+    Raises:
+        NotStarted: one does not; the others have been ended.
+    """
+    daemons = [_Again(start) for start in starts]
+    try:
+        for daemon in daemons:
+            daemon.launch()
+        for daemon in daemons:
+            daemon.wait_ready()
+    except BaseException:
+        for daemon in daemons:
+            daemon.close()
+        raise
+    return list(daemons)
+
+
+class _Again(Daemon):
+    """A program of which nothing is known but how it is started."""
+
+    def __init__(self, start: Start) -> None:
+        super().__init__(Path(start.folder))
+        self._start = start
+
+    @property
+    def name(self) -> str:
+        return f"{Path(self._start.command[0]).name} on port {self.port}"
+
+    @property
+    def url(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def port(self) -> int:
+        return self._start.port
+
+    def command(self) -> Sequence[str]:
+        return self._start.command
+
+    def is_ready(self) -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex((HOST, self.port)) == 0
+
+    def wipe(self) -> None:
+        raise NotImplementedError
 
 
 def _signal(one: Left, number: signal.Signals) -> None:

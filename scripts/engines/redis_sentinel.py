@@ -81,7 +81,7 @@ class RedisSentinel(Service):
         Args:
             folder: where it stays; a temporary one by default.
             down_after_ms: after which a server that is silent is taken to be gone.
-            program: Redis or Valkey, one of ``engines.redis.PROGRAMS``.
+            program: Redis or Valkey, one of ``engines.arguments.PROGRAMS``.
             config: further lines of the servers' redis.conf.
         """
         super().__init__(folder)

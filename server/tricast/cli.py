@@ -242,12 +242,15 @@ def check(file: str, hosts: tuple[str, ...]) -> None:
     """Check the configuration in FILE.
 
     Prints everything that is wrong with it, and what it leaves open to other machines. TRICAST_SECTION__KEY variables
-    are checked as well. A certificate is checked to be one that clients take now, and for these names.
+    are checked as well. A certificate is checked to be one that clients take now, and for these names. Of a log on
+    servers it is checked that what it needs is installed; nothing is connected to.
     """
     from tricast.access.keys import load_keys
     from tricast.errors import ConfigError
     from tricast.exposure import exposures, is_host_for_others
+    from tricast.logs import library_logger
     from tricast.server import load_handlers
+    from tricast.stores import log_of
 
     _find_modules_here()
     config = _load(file, {})
@@ -259,7 +262,12 @@ def check(file: str, hosts: tuple[str, ...]) -> None:
         remark = _remark_on_certificate(config, hosts)
 
     check_one: Callable[[], object]
-    for check_one in (lambda: load_handlers(config), lambda: load_keys(config.auth), check_certificate):
+    for check_one in (
+        lambda: load_handlers(config),
+        lambda: load_keys(config.auth),
+        check_certificate,
+        lambda: log_of(config, library_logger()),
+    ):
         try:
             check_one()
         except ConfigError as error:

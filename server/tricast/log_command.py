@@ -97,8 +97,9 @@ def info(url: str | None, file: str | None, as_json: bool) -> None:
 
 
 async def _info(config: "Config", as_json: bool) -> None:
-    from tricast.stores import inspecting
+    from tricast.stores import adopted, inspecting
 
+    config = await adopted(config)
     async with inspecting(config, _logger()) as inspected:
         holdings = {number: await shard.holding() for number, shard in inspected.shards.items()}
     if as_json:
@@ -280,9 +281,9 @@ def tail(
 async def _tail(
     config: "Config", topics: "TopicSet", after: "Position | None", count: int | None, follows: bool
 ) -> None:
-    from tricast.stores import inspecting, log_of
+    from tricast.stores import adopted, inspecting, log_of
 
-    logger = _logger()
+    config, logger = await adopted(config), _logger()
     # What is only passed on can be followed, and there is nothing else to see of it.
     if not follows or config.log.delivery != "pubsub":
         async with inspecting(config, logger) as inspected:  # says so if there is no log, before one is made
@@ -422,8 +423,9 @@ def trim(
 
 
 async def _trim(config: "Config", age: float | None, before: str | None, keep: int | None, yes: bool) -> None:
-    from tricast.stores import inspecting
+    from tricast.stores import adopted, inspecting
 
+    config = await adopted(config)
     async with inspecting(config, _logger()) as inspected:
         what, cuts = _cuts(inspected, age, before, keep)
         if not yes:

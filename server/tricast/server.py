@@ -40,7 +40,7 @@ from tricast.logs import Logger, library_logger, log_problems, program_logger
 from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
 from tricast.runtime import Handler, Runtime
 from tricast.service_manager import ServiceManager
-from tricast.stores import log_of
+from tricast.stores import announce_log, log_of
 from tricast.sweep import Wheel
 from tricast.terminal import Terminal
 
@@ -176,13 +176,13 @@ async def serve(
     """
     logger = logger if logger is not None else library_logger()
     keys = open_keys(config.tls, clock=time.time, logger=logger)
-    log = log or log_of(config, logger)
+    used_log = log or log_of(config, logger)
     wake = _Bell()
     uses = None if share is None else share.tickets
     access = Access(config.auth, clock=time.time, logger=logger, uses=uses)
     randomness = random.Random()  # noqa: S311 - jitter
     hub = Hub(
-        log,
+        used_log,
         max_topic_bytes=config.limits.topic_size,
         max_event_bytes=config.publish.max_event,
         max_topic_subscribers=config.limits.subscribers_per_topic,
@@ -236,8 +236,7 @@ async def serve(
                     server = Server(runtime, urls, admin_urls, entrance, admin_entrance)
                     at_the_end.callback(server.stopped)
                     if share is None:
-                        _warn_of_workers(config, logger)
-                        announce(listeners, admin_listeners, config, logger)
+                        _announce_all(listeners, admin_listeners, config, logger, is_log_configured=log is None)
                     else:
                         background.start_soon(share.boards.post_forever, runtime)
                     task_status.started(server)
@@ -378,9 +377,19 @@ async def _obey_signals_of_one_of_several(
             server.drain()
 
 
-def _warn_of_workers(config: Config, logger: Logger) -> None:
+def _announce_all(
+    listeners: Sequence[socket.socket],
+    admin_listeners: Sequence[socket.socket],
+    config: Config,
+    logger: Logger,
+    *,
+    is_log_configured: bool,
+) -> None:
     if workers_of(config) > 1:
         logger.warning("this is one process: only tricast.run starts several", workers=config.server.workers)
+    announce(listeners, admin_listeners, config, logger)
+    if is_log_configured:
+        announce_log(config, logger)
 
 
 def _calm_garbage_collector() -> None:

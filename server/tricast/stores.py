@@ -52,6 +52,30 @@ def log_of(config: Config, logger: Logger) -> Log:
     )
 
 
+def announce_log(config: Config, logger: Logger) -> None:
+    """Logs which log the configuration asks for, without user name and password."""
+    url, log = parse_log_url(config.log.url), config.log
+    about: dict[str, object] = {}
+    if isinstance(url, RedisUrl):
+        about = {"namespace": log.namespace, "shards": log.shards, "delivery": log.delivery}
+    elif isinstance(url, KafkaUrl):
+        about = {"shards": log.shards}
+    logger.info(f"the log is {log.url if isinstance(url, str) else url}", **about)
+
+
+async def adopted(config: Config) -> Config:
+    """The configuration, with what it leaves out of the log's settings as it is where that log is already.
+
+    Raises:
+        ConfigError: what it needs is not installed, or the log there has other settings.
+        LogUnavailable: it cannot be asked.
+    """
+    url = parse_log_url(config.log.url)
+    if isinstance(url, RedisUrl):
+        return cast("Config", await _import("redis", "_layout").adopted(config, url))
+    return config
+
+
 def inspecting(config: Config, logger: Logger) -> AbstractAsyncContextManager[Inspected]:
     """The scope in which the log that the configuration asks for can be inspected.
 

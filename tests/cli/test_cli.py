@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from functools import partial
 
 import click
@@ -176,3 +177,32 @@ def test_wrong_usage(args, said):
     result = CliRunner().invoke(cli.cli, args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "extra", "library"),
+    [("redis://:hidden@127.0.0.1:1", "redis", "coredis"), ("kafka://127.0.0.1:1/events", "kafka", "confluent_kafka")],
+)
+def test_check_tells_of_an_extra_that_is_missing_and_connects_to_nothing(url, extra, library, tmp_path, monkeypatch):
+    file = tmp_path / "server.toml"
+    file.write_text(f'[log]\nurl = "{url}"\n[[websocket.handler]]\npath = "/x"\nhandler = "nowhere:none"\n')
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, library, None)
+        found = CliRunner().invoke(cli.cli, ["check", str(file)])
+    missing = f"this log needs {library}, which is not installed: pip install 'tricast[{extra}]'"
+    assert f"error: {file}: log.url: {missing}" in found.stderr.splitlines()
+    assert len(found.stderr.splitlines()) == 2  # and the handler
+    assert found.exit_code == 1
+    file.write_text(f'[log]\nurl = "{url}"\n')
+    found = CliRunner().invoke(cli.cli, ["check", str(file)])
+    assert (found.exit_code, found.stdout, found.stderr) == (0, f"{file}: ok\n", "")
+
+
+def test_check_tells_of_a_file_that_the_log_cannot_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    file = tmp_path / "server.toml"
+    file.write_text('[log]\nurl = "rediss://127.0.0.1:1"\ntls_ca = "/nowhere"\n')
+    found = CliRunner().invoke(cli.cli, ["check", str(file)])
+    assert found.stderr == f"error: {file}: log.tls_ca: /nowhere cannot be read\n"
+    assert found.exit_code == 1

@@ -1,6 +1,7 @@
 """``tricast log``: looking into a log in a file, following it, and dropping what is old."""
 
 import json
+import os
 import re
 import signal
 import sqlite3
@@ -364,6 +365,13 @@ async def test_several_shards_in_redis(redis: RedisServer, monkeypatch: pytest.M
     monkeypatch.setenv("TRICAST_LOG__SHARDS", "2")
     with trio.fail_after(60):
         async with serving_command() as (_, server), httpx.AsyncClient(base_url=server) as client:
+            monkeypatch.setenv("TRICAST_LOG__SHARDS", "3")
+            code, _, said = await run("log", "info")
+            assert (code, said.partition(" (")[0]) == (
+                1,
+                "error: configuration: log.shards: expected 2, as on the servers that share this log in Redis",
+            )
+            monkeypatch.delenv("TRICAST_LOG__SHARDS")  # the log tells how many there are
 
             async def publish(topic: str) -> str:
                 while (
@@ -409,10 +417,12 @@ async def test_what_is_only_passed_on_can_be_followed(redis: RedisServer, monkey
     monkeypatch.setenv("TRICAST_LOG__URL", redis.url)
     monkeypatch.setenv("TRICAST_LOG__DELIVERY", "pubsub")
     with trio.fail_after(60):
+        # The log tells which delivery it has.
+        untold = {name: value for name, value in os.environ.items() if name != "TRICAST_LOG__DELIVERY"}
         async with (
             serving_command() as (_, server),
             httpx.AsyncClient(base_url=server) as client,
-            running("log", "tail", "-f", "--topic", "a") as tail,
+            running("log", "tail", "-f", "--topic", "a", env=untold) as tail,
             trio.open_nursery() as nursery,
         ):
             published: list[str] = []

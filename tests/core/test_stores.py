@@ -14,7 +14,7 @@ from tricast.errors import ConfigError
 from tricast.log.base import Log
 from tricast.log.memory import MemoryLog
 from tricast.log.sqlite import SqliteLog
-from tricast.stores import log_of
+from tricast.stores import announce_log, log_of
 
 LIBRARIES = ("coredis", "confluent_kafka")
 
@@ -62,6 +62,24 @@ def test_an_extra_that_is_broken_is_not_taken_for_one_that_is_missing(monkeypatc
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     with pytest.raises(ModuleNotFoundError, match="anyio"):
         made("redis://host")
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ({}, {"event": "the log is memory:"}),
+        ({"url": "sqlite:////var/lib/log.db"}, {"event": "the log is sqlite:////var/lib/log.db"}),
+        (
+            {"url": "redis://user:hidden@host", "shards": 4},
+            {"event": "the log is redis://host:6379/0", "namespace": "tricast", "shards": 4, "delivery": "stream"},
+        ),
+        ({"url": "kafka://a:1,b/events"}, {"event": "the log is kafka://a:1,b:9092/events", "shards": 1}),
+    ],
+)
+def test_the_log_is_named_without_a_password(log: dict[str, object], said: dict[str, object]) -> None:
+    records = LogCapture()
+    announce_log(tricast.Config.model_validate({"log": log}), capturing_logger(records))
+    assert records.entries == [{"log_level": "info", **said}]
 
 
 SERVE = """

@@ -264,6 +264,7 @@ async def test_the_default_logger_is_the_standard_librarys(caplog: pytest.LogCap
             await ask(server.url, "GET", "/healthz")
             nursery.cancel_scope.cancel()
     assert f"listening on {server.url}" in caplog.text
+    assert "the log is memory:" in caplog.text
     assert "request" in caplog.text
 
 

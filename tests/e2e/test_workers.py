@@ -254,6 +254,8 @@ async def test_events_stay_when_all_workers_are_replaced(tmp_path: Path) -> None
         for transport in TRANSPORTS:
             with await subscribe(transport, server.url, "news", last_id=ids[3]) as subscriber:
                 assert [event.id for event in await subscriber.events(6)] == ids[4:]
+    (line,) = server.said("the log is ")  # by all processes together
+    assert f"the log is sqlite:///{tmp_path}/events.db" in line
 
 
 async def test_events_in_memory_are_in_a_private_folder(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import tricast
 from tricast.event import BEGINNING, Draft, Event, Position, TopicSet
 from tricast.log.base import IdempotencyKey, Log, Slice
 from tricast.log.redis import RedisShard, redis_log
+from tricast.log.redis_layout import LaidOutLog
 from tricast.log.redis_stream import Keys, keys_of
 from tricast.log_urls import RedisUrl, parse_log_url
 
@@ -66,8 +67,10 @@ class Process:
 
     @property
     def shard(self) -> RedisShard:
-        assert isinstance(self.log, RedisShard)
-        return self.log
+        log = self.log
+        assert isinstance(log, LaidOutLog)
+        assert isinstance(log._log, RedisShard)
+        return log._log
 
 
 class Processes:

@@ -416,7 +416,7 @@ async def test_a_batch_over_several_shards_is_one_step(redis: RedisServer, proce
 
 def test_in_a_cluster_no_batch_is_over_several_shards() -> None:
     process = Process("redis+cluster://localhost:1", shards=4)
-    assert process.log._append_all is None  # type: ignore[attr-defined]
+    assert process.log._log._append_all is None  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 16, 256])

@@ -222,7 +222,7 @@ def owner_of(cluster: RedisCluster, namespace: str) -> ClusterNode:
 
 
 def keys_in(node: ClusterNode, namespace: str) -> list[bytes]:
-    found: list[bytes] = node.execute("KEYS", f"{namespace}:*")
+    found: list[bytes] = node.execute("KEYS", f"{namespace}:{{*")
     return found
 
 

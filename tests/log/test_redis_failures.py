@@ -60,7 +60,7 @@ async def test_while_it_is_away_nothing_is_taken_and_it_says_why(redis: RedisSer
     with pytest.raises(LogUnavailable):
         await process.read("a", after=EventId(last.ms + 1000, 0))
     await until(lambda: process.log.statistics.reconnects > 2)
-    assert process.log.problem == "no connection to Redis: Connection refused"
+    assert process.log.problem == f"{redis.address}: no connection to Redis: Connection refused"
     assert process.said() == ["the log is not available"]
 
 
@@ -157,7 +157,7 @@ async def test_each_of_its_connections_is_needed(redis: RedisServer, process: Pr
 async def test_what_others_append_while_one_is_away_comes_in_order(redis: RedisServer, processes: Processes) -> None:
     servers = Swapped(redis.url)
     away = Process(redis.url)
-    away.log._servers = servers  # type: ignore[attr-defined]
+    away.shard._servers = servers  # type: ignore[assignment]
     await processes.run(away)
     other = await processes.begin(redis.url)
     first = await other.append("a")
@@ -210,7 +210,7 @@ async def test_a_reader_that_is_on_another_server_is_noticed(redis: RedisServer,
     with RedisServer() as other:
         servers = Swapped(redis.url, other.url)
         process = Process(redis.url)
-        process.log._servers = servers  # type: ignore[attr-defined]
+        process.shard._servers = servers  # type: ignore[assignment]
         await processes.run(process)
         ids = await process.append("a")
         assert process.committed == []
@@ -303,7 +303,7 @@ async def test_only_one_of_them_knew_what_was_lost(redis: RedisServer, processes
     """The other one was cut off when it happened, and comes back when it is all the same again."""
     servers = Swapped(redis.url)
     behind = Process(redis.url)
-    behind.log._servers = servers  # type: ignore[attr-defined]
+    behind.shard._servers = servers  # type: ignore[assignment]
     await processes.run(behind)
     ahead = await processes.begin(redis.url)
     (kept,) = await ahead.append("a")
@@ -358,7 +358,7 @@ async def test_what_was_acknowledged_and_never_read(redis: RedisServer, processe
     with RedisServer() as other:
         servers = Swapped(redis.url, other.url)  # nothing is read
         process = Process(redis.url, timeout="1s")
-        process.log._servers = servers  # type: ignore[attr-defined]
+        process.shard._servers = servers  # type: ignore[assignment]
         await processes.run(process)
         before = process.log.last_id
         saved = save(redis, tmp_path / "saved")
@@ -472,7 +472,7 @@ async def test_too_long_away(redis: RedisServer, processes: Processes) -> None:
     redis.execute("CONFIG", "SET", "stream-node-max-entries", 1)
     servers = Swapped(redis.url)
     away = Process(redis.url, length=5)
-    away.log._servers = servers  # type: ignore[attr-defined]
+    away.shard._servers = servers  # type: ignore[assignment]
     await processes.run(away)
     other = await processes.begin(redis.url, length=5)
     (known,) = await other.append("a")
@@ -623,7 +623,7 @@ async def test_a_replica_takes_over(redis: RedisServer, processes: Processes, re
         await process.came_to(known)
         redis.kill()
         replica.execute("REPLICAOF", "NO", "ONE")
-        servers = process.log._servers  # type: ignore[attr-defined]
+        servers = process.shard._servers  # type: ignore[assignment]
         servers._url = servers._url._replace(nodes=_parsed(replica.url).nodes)
         await process.came_back()
         start = process.shard._state.start
@@ -665,7 +665,7 @@ async def test_a_server_whose_place_was_taken_went_on_for_a_while(redis: RedisSe
             assert (await process.read("a", after=kept[0])).gap is None
             assert (await gap_after(process, common)) == Gap(GapReason.RESTARTED, common, process.shard._state.start)
         # Who was on it finds that the newest of what it knows is missing.
-        servers = old.log._servers  # type: ignore[attr-defined]
+        servers = old.shard._servers  # type: ignore[assignment]
         servers._url = servers._url._replace(nodes=_parsed(replica.url).nodes)
         await disconnect(old)
         (last,) = await old.append("b")
@@ -788,7 +788,7 @@ async def test_a_primary_that_is_one_again_may_lack_what_its_successor_had(
 ) -> None:
     """Sentinel may have had another one in the meantime, and nothing on this one tells."""
     process = Process(redis.url)
-    process.log._servers = Returned(redis.url)  # type: ignore[attr-defined]
+    process.shard._servers = Returned(redis.url)  # type: ignore[assignment]
     await processes.run(process)
     (last,) = await process.append("a")
     await process.came_to(last)

@@ -74,7 +74,7 @@ async def test_commands_of_many_tasks_share_the_one_connection(redis: RedisServe
 async def test_a_database(redis: RedisServer) -> None:
     await write(servers_at(f"{redis.url}/3"))
     assert redis.execute("INFO", "keyspace").split() == [b"#", b"Keyspace", b"db3:keys=1,expires=0,avg_ttl=0"]
-    assert await why_not(servers_at(f"{redis.url}/99")) == "Redis answered: DB index is out of range"
+    assert await why_not(servers_at(f"{redis.url}/99")) == f"{redis.address}: Redis answered: DB index is out of range"
 
 
 async def test_no_other_connection_is_made_for_a_lost_one(redis: RedisServer) -> None:
@@ -89,7 +89,7 @@ async def test_no_other_connection_is_made_for_a_lost_one(redis: RedisServer) ->
 
     with pytest.raises(LogUnavailable) as info:
         await use_a_lost_one()
-    assert info.value.why == "the connection to Redis was lost"
+    assert info.value.why == f"{redis.address}: the connection to Redis was lost"
     await write(servers)
 
 
@@ -125,8 +125,8 @@ async def test_a_server_that_stands_still(redis: RedisServer) -> None:
 
     with pytest.raises(LogUnavailable) as info:
         await use()
-    assert info.value.why == "Redis does not answer"
-    assert await why_not(servers) == "no connection to Redis within 0.3 s"
+    assert info.value.why == f"{redis.address}: Redis does not answer"
+    assert await why_not(servers) == f"{redis.address}: no connection to Redis within 0.3 s"
     redis.resume()
     await write(servers)
 
@@ -153,18 +153,21 @@ async def test_being_cancelled_while_it_is_connected(redis: RedisServer) -> None
 async def test_who_is_refused_is_told_why() -> None:
     users = ["default off", "app on >secret ~tricast:* +ping"]
     with RedisServer(users=users) as redis:
-        assert await why_not(servers_at(redis.url)) == "Redis wants a user name and a password in log.url"
+        wants = f"{redis.address}: Redis wants a user name and a password in log.url"
+        assert await why_not(servers_at(redis.url)) == wants
         wrong = servers_at(f"redis://app:wrong@{redis.address}")
-        assert await why_not(wrong) == "Redis refused the user name or the password in log.url"
+        refused = f"{redis.address}: Redis refused the user name or the password in log.url"
+        assert await why_not(wrong) == refused
         right = servers_at(f"redis://app:secret@{redis.address}")
         assert await why_not(right) == (
-            "the user in log.url lacks a right in Redis: this user has no permissions to run the 'xadd' command"
+            f"{redis.address}: the user in log.url lacks a right in Redis: "
+            "this user has no permissions to run the 'xadd' command"
         )
 
 
 async def test_a_replica(redis: RedisServer) -> None:
     redis.execute("REPLICAOF", "127.0.0.1", 1)
-    assert await why_not(servers_at(redis.url)) == "the Redis server is a replica"
+    assert await why_not(servers_at(redis.url)) == f"{redis.address}: the Redis server is a replica"
 
 
 async def test_a_server_without_memory(redis: RedisServer) -> None:
@@ -173,11 +176,14 @@ async def test_a_server_without_memory(redis: RedisServer) -> None:
 
 
 async def test_no_server() -> None:
-    assert await why_not(servers_at(f"redis://{NOWHERE}")) == "no connection to Redis: Connection refused"
+    assert (
+        await why_not(servers_at(f"redis://:hidden@{NOWHERE}"))
+        == f"{NOWHERE}: no connection to Redis: Connection refused"
+    )
 
 
 async def test_none_under_any_of_the_addresses() -> None:
-    assert await why_not(servers_at("redis://localhost:1")) == "no connection to Redis: Connection refused"
+    assert await why_not(servers_at("redis://localhost:1")) == "localhost:1: no connection to Redis: Connection refused"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +270,7 @@ async def test_sentinels_that_are_gone(watched: RedisSentinel) -> None:
     await write(servers_at(f"redis+sentinel://{NOWHERE},{NOWHERE},{last}/mymaster"))
     gone = servers_at(f"redis+sentinel://{NOWHERE},{NOWHERE},{NOWHERE},{last}/mymaster")
     assert await why_not(gone) == (
-        "none of the sentinels tells where the primary is: no connection to Redis: Connection refused"
+        f"none of the sentinels tells where the primary is: {NOWHERE}: no connection to Redis: Connection refused"
     )
     await write(gone)  # others are asked than the last time
 
@@ -342,10 +348,10 @@ async def test_a_sentinel_that_is_not_up_to_date(redis: RedisServer) -> None:
         behind, current = FakeSentinel(replica.port), FakeSentinel(redis.port)
         async with listening(behind, current) as url:
             servers = servers_at(url)
-            assert await why_not(servers) == "what Sentinel names as the primary is a replica"
+            assert await why_not(servers) == f"{replica.address}: what Sentinel names as the primary is a replica"
             await write(servers)
             behind.primary, current.primary = redis.port, 1
-            assert await why_not(servers) == "no connection to Redis: Connection refused"
+            assert await why_not(servers) == f"{NOWHERE}: no connection to Redis: Connection refused"
             await write(servers)
 
 
@@ -384,7 +390,8 @@ async def test_a_slot_that_moves(cluster: RedisCluster) -> None:
     async with servers.connect(key) as connected:
         new.execute("CLUSTER", "SETSLOT", slot, "IMPORTING", old.id)
         old.execute("CLUSTER", "SETSLOT", slot, "MIGRATING", new.id)
-        assert await why_not(servers, b"another {0}") == "the shard has moved to another server of the cluster"
+        moved = f"{old.address}: the shard has moved to another server of the cluster"
+        assert await why_not(servers, b"another {0}") == moved
         old.execute("MIGRATE", "127.0.0.1", new.port, key, 0, 5000, "AUTH2", "administrator", "any")
         for node in (new, old, *cluster.masters):
             node.execute("CLUSTER", "SETSLOT", slot, "NODE", new.id)
@@ -420,7 +427,7 @@ async def test_a_slot_that_nobody_has(cluster: RedisCluster) -> None:
         "none of the cluster tells where the primary is: no server of the cluster has the shard"
     )
     beside = next(b"{%d}" % number for number in range(1000) if cluster.master_of(b"{%d}" % number) is owner)
-    assert await why_not(servers, beside) == "Redis answered: The cluster is down"
+    assert await why_not(servers, beside) == f"{owner.address}: Redis answered: The cluster is down"
     owner.execute("CLUSTER", "ADDSLOTS", slot_of(key))
     await trio.to_thread.run_sync(cluster.wait_whole)
 

@@ -29,9 +29,9 @@ from services import (
     shared_kafka,
 )
 
+from engines.arguments import PROGRAMS
 from engines.daemon import wait_until
 from engines.left import Left, end
-from engines.redis import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
 
@@ -282,6 +282,55 @@ def test_what_has_ended_is_started_anew(tmp_path: Path) -> None:
         assert services("status", "--folder", folder).returncode == 0
     finally:
         services("down", "--folder", folder)
+
+
+async def test_what_is_restarted_is_where_it_was_with_what_it_held(tmp_path: Path) -> None:
+    folder = tmp_path / "services"
+    try:
+        url = services("up", "redis", "--folder", folder).stdout
+        async with coredis.Redis.from_url(url.strip(), decode_responses=True) as client:
+            await client.set("key", "value")
+        before = programs_of(folder)
+        again = services("restart", "--folder", folder)
+        assert (again.returncode, again.stdout) == (0, url)
+        assert not any(one.is_running for one in before)
+        async with coredis.Redis.from_url(url.strip(), decode_responses=True) as client:
+            assert await client.get("key") == "value"
+        os.killpg(programs_of(folder)[0].pid, signal.SIGKILL)
+        assert services("restart", "redis", "--folder", folder).returncode == 0
+        assert services("status", "--folder", folder).returncode == 0
+        other = services("restart", "kafka", "--folder", folder)
+        assert (other.returncode, other.stderr) == (
+            1,
+            "services: kafka is not there: scripts/services up kafka starts it\n",
+        )
+    finally:
+        services("down", "--folder", folder)
+    nothing = services("restart", "--folder", folder)
+    assert (nothing.returncode, nothing.stderr) == (1, "services: nothing is there: scripts/services up starts it\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("--help",), 0, "restart"),
+        (("up", "--help"), 0, "--program"),
+        ((), 2, "required: COMMAND"),
+        (("start", "redis"), 2, "choose from 'up', 'down', 'restart', 'status', 'set-up'"),
+        (("up",), 2, "required: NAME"),
+        (("up", "mysql"), 2, "mysql is none of redis, redis-cluster, redis-sentinel, kafka and all"),
+        (("up", "redis-cluster", "--replicas", "-1"), 2, "expected a number from 0 to 9, found -1"),
+    ],
+)
+def test_help_and_wrong_usage_need_nothing_that_is_installed(
+    tmp_path: Path, arguments: tuple[str, ...], status: int, said: str
+) -> None:
+    scripts = shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    done = subprocess.run([scripts / "services", *arguments], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == status
+    assert said in done.stdout + done.stderr
+    assert "install" not in done.stderr
+    assert list(tmp_path.iterdir()) == [scripts]
 
 
 def test_when_one_cannot_be_started_the_server_itself_says_why(tmp_path: Path) -> None:

@@ -403,7 +403,7 @@ class KafkaLog:
     def failed(self, why: str) -> None:
         """Kafka cannot be used, or not all of it."""
         if self._problem is None:
-            self._logger.error("the log is not available", topic=self._url.topic, why=why)
+            self._logger.error("the log is not available", url=str(self._url), why=why)
         self._problem = why
         self._changed.unpark_all()
 
@@ -425,7 +425,7 @@ class KafkaLog:
         if self._problem is not None:
             self._problem = None
             self._statistics.reconnects += 1
-            self._logger.info("the log is available again", topic=self._url.topic)
+            self._logger.info("the log is available again", url=str(self._url))
             self._changed.unpark_all()
 
     def _is_other(self, shard: Shard, seen: Seen) -> bool:

@@ -27,13 +27,14 @@ from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice, ign
 from tricast.log.redis_appends import Append, Appends, Result
 from tricast.log.redis_channel import channel_log
 from tricast.log.redis_history import newest, read_stream
+from tricast.log.redis_layout import LaidOutLog
 from tricast.log.redis_link import Link
 from tricast.log.redis_servers import ERRORS, Servers, unavailable
 from tricast.log.redis_stream import REPLY_BYTES, Batch, Entry, Keys, Known, State, keys_of
 from tricast.log.sharded import ShardedLog, across_shards, shard_of
 from tricast.log.statistics import Statistics
 from tricast.log.window import Window, gap_between, unknown_position
-from tricast.log_urls import CLUSTER, RedisUrl
+from tricast.log_urls import RedisUrl
 from tricast.logs import Logger
 
 #: How long Redis is asked to wait for something new. A connection that is dead is noticed so much later.
@@ -65,9 +66,13 @@ def redis_log(config: Config, url: RedisUrl, *, logger: Logger) -> Log:
     Raises:
         ConfigError: a file for TLS cannot be used.
     """
-    if config.log.delivery == "pubsub":
-        return channel_log(config, url, logger=logger)
-    servers, statistics = Servers(url, config.log), Statistics()
+    servers = Servers(url, config.log)
+    made = channel_log if config.log.delivery == "pubsub" else _stream_log
+    return LaidOutLog(made(config, servers, logger=logger), servers, config.log, logger=logger)
+
+
+def _stream_log(config: Config, servers: Servers, *, logger: Logger) -> Log:
+    statistics = Statistics()
     count = config.log.shards
     shards = {
         number: RedisShard(
@@ -98,7 +103,7 @@ def redis_log(config: Config, url: RedisUrl, *, logger: Logger) -> Log:
         shards,
         shard_of=lambda topic: shard_of(topic, count),
         # In a cluster they are on different servers.
-        append_all=None if url.topology == CLUSTER else append_all,
+        append_all=None if servers.is_cluster else append_all,
         statistics=statistics,
     )
 

@@ -29,7 +29,6 @@ from tricast.log.redis_stream import Batch, tag_of
 from tricast.log.sharded import ShardedLog, shard_of
 from tricast.log.statistics import Statistics
 from tricast.log.window import Window, unknown_position
-from tricast.log_urls import RedisUrl
 from tricast.logs import Logger
 
 _ANEW = "it began anew in Redis"
@@ -106,13 +105,9 @@ _decode = msgspec.msgpack.Decoder(list[tuple[str, str, bytes]]).decode
 _ARRAY = b"\xdd"
 
 
-def channel_log(config: Config, url: RedisUrl, *, logger: Logger) -> Log:
-    """The log that the configuration asks for; nothing is opened yet.
-
-    Raises:
-        ConfigError: a file for TLS cannot be used.
-    """
-    servers, statistics = Servers(url, config.log), Statistics()
+def channel_log(config: Config, servers: Servers, *, logger: Logger) -> Log:
+    """The log that the configuration asks for; nothing is opened yet."""
+    statistics = Statistics()
     count = config.log.shards
     shards = {
         number: ChannelShard(

@@ -129,7 +129,7 @@ class Servers:
         try:
             async with self._open(node, block=block) as redis:
                 if self._url.topology == SENTINEL:
-                    await _check_role(redis)
+                    await _check_role(redis, node)
                 yield redis
         except LogUnavailable:
             # Who is cut off from the others tells what was once true.
@@ -173,7 +173,7 @@ class Servers:
         try:
             return await self._ask_sentinel(sentinel, has_credentials=False)
         except LogUnavailable as error:
-            if error.why != _WANTS_CREDENTIALS:
+            if not error.why.endswith(_WANTS_CREDENTIALS):
                 raise
         return await self._ask_sentinel(sentinel, has_credentials=True)
 
@@ -201,7 +201,7 @@ class Servers:
         # Raised outside, where no nursery makes a group of it.
         async with stream, Redis(connection_pool=pool, verify_version=False, retry_policy=NoRetryPolicy()) as redis:
             try:
-                with self._in_time():
+                with self._in_time(node):
                     await pool.get_connection()
                 yield redis
             except Exception as error:  # noqa: BLE001 - raised below
@@ -209,7 +209,7 @@ class Servers:
         if failure is not None:
             # Of a cancelled handshake coredis makes a ConnectionError.
             await trio.lowlevel.checkpoint_if_cancelled()
-            reason = unavailable(failure)
+            reason = unavailable(failure, node)
             if reason is None:
                 raise failure
             # What coredis says may have in it what was sent.
@@ -217,15 +217,15 @@ class Servers:
 
     async def _dial(self, node: Node) -> ByteStream:
         try:
-            with self._in_time():
+            with self._in_time(node):
                 if self._tls is None:
                     return await anyio.connect_tcp(*node)
                 return await anyio.connect_tcp(*node, ssl_context=self._tls, tls_standard_compatible=False)
         except ERRORS as error:
-            raise unavailable(error) or error from None
+            raise unavailable(error, node) or error from None
 
     @contextmanager
-    def _in_time(self) -> Iterator[None]:
+    def _in_time(self, node: Node) -> Iterator[None]:
         with trio.move_on_after(self._timeout) as scope:
             try:
                 yield
@@ -233,7 +233,7 @@ class Servers:
                 if not scope.cancel_called:
                     raise
         if scope.cancel_called:
-            raise LogUnavailable(f"no connection to Redis within {self._timeout:g} s")
+            raise LogUnavailable(f"{node}: no connection to Redis within {self._timeout:g} s")
 
 
 @dataclass(unsafe_hash=True)
@@ -276,9 +276,9 @@ class _OneConnection(ConnectionPool[Connection]):
         """Does nothing: everybody uses the one connection at the same time."""
 
 
-async def _check_role(redis: Redis[bytes]) -> None:
+async def _check_role(redis: Redis[bytes], node: Node) -> None:
     if (await redis.role()).role != "master":
-        raise LogUnavailable("what Sentinel names as the primary is a replica")
+        raise LogUnavailable(f"{node}: what Sentinel names as the primary is a replica")
 
 
 async def connection_of(redis: Redis[bytes]) -> Connection:
@@ -288,14 +288,21 @@ async def connection_of(redis: Redis[bytes]) -> Connection:
     return connection
 
 
-def unavailable(error: Exception) -> LogUnavailable | None:
-    """What an error of the library's means for the log, in a few words without secrets; None for any other error."""
+def unavailable(error: Exception, node: Node | None = None) -> LogUnavailable | None:
+    """What an error of the library's means for the log, in a few words without secrets; None for any other error.
+
+    Args:
+        error: what was raised.
+        node: the server that it is about, where the words are to name it.
+    """
     if isinstance(error, ExceptionGroup):
-        reasons = [unavailable(each) for each in leaves(error)]
+        reasons = [unavailable(each, node) for each in leaves(error)]
         return reasons[0] if all(reasons) else None
     if isinstance(error, LogUnavailable):
         return error
-    return LogUnavailable(_in_words(error)) if isinstance(error, ERRORS) else None
+    if not isinstance(error, ERRORS):
+        return None
+    return LogUnavailable(_in_words(error) if node is None else f"{node}: {_in_words(error)}")
 
 
 def _in_words(error: BaseException) -> str:

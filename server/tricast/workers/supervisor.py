@@ -30,6 +30,7 @@ from tricast.log_urls import MEMORY_URL, SQLITE_URL
 from tricast.logs import Logger, log_problems, program_logger
 from tricast.metrics import POST_SECONDS, Board
 from tricast.service_manager import ServiceManager
+from tricast.stores import announce_log
 from tricast.terminal import Terminal
 from tricast.workers.control import Begin, Renew
 from tricast.workers.process import Worker
@@ -181,6 +182,8 @@ class Supervisor:
                 "events are kept in a temporary folder and are gone when the server ends",
                 folder=self._folder,
             )
+        else:
+            announce_log(self._config, self._logger)
         for number in range(self._count):
             policy.start_soon(self._keep, number)
         self._tell_ready()
