@@ -293,6 +293,22 @@ async def test_records_that_hold_no_event_are_left_out(kafka: KafkaTopics) -> No
         ]
 
 
+async def test_what_other_programs_write_is_left_out_where_it_is_too_long(kafka: KafkaTopics) -> None:
+    topic, source = new_topic(kafka), new_topic(kafka)
+    records = (b"a", b"1"), (b"a", b"9" * 1025), (b"a", b"2"), (b"a", b"x" * 10**5), (b"a", b"3")
+    write(kafka, source, *records)
+    settings = {"source": [{"kafka_topic": source, "topic": "s.{key}"}], "publish": {"max_event": "1KiB"}}
+    async with kafka_world(kafka, topic, cache_size=1, **settings) as world:
+        write(kafka, source, *records)
+        await world.handed_over(3)
+        assert world.data == [b"1", b"2", b"3"]
+        assert [event.data for event in await world.read_all("s.a")] == [b"1", b"2", b"3"] * 2
+        assert world.log.statistics.left_out == 4
+        assert [line for line in world.warnings if "left out" in line] == [
+            "records of Kafka's are left out: its data is longer than publish.max_event, 1024 bytes"
+        ]
+
+
 async def test_a_source_that_is_gone_is_no_reason_to_take_nothing(kafka: KafkaTopics) -> None:
     topic, source = new_topic(kafka), new_topic(kafka)
     async with kafka_world(kafka, topic, source=[{"kafka_topic": source, "topic": "s.{key}"}]) as world:
