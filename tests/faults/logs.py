@@ -42,11 +42,13 @@ class FaultyLog(ABC):
         kinds: what can happen to it.
         losing: the names of those after which events may be gone.
         loses_always: whether events may be gone whatever happens.
+        keeps_what_is_acknowledged: whether only events may be gone that were not acknowledged.
     """
 
     kinds: Sequence[Kind] = ()
     losing: frozenset[str] = frozenset()
     loses_always = False
+    keeps_what_is_acknowledged = False
 
     @abstractmethod
     def sections(self, server: int) -> Mapping[str, Any]:
@@ -116,6 +118,7 @@ class Engines(FaultyLog):
 
     def __init__(self, *, loses: bool, more: Mapping[str, Any]) -> None:
         self._more = more
+        self.keeps_what_is_acknowledged = bool(more.get("replicas")) and not loses
         self._service: Service
         self._relays: list[Relay] = []
         self.kinds = (
