@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import trio
@@ -189,6 +190,16 @@ async def test_batches_at_the_same_time_share_transactions(kafka: KafkaTopics) -
                 nursery.start_soon(world.append, f"t.{number}", f"t.{number}")
         await world.handed_over(40)
         assert sorted(world.topics) == sorted(2 * [f"t.{number}" for number in range(20)])
+
+
+async def test_many_small_events_where_kafka_takes_only_small_records(kafka: KafkaTopics) -> None:
+    topic = new_topic(kafka, max_message_bytes="2000")
+    async with kafka_world(kafka, topic, kafka={"batch.size": "2000"}) as world:
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(partial(world.append, "a", data=b"1" * 300))
+        await world.append(*["a"] * 50, data=b"1" * 300)
+        await world.handed_over(100)
 
 
 async def test_a_record_that_kafka_does_not_take_is_refused_with_its_batch_alone(kafka: KafkaTopics) -> None:
