@@ -42,12 +42,14 @@ class FaultyLog(ABC):
         kinds: what can happen to it.
         losing: the names of those after which events may be gone.
         loses_always: whether events may be gone whatever happens.
+        may_part: whether it may be two logs for a while. Who leaves meanwhile is never told of the other one.
         keeps_what_is_acknowledged: whether only events may be gone that were not acknowledged.
     """
 
     kinds: Sequence[Kind] = ()
     losing: frozenset[str] = frozenset()
     loses_always = False
+    may_part = False
     keeps_what_is_acknowledged = False
 
     @abstractmethod
@@ -262,6 +264,7 @@ class SplitSentinel(Sentinel):
     """The same, where for a while there are two primaries."""
 
     can_pause = True
+    may_part = True
     losing = frozenset({"kill", "pause"})
 
 

@@ -233,7 +233,7 @@ class _Round:
             subscriber = self._subscriber(self._numbers.choice(TRANSPORTS), self._topics(), begins_at)
             if self._ends:
                 subscriber.finish(self._ends)
-            await subscriber.run(self._numbers.expovariate(1 / 60))
+            await subscriber.run(math.inf if self._log.may_part else self._numbers.expovariate(1 / 60))
             if not subscriber.follower.is_retired:
                 return
 
