@@ -149,6 +149,7 @@ def _as_json(config: "Config", holdings: Mapping[int, "Holding"], now: float) ->
             "first": None if holding.first is None else str(holding.first),
             "last": str(holding.last),
             "events": holding.events,
+            "is_counted": holding.is_counted,
             "topics": holding.topics,
             "bytes": holding.size,
             "oldest_age_seconds": age(holding.since),
@@ -159,6 +160,7 @@ def _as_json(config: "Config", holdings: Mapping[int, "Holding"], now: float) ->
         "kind": kind,
         "place": place,
         "events": sum(holding.events for holding in each),
+        "is_counted": all(holding.is_counted for holding in each),
         "topics": _total(holding.topics for holding in each),
         "bytes": _total(holding.size for holding in each),
         "oldest_age_seconds": age(_oldest(each)),
@@ -172,7 +174,7 @@ def _as_lines(config: "Config", holdings: Mapping[int, "Holding"], now: float, *
     rows = [
         ("kind", kind),
         ("place", place),
-        ("events", f"{sum(holding.events for holding in each):,}"),
+        ("events", _events(each)),
         ("topics", _or_unknown(_total(holding.topics for holding in each), "{:,}".format)),
         ("size", _or_unknown(_total(holding.size for holding in each), _size)),
         ("oldest", _or_unknown(_oldest(each), lambda since: f"{_duration(now - since)} ago")),
@@ -185,7 +187,7 @@ def _as_lines(config: "Config", holdings: Mapping[int, "Holding"], now: float, *
     table = [
         (
             str(number),
-            f"{holding.events:,}",
+            _events([holding]),
             _or_unknown(holding.topics, "{:,}".format),
             _or_unknown(holding.size, _size),
             _or_unknown(holding.since, lambda since: f"{_duration(now - since)} ago"),
@@ -195,6 +197,16 @@ def _as_lines(config: "Config", holdings: Mapping[int, "Holding"], now: float, *
         for number, holding in holdings.items()
     ]
     return [*_aligned(rows), "", *_aligned([head, *table])]
+
+
+def _events(holdings: Iterable["Holding"]) -> str:
+    """How many events there are, in words."""
+    each = list(holdings)
+    return _at_most(sum(holding.events for holding in each), is_counted=all(holding.is_counted for holding in each))
+
+
+def _at_most(count: int, *, is_counted: bool) -> str:
+    return f"{count:,}" if is_counted or not count else f"at most {count:,}"
 
 
 def _or_unknown(value: Any, write: Callable[[Any], str]) -> str:
@@ -429,14 +441,15 @@ async def _trim(config: "Config", age: float | None, before: str | None, keep: i
     async with inspecting(config, _logger()) as inspected:
         what, cuts = _cuts(inspected, age, before, keep)
         if not yes:
-            events = sum([(await inspected.shards[number].holding()).events for number in cuts])
+            events = _events([await inspected.shards[number].holding() for number in cuts])
             kind, place = _kind_and_place(config)
-            _confirm(f"{kind}, {place}: drop {what}, of {events:,} events?")
+            _confirm(f"{kind}, {place}: drop {what}, of {events} events?")
         for number, cut in cuts.items():
             shard = inspected.shards[number]
             dropped = await shard.drop(cut)
             name = f"shard {number}: " if inspected.is_sharded else ""
-            write_line(f"{name}dropped {dropped:,} events, {_left(await shard.holding())}")
+            left = await shard.holding()
+            write_line(f"{name}dropped {_at_most(dropped, is_counted=left.is_counted)} events, {_left(left)}")
 
 
 def _cuts(
@@ -475,4 +488,4 @@ def _confirm(question: str) -> None:
 def _left(holding: "Holding") -> str:
     if holding.first is None:
         return "none is left"
-    return f"{holding.events:,} are left, from {holding.first} on"
+    return f"{_events([holding])} are left, from {holding.first} on"

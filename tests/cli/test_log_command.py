@@ -137,7 +137,7 @@ def test_the_same_for_programs(invoke: Run, ids: list[str], tmp_path: Path) -> N
     age, size = found["oldest_age_seconds"], found["bytes"]
     assert 240 <= age < 300
     assert size > 0
-    everything = {"events": 4, "topics": 3, "bytes": size, "oldest_age_seconds": age}
+    everything = {"events": 4, "is_counted": True, "topics": 3, "bytes": size, "oldest_age_seconds": age}
     assert shard == {"shard": 0, "first": ids[0], "last": ids[3], **everything}
     assert found == {"kind": "sqlite", "place": str(tmp_path / "log.db"), **everything, "shards": [shard]}
 
@@ -170,6 +170,17 @@ def test_every_shard_is_told_of() -> None:
         "0      1,200   3       2.0 KiB  1 d 0 h ago  1000-0  9000-3",
         "1      0       0       100 B    —            —       0-0",
     ]
+
+
+def test_what_is_not_counted_is_at_most_so_much() -> None:
+    shards = {0: SHARDS[0]._replace(is_counted=False), 1: SHARDS[1]._replace(is_counted=False)}
+    config = Config.model_validate({"log": {"url": "kafka://one/events", "shards": 2}})
+    lines = log_command._as_lines(config, shards, 2.0, is_sharded=True)
+    assert lines[2] == "events  at most 1,200"
+    assert [line[7:20].strip() for line in lines[-2:]] == ["at most 1,200", "0"]
+    found = log_command._as_json(config, shards | {1: SHARDS[1]}, 2.0)
+    assert (found["events"], found["is_counted"]) == (1200, False)
+    assert [shard["is_counted"] for shard in found["shards"]] == [False, True]
 
 
 @pytest.mark.parametrize(

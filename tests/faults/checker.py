@@ -17,7 +17,12 @@ Ends = Mapping[str, tuple[int, Id]]
 
 
 def check(
-    journal: Journal, followers: Sequence[Follower], ends: Ends, *, loses_at: float = math.inf
+    journal: Journal,
+    followers: Sequence[Follower],
+    ends: Ends,
+    *,
+    loses_at: float = math.inf,
+    readers: Sequence[Follower] = (),
 ) -> list[Violation]:
     """The rules that were broken.
 
@@ -27,12 +32,15 @@ def check(
         ends: where each topic ends; nobody has to have what is behind it.
         loses_at: when the log began to lose events, by a fault or because it keeps only so many. Before that there is
             no reason for a gap.
+        readers: those who have read all that is kept, where all that was acknowledged has to be among it.
     """
     may_lose = loses_at < math.inf
     found = list(journal.violations)
     found += _publications(journal, may_lose=may_lose)
     found += _batches(journal, may_lose=may_lose)
     found += _real_time(journal)
+    for reader in readers:
+        found += _kept(journal, reader)
     log = _Log(journal, ends)
     for follower in followers:
         found += _gaps(follower, loses_at)
@@ -95,6 +103,14 @@ def _real_time(journal: Journal) -> Iterator[Violation]:
             elif event_id < newest and name != its_name:
                 one, other = journal.publications[name], journal.publications[its_name]
                 yield Violation("real time", f"{told_of(one)} is at {written(event_id)}, before {told_of(other)}")
+
+
+def _kept(journal: Journal, reader: Follower) -> Iterator[Violation]:
+    """What was acknowledged is in the log for ever."""
+    given = {journal.entries[item].name for item in reader.items if item >= 0}
+    for publication in journal.publications.values():
+        if publication.acknowledged_at is not None and publication.name not in given:
+            yield Violation("kept", f"{told_of(publication)} is not in the log any more", reader)
 
 
 def _gaps(follower: Follower, loses_at: float) -> Iterator[Violation]:

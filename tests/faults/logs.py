@@ -42,11 +42,15 @@ class FaultyLog(ABC):
         kinds: what can happen to it.
         losing: the names of those after which events may be gone.
         loses_always: whether events may be gone whatever happens.
+        may_part: whether it may be two logs for a while. Who leaves meanwhile is never told of the other one.
+        keeps_what_is_acknowledged: whether only events may be gone that were not acknowledged.
     """
 
     kinds: Sequence[Kind] = ()
     losing: frozenset[str] = frozenset()
     loses_always = False
+    may_part = False
+    keeps_what_is_acknowledged = False
 
     @abstractmethod
     def sections(self, server: int) -> Mapping[str, Any]:
@@ -116,6 +120,7 @@ class Engines(FaultyLog):
 
     def __init__(self, *, loses: bool, more: Mapping[str, Any]) -> None:
         self._more = more
+        self.keeps_what_is_acknowledged = bool(more.get("replicas")) and not loses
         self._service: Service
         self._relays: list[Relay] = []
         self.kinds = (
@@ -259,6 +264,7 @@ class SplitSentinel(Sentinel):
     """The same, where for a while there are two primaries."""
 
     can_pause = True
+    may_part = True
     losing = frozenset({"kill", "pause"})
 
 

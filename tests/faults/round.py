@@ -140,6 +140,7 @@ class _Round:
         self.problems: list[str] = []
         self._began: list[Fault] = []
         self._subscribers: list[FaultySubscriber] = []
+        self._readers: list[Follower] = []
         self._ends: dict[str, tuple[int, Id]] = {}
         self._unwell: set[tuple[str, int]] = set()
         self._zero = trio.current_time()
@@ -188,7 +189,8 @@ class _Round:
         """What came of it."""
         followers = [subscriber.follower for subscriber in self._subscribers]
         violations = [Violation("servers", problem) for problem in self.problems]
-        violations += check(self._journal, followers, self._ends, loses_at=self._loses_at())
+        readers = self._readers if self._log.keeps_what_is_acknowledged and self._keeps_all() else ()
+        violations += check(self._journal, followers, self._ends, loses_at=self._loses_at(), readers=readers)
         publications = self._journal.publications.values()
         acknowledged = sum(each.acknowledged_at is not None for each in publications)
         gaps = Counter(note.gap.reason for follower in followers for note in follower.notes if note.gap is not None)
@@ -203,9 +205,12 @@ class _Round:
 
     def _loses_at(self) -> float:
         """When the log began to lose events."""
-        if self._log.loses_always or self._effort.history < _UNLIMITED:
+        if self._log.loses_always or not self._keeps_all():
             return 0.0
         return min((fault.at for fault in self._began if fault.what in self._log.losing), default=math.inf)
+
+    def _keeps_all(self) -> bool:
+        return self._effort.history >= _UNLIMITED
 
     # Who takes part
 
@@ -228,7 +233,7 @@ class _Round:
             subscriber = self._subscriber(self._numbers.choice(TRANSPORTS), self._topics(), begins_at)
             if self._ends:
                 subscriber.finish(self._ends)
-            await subscriber.run(self._numbers.expovariate(1 / 60))
+            await subscriber.run(math.inf if self._log.may_part else self._numbers.expovariate(1 / 60))
             if not subscriber.follower.is_retired:
                 return
 
@@ -334,4 +339,5 @@ class _Round:
                 for url, transport in zip(self._urls, TRANSPORTS[1:], strict=True):
                     subscriber = self._subscriber(transport, [">"], BEGINNING, [url])
                     subscriber.finish(self._ends)
+                    self._readers.append(subscriber.follower)
                     nursery.start_soon(subscriber.run, math.inf)

@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="another one each time by default")
     parser.add_argument("--log", choices=LOGS, default="sqlite", help="the log (sqlite)")
     parser.add_argument("--shards", type=int, default=1, help="of the log, where it can have several (1)")
+    parser.add_argument("--replicas", type=int, default=0, help="that have what is acknowledged (0)")
     parser.add_argument("--subscribers", type=int, default=150, help="at a time (150)")
     parser.add_argument("--rate", type=float, default=60, help="requests to publish per second (60)")
     parser.add_argument("--history", type=int, default=Effort.history, help="events kept per topic")
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
     print(f"seed {seed}, {options.log}, {options.seconds:.0f} s", flush=True)
     more = {"shards": options.shards} if options.shards > 1 else {}
+    more |= {"replicas": options.replicas} if options.replicas else {}
     effort = Effort(seed, options.seconds, options.subscribers, rate=options.rate, history=options.history, log=more)
     with log_named(options.log, loses=not options.no_loss, more=more) as log:
         began = time.monotonic()

@@ -1,5 +1,7 @@
 """The checker: that it has nothing to say of a good history, and finds what is wrong with a bad one."""
 
+from typing import Any
+
 import pytest
 from faults.checker import check
 from faults.history import BEGINNING, Follower, Gap, Id, Journal, Violation, matches, place_of
@@ -54,10 +56,10 @@ class World:
     def gap(self, after: int, resumed_at: int) -> Gap:
         return Gap("restarted", self.id(after), self.id(resumed_at))
 
-    def found(self, **options: float) -> list[Violation]:
+    def found(self, **options: Any) -> list[Violation]:
         return check(self.journal, self.followers, self.ends, **options)
 
-    def rules(self, **options: float) -> list[str]:
+    def rules(self, **options: Any) -> list[str]:
         return [violation.rule for violation in self.found(**options)]
 
 
@@ -90,6 +92,17 @@ def test_an_event_that_nobody_got_though_it_was_acknowledged(world: World) -> No
     for _ in range(3):
         world.follow(1, 2, 4, 5)
     assert world.rules() == ["missing"] * 3
+
+
+def test_what_was_acknowledged_is_in_the_log_where_it_has_to_be(world: World) -> None:
+    world.publish("news", EVENTS, is_acknowledged=False)
+    for lost in range(EVENTS - 1):
+        before, behind = range(lost), range(lost + 1, EVENTS)
+        reader = world.follow(*before, world.gap(-1, lost), *behind, begin=world.id(-1))
+        assert world.rules(loses_at=0.0) == []
+        assert world.rules(loses_at=0.0, readers=[reader]) == ["kept"]
+    reader = world.follow(*range(EVENTS), begin=BEGINNING)
+    assert world.rules(loses_at=0.0, readers=[reader]) == []
 
 
 def test_an_event_that_was_not_acknowledged_may_come_or_not_but_for_all_alike(world: World) -> None:

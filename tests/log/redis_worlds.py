@@ -11,7 +11,7 @@ from serving import capturing_logger, until
 from structlog.testing import LogCapture
 
 import tricast
-from tricast.event import BEGINNING, Draft, Event, Position, TopicSet
+from tricast.event import BEGINNING, Draft, Event, EventId, Position, TopicSet
 from tricast.log.base import IdempotencyKey, Log, Slice
 from tricast.log.redis import RedisShard, redis_log
 from tricast.log.redis_layout import LaidOutLog
@@ -19,6 +19,12 @@ from tricast.log.redis_stream import Keys, keys_of
 from tricast.log_urls import RedisUrl, parse_log_url
 
 KEYS: Keys = keys_of("tricast", 0, 1)
+
+
+def just_before(position: EventId) -> EventId:
+    """The last position that is before another one."""
+    ms, counter = position
+    return EventId(ms, counter - 1) if counter else EventId(ms - 1, 2**63 - 1)
 
 
 class Process:

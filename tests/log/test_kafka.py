@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import trio
@@ -191,6 +192,16 @@ async def test_batches_at_the_same_time_share_transactions(kafka: KafkaTopics) -
         assert sorted(world.topics) == sorted(2 * [f"t.{number}" for number in range(20)])
 
 
+async def test_many_small_events_where_kafka_takes_only_small_records(kafka: KafkaTopics) -> None:
+    topic = new_topic(kafka, max_message_bytes="2000")
+    async with kafka_world(kafka, topic, kafka={"batch.size": "2000"}) as world:
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(partial(world.append, "a", data=b"1" * 300))
+        await world.append(*["a"] * 50, data=b"1" * 300)
+        await world.handed_over(100)
+
+
 async def test_a_record_that_kafka_does_not_take_is_refused_with_its_batch_alone(kafka: KafkaTopics) -> None:
     async with kafka_world(kafka, new_topic(kafka, max_message_bytes="2000")) as world:
         with pytest.raises(RemoteProtocolError, match="larger") as refused:
@@ -290,6 +301,22 @@ async def test_records_that_hold_no_event_are_left_out(kafka: KafkaTopics) -> No
         assert world.log.statistics.left_out == 4
         assert [line for line in world.warnings if "left out" in line] == [
             "records of Kafka's are left out: data must be UTF-8: invalid start byte at byte 0"
+        ]
+
+
+async def test_what_other_programs_write_is_left_out_where_it_is_too_long(kafka: KafkaTopics) -> None:
+    topic, source = new_topic(kafka), new_topic(kafka)
+    records = (b"a", b"1"), (b"a", b"9" * 1025), (b"a", b"2"), (b"a", b"x" * 10**5), (b"a", b"3")
+    write(kafka, source, *records)
+    settings = {"source": [{"kafka_topic": source, "topic": "s.{key}"}], "publish": {"max_event": "1KiB"}}
+    async with kafka_world(kafka, topic, cache_size=1, **settings) as world:
+        write(kafka, source, *records)
+        await world.handed_over(3)
+        assert world.data == [b"1", b"2", b"3"]
+        assert [event.data for event in await world.read_all("s.a")] == [b"1", b"2", b"3"] * 2
+        assert world.log.statistics.left_out == 4
+        assert [line for line in world.warnings if "left out" in line] == [
+            "records of Kafka's are left out: its data is longer than publish.max_event, 1024 bytes"
         ]
 
 

@@ -95,13 +95,27 @@ async def test_what_is_before_a_cut_is_dropped(kafka: KafkaTopics, kind: str) ->
         assert [event.data for event in found.events][:2] in ([], [b"3", b"4"])
 
 
+async def test_so_many_events_are_kept_whatever_is_between_them(kafka: KafkaTopics) -> None:
+    topic = new_topic(kafka)
+    async with kafka_world(kafka, topic) as world, inspected_log(kafka_config(kafka, topic)) as log:
+        shard = log.shards[0]
+        ids = [plain(position) for _ in range(3) for position in await world.append("a", "b")]
+        # Behind each batch there is a record that ends the transaction.
+        held = await shard.holding()
+        assert (held.first, held.events, held.is_counted) == (ids[0], 9, False)
+        for keep, dropped in ((7, 0), (6, 0), (3, 4), (3, 0)):
+            assert await shard.drop(Cut(keep=keep)) == dropped
+        assert [event.id for event in await log.newest(ALL, 9)] == [ShardedId({0: each}, (0,)) for each in ids[3:]]
+        assert (await shard.holding()).events == 5
+
+
 async def test_all_of_it_can_be_dropped(kafka: KafkaTopics) -> None:
     topic = new_topic(kafka)
     write(kafka, topic, *[(b"a", b"1")] * 5)
     async with inspected_log(kafka_config(kafka, topic)) as log:
         last = (await log.shards[0].holding()).last
         assert await log.shards[0].drop(Cut(before=EventId(last.ms, 10**9))) == 5
-        assert await log.shards[0].holding() == (None, last, 0, None, None, None)
+        assert await log.shards[0].holding() == (None, last, 0, None, None, None, False)
         with pytest.raises(RemoteProtocolError, match="no position in this log"):
             await log.shards[0].drop(Cut(before=EventId(last.ms + 1, 1)))
 

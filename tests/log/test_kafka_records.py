@@ -37,8 +37,8 @@ def record(key: bytes | None = b"a", value: bytes | None = b"1", **headers: byte
     return Record(7, 1000, key, value, headers)
 
 
-def source(**entry: str) -> SourceRecords:
-    return SourceRecords(SourceEntry.model_validate({"kafka_topic": "orders", **entry}), 50)
+def source(*, max_event_bytes: int = 1000, **entry: str) -> SourceRecords:
+    return SourceRecords(SourceEntry.model_validate({"kafka_topic": "orders", **entry}), 50, max_event_bytes)
 
 
 # Tricast's own records
@@ -153,6 +153,28 @@ def test_records_of_a_source(entry: dict[str, str], given: Record, expected: Dra
 def test_records_of_a_source_that_hold_no_event(entry: dict[str, str], given: Record, expected: str) -> None:
     with pytest.raises(RemoteProtocolError, match=expected):
         source(**entry).read(given)
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"),
+    [
+        (b"[1, 2, 34]", True),
+        (b"[1, 2, 345]", False),
+        (b"12 bytes", True),  # as a string in JSON it is longer
+        (b"12 bytes?", False),
+        (b'""""', True),
+        (b'"""""', False),
+        (b"\n" * 100, False),
+        (None, True),
+    ],
+)
+def test_a_record_of_a_source_may_not_be_longer_than_an_event(value: bytes | None, *, fits: bool) -> None:
+    records = source(max_event_bytes=10)
+    if fits:
+        assert len(records.read(record(value=value)).data) <= 10
+    else:
+        with pytest.raises(RemoteProtocolError, match=r"longer than publish\.max_event, 10 bytes"):
+            records.read(record(value=value))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import trio
-from log.redis_worlds import KEYS, Process, Processes
+from log.redis_worlds import KEYS, Process, Processes, just_before
 from log.worlds import ids_of
 from services import RedisServer
 from serving import until
@@ -220,8 +220,9 @@ async def test_memory_answers_without_redis(redis: RedisServer, process: Process
     assert await process.ids("a", "b", after=ids[0]) == [ids[1], ids[2]]
     assert await process.ids(">", after=ids[1]) == ids[2:]
     found = await process.read("a", after=EventId(1, 0))  # before it began
-    assert found.gap == Gap(GapReason.RESTARTED, EventId(1, 0), process.shard._state.start)
-    assert ids_of(found.events) == [ids[0], ids[2]]
+    start = process.shard._state.start
+    assert found == Slice([], Gap(GapReason.RESTARTED, EventId(1, 0), start), start, complete=False)
+    assert await process.ids("a", after=start) == [ids[0], ids[2]]
 
 
 async def test_a_process_that_comes_later_has_what_was_before(redis: RedisServer, processes: Processes) -> None:
@@ -310,7 +311,9 @@ async def test_what_is_trimmed_is_a_gap_to_those_whom_it_concerns(redis: RedisSe
     second = await processes.begin(redis.url, length=10)
     for topics in (["busy"], ["b*", "busy"], ["*"], ["quiet", "busy"]):
         found = await second.read(*topics, after=begin)
-        assert found == Slice(found.events, Gap(GapReason.EVICTED, begin, ids[10]), ids[-1], complete=True), topics
+        assert found == Slice(
+            found.events, Gap(GapReason.EVICTED, begin, just_before(ids[10])), ids[-1], complete=True
+        ), topics
         assert ids_of(found.events) == ids[10:]
     # Not even where it stands exactly at its last event, and nothing of it is kept.
     for topics in (["quiet"], ["quiet.>"], ["none"]):
@@ -319,7 +322,7 @@ async def test_what_is_trimmed_is_a_gap_to_those_whom_it_concerns(redis: RedisSe
     assert await second.ids("busy") == ids[10:]
     assert (await second.read("busy", after=ids[10])).gap is None
     assert (await second.read("quiet", after=EventId(begin.ms - 10**6, 0))).gap == Gap(
-        GapReason.RESTARTED, EventId(begin.ms - 10**6, 0), ids[10]
+        GapReason.RESTARTED, EventId(begin.ms - 10**6, 0), just_before(ids[10])
     )
 
 
@@ -343,7 +346,7 @@ async def test_of_too_many_topics_some_are_forgotten(
     assert redis.execute("ZRANGE", KEYS.topics, 0, -1) == [b"d", b"e"]
     second = await processes.begin(redis.url, length=2, cache_size=1)
     # Whether there was one of it behind its last one is not known any more.
-    assert (await second.read("a", after=ids[0])).gap == Gap(GapReason.EVICTED, ids[0], ids[3])
+    assert (await second.read("a", after=ids[0])).gap == Gap(GapReason.EVICTED, ids[0], just_before(ids[3]))
     assert (await second.read("b", after=ids[2])).gap is None
 
 
@@ -359,7 +362,7 @@ async def test_a_pattern_in_a_log_of_many_topics(
     second = await processes.begin(redis.url, length=2, cache_size=1)
     text = redis_scripts.LOOK._text.decode().replace("MAX_NEWER = 1000", "MAX_NEWER = 3")
     monkeypatch.setattr(redis_stream, "LOOK", redis_scripts.Script(text))
-    assert (await second.read("z.*", after=begin)).gap == Gap(GapReason.EVICTED, begin, ids[1])
+    assert (await second.read("z.*", after=begin)).gap == Gap(GapReason.EVICTED, begin, just_before(ids[1]))
     assert (await second.read("z.*", after=ids[0])).gap is None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 from coredis import Redis
-from log.redis_worlds import KEYS, Process, Processes
+from log.redis_worlds import KEYS, Process, Processes, just_before
 from log.worlds import ids_of
 from services import RedisServer
 from serving import open_descriptors, until
@@ -19,7 +19,7 @@ from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import EventId, Gap, GapReason
 from tricast.log import redis as redis_module
 from tricast.log import redis_stream as stream
-from tricast.log.base import IdempotencyKey
+from tricast.log.base import IdempotencyKey, Slice
 from tricast.log.redis_servers import ERRORS, Servers
 from tricast.log.redis_stream import Known
 from tricast.log_urls import RedisUrl, parse_log_url
@@ -325,6 +325,34 @@ async def test_only_one_of_them_knew_what_was_lost(redis: RedisServer, processes
     assert await gap_after(behind, kept) == Gap(GapReason.RESTARTED, kept, start)
 
 
+async def test_of_what_is_lost_twice_each_time_is_told_before_what_follows(
+    redis: RedisServer, processes: Processes
+) -> None:
+    """Who is cut off in between comes back for what follows upon the last event, and is told of no more than that."""
+    process = await processes.begin(redis.url)
+    (known,) = await process.append("a")
+    redis.execute("FLUSHALL")
+    await until(lambda: process.skipped != [])
+    await process.came_back()
+    (between,) = await process.append("a")
+    process.shard._acknowledged = Known(EventId(between.ms, between.counter + 1), 99)
+    await disconnect(process)
+    await until(lambda: len(process.skipped) == 2)
+    (last,) = await process.append("a")
+    first, second = process.skipped
+    assert isinstance(first, EventId)
+    assert isinstance(second, EventId)
+    for reader in (process, await processes.begin(redis.url), await processes.begin(redis.url, cache_size=1)):
+        await reader.came_to(last)
+        found = await reader.read("a", after=known)
+        assert found == Slice([], Gap(GapReason.RESTARTED, known, first), first, complete=False)
+        found = await reader.read("a", after=first)
+        assert (ids_of(found.events), found.upto) == ([between], second)
+        assert found.gap == Gap(GapReason.RESTARTED, first, second)
+        found = await reader.read("a", after=second)
+        assert (ids_of(found.events), found.gap, found.complete) == ([last], None, True)
+
+
 async def test_one_that_was_still_there_learns_of_it_by_the_mark(redis: RedisServer, processes: Processes) -> None:
     first, second = [await processes.begin(redis.url) for _ in range(2)]
     (known,) = await first.append("a")
@@ -340,7 +368,8 @@ async def test_one_that_was_still_there_learns_of_it_by_the_mark(redis: RedisSer
         start = process.shard._state.start
         assert process.skipped == [start]
         found = await process.read("a", after=known)
-        assert (ids_of(found.events), found.gap) == ([new], Gap(GapReason.RESTARTED, known, start))
+        assert found == Slice([], Gap(GapReason.RESTARTED, known, start), start, complete=False)
+        assert await process.ids("a", after=start) == [new]
         # Who asks for what is kept is told of no gap.
         assert await process.ids("a") == [known, new]
         assert ids_of(process.committed) == [known, new]
@@ -426,7 +455,7 @@ async def test_entries_that_were_trimmed_before_they_were_read(redis: RedisServe
     await until(lambda: process.skipped != [])
     assert process.skipped == [last]
     assert process.log.last_id == last
-    assert await gap_after(process, known, "a") == Gap(GapReason.EVICTED, known, last)
+    assert await gap_after(process, known, "a") == Gap(GapReason.EVICTED, known, just_before(last))
     assert await gap_after(process, known, "c") is None
     assert await process.ids("b") == [last]
     (new,) = await process.append("a")
@@ -486,7 +515,7 @@ async def test_too_long_away(redis: RedisServer, processes: Processes) -> None:
     await away.came_to(ids[-1])
     assert away.skipped == ids[-1:]
     found = await away.read("a", after=known)
-    assert (ids_of(found.events), found.gap) == (ids[-5::2], Gap(GapReason.EVICTED, known, ids[-5]))
+    assert (ids_of(found.events), found.gap) == (ids[-5::2], Gap(GapReason.EVICTED, known, just_before(ids[-5])))
     assert (await away.read("c", after=known)).gap is None
 
 
@@ -660,8 +689,9 @@ async def test_a_server_whose_place_was_taken_went_on_for_a_while(redis: RedisSe
             for position, rest in ((lost[0], kept[1:]), (lost[1], kept[2:])):
                 for _ in range(2):  # asked, and remembered
                     found = await process.read("a", after=position)
-                    assert ids_of(found.events) == rest
-                    assert found.gap == Gap(GapReason.UNKNOWN_ID, common, kept[-1])
+                    # Before all that is left: who had one of these would be told of nothing any more.
+                    assert found == Slice((), Gap(GapReason.UNKNOWN_ID, common, rest[0]), rest[0], complete=False)
+                    assert await process.ids("a", after=rest[0]) == rest[1:]
             assert (await process.read("a", after=kept[0])).gap is None
             assert (await gap_after(process, common)) == Gap(GapReason.RESTARTED, common, process.shard._state.start)
         # Who was on it finds that the newest of what it knows is missing.
@@ -679,7 +709,10 @@ async def test_a_server_whose_place_was_taken_went_on_for_a_while(redis: RedisSe
                 assert gap is not None
                 # Also who was on the one that went on has not got what was lost from there on.
                 assert gap.after == common
-                assert gap.resumed_at >= start
+                while gap.resumed_at < start:
+                    gap = await gap_after(process, gap.resumed_at)
+                    assert gap is not None
+                    assert gap.after == common
 
 
 async def test_positions_are_remembered_only_so_long(

@@ -18,10 +18,11 @@ class Holding(NamedTuple):
     Attributes:
         first: the oldest event; None where there is none.
         last: the newest position, whether its event is still there or not.
-        events: how many there are.
+        events: how many there are, or how many there are at most.
         topics: how many topics they are of; None where that cannot be told.
         size: bytes that they take, about, where they are; None where that cannot be told.
         since: when the oldest one came, in seconds since the epoch; None where there is none.
+        is_counted: whether there are exactly so many events.
     """
 
     first: EventId | None
@@ -30,6 +31,7 @@ class Holding(NamedTuple):
     topics: int | None
     size: int | None
     since: float | None
+    is_counted: bool = True
 
 
 class Cut(NamedTuple):
@@ -65,7 +67,7 @@ class Inspection(Protocol):
         ...
 
     async def drop(self, cut: Cut) -> int:
-        """Drops what is before a cut, and returns how many events that were.
+        """Drops what is before a cut, and returns how many events that were; at most, where they are not counted.
 
         Servers may use the log meanwhile. What they have in memory they have for a while still; after that, whoever
         comes back for what was dropped is told of a gap.

@@ -97,7 +97,9 @@ class KafkaLog:
             config.publish.idempotency_keys,
         )
         self.translators: dict[str, Translator] = {url.topic: OwnRecords(config.limits.topic_size, config.log.shards)}
-        self._sources = [SourceRecords(entry, config.limits.topic_size) for entry in config.log.source]
+        self._sources = [
+            SourceRecords(entry, config.limits.topic_size, config.publish.max_event) for entry in config.log.source
+        ]
         self.translators |= {
             entry.kafka_topic: source for entry, source in zip(config.log.source, self._sources, strict=True)
         }

@@ -5,7 +5,7 @@ other programs write are told of as well, and nothing is dropped from them.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 import trio
@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from tricast.config import Config
 from tricast.errors import LogUnavailable, RemoteProtocolError
-from tricast.event import EventId, TopicSet
+from tricast.event import EventId, TopicSet, own_id
 from tricast.log.inspection import Cut, Holding, Inspected, Kept
 from tricast.log.kafka_clients import Clients
 from tricast.log.kafka_records import OwnRecords, Record, entry_of, incarnation_of, position
@@ -24,8 +24,9 @@ from tricast.log.kafka_threads import History, Place, Translator, in_words
 from tricast.log_urls import KafkaUrl
 from tricast.logs import Logger
 
-#: Records that are looked at first for the newest events; then twice as many, and so on.
+#: Records that are looked at first for the newest events; then twice as many, and so on up to so many at a time.
 _FIRST_COUNT = 100
+_MAX_COUNT = 20_000
 
 Result = TypeVar("Result")
 
@@ -62,7 +63,7 @@ def _partitions(
     for source, entry in enumerate(sources):
         topic = topics[entry.kafka_topic]
         incarnation = incarnation_of(topic.topic_id, "source")
-        translator = SourceRecords(entry, config.limits.topic_size)
+        translator = SourceRecords(entry, config.limits.topic_size, config.publish.max_event)
         for number in range(topic.partitions):
             place = Place(entry.kafka_topic, number)
             found[shard_of_source(source, number)] = KafkaInspection(place, incarnation, translator, history)
@@ -95,43 +96,45 @@ class KafkaInspection:
         self._admin = admin
 
     async def holding(self) -> Holding:
-        """See ``Inspection.holding``. All records are counted, also those that end a transaction."""
+        """See ``Inspection.holding``. Not all offsets are events; who counts those has to read all of them."""
         return await _in_thread(self._holding)
 
     def _holding(self) -> Holding:
         low, high = self._bounds()
         oldest = self._history.read(self._place, low, high, lambda _, records: next(records, None))
-        first = None if oldest is None else position(self._incarnation, oldest.offset + 1)
-        since = None if oldest is None else oldest.ms / 1000
-        return Holding(first, position(self._incarnation, high), high - low, None, None, since)
+        last = position(self._incarnation, high)
+        if oldest is None:
+            return Holding(None, last, 0, None, None, None, is_counted=False)
+        first = position(self._incarnation, oldest.offset + 1)
+        return Holding(first, last, high - oldest.offset, None, None, oldest.ms / 1000, is_counted=False)
 
     async def newest(self, topics: TopicSet, count: int) -> list[Kept]:
         """See ``Inspection.newest``. What was published twice with one key may be there twice."""
         return await _in_thread(self._newest, topics, count)
 
     def _newest(self, topics: TopicSet, count: int) -> list[Kept]:
-        low, high = self._bounds()
-        found: list[Kept] = []
+        def of_topics(_: int, records: Iterator[Record]) -> list[Kept]:
+            return [each for each in self._kept(records) if each.event.topic in topics]
+
+        return self._look_back(count, *self._bounds(), of_topics)
+
+    def _look_back(
+        self, count: int, low: int, high: int, use: Callable[[int, Iterator[Record]], list[Result]]
+    ) -> list[Result]:
+        """So many of what is made of the newest records, or fewer where there are no more, in order."""
+        found: list[Result] = []
         begin, looked_at = high, _FIRST_COUNT
         while len(found) < count and begin > low:
             end, begin = begin, max(low, begin - looked_at)
-            found = self._history.read(self._place, begin, end, self._events_of(topics)) + found
-            looked_at *= 2
+            found = self._history.read(self._place, begin, end, use) + found
+            looked_at = min(2 * looked_at, _MAX_COUNT)
         return found[max(0, len(found) - count) :]
 
-    def _events_of(self, topics: TopicSet) -> Callable[[int, Iterator[Record]], list[Kept]]:
-        def read(_: int, records: Iterator[Record]) -> list[Kept]:
-            kept = (self._kept(record) for record in records)
-            return [each for each in kept if each is not None and each.event.topic in topics]
-
-        return read
-
-    def _kept(self, record: Record) -> Kept | None:
-        try:
-            draft = self._translator.read(record)
-        except RemoteProtocolError:
-            return None  # it holds no event
-        return Kept(record.ms / 1000, entry_of(record, draft, self._incarnation).event)
+    def _kept(self, records: Iterator[Record]) -> Iterator[Kept]:
+        for record in records:
+            with suppress(RemoteProtocolError):  # it holds no event
+                draft = self._translator.read(record)
+                yield Kept(record.ms / 1000, entry_of(record, draft, self._incarnation).event)
 
     async def drop(self, cut: Cut) -> int:
         """See ``Inspection.drop``. From a topic of other programs nothing is dropped."""
@@ -139,7 +142,7 @@ class KafkaInspection:
 
     def _drop(self, admin: AdminClient, cut: Cut) -> int:
         low, high = self._bounds()
-        before = min(self._first_kept(cut, high), high)
+        before = min(self._first_kept(cut, low, high), high)
         if before <= low:
             return 0
         (future,) = admin.delete_records([TopicPartition(*self._place, before)]).values()
@@ -148,14 +151,18 @@ class KafkaInspection:
         except KafkaException as error:
             raise LogUnavailable(in_words(error)) from None
 
-    def _first_kept(self, cut: Cut, high: int) -> int:
+    def _first_kept(self, cut: Cut, low: int, high: int) -> int:
         if cut.keep is not None:
-            return high - cut.keep
+            kept = self._look_back(cut.keep, low, high, self._offsets)
+            return kept[0] if len(kept) == cut.keep else low
         if cut.older_than is not None:
             return self._bounds(cut.older_than)[0]
         assert cut.before is not None
         # An event's id is the position behind its record.
         return _offset_of(cut.before, self._incarnation) - 1
+
+    def _offsets(self, _: int, records: Iterator[Record]) -> list[int]:
+        return [own_id(each.event).counter - 1 for each in self._kept(records)]
 
     def _bounds(self, since: float = 0.0) -> tuple[int, int]:
         return self._history.bounds([self._place], max(int(since * 1000), 0))[self._place]

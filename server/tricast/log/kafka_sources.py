@@ -27,10 +27,12 @@ class SourceRecords:
     Args:
         entry: what is configured.
         max_topic_bytes: how long a topic may be.
+        max_event_bytes: how long the data of an event may be.
     """
 
-    def __init__(self, entry: SourceEntry, max_topic_bytes: int) -> None:
+    def __init__(self, entry: SourceEntry, max_topic_bytes: int, max_event_bytes: int) -> None:
         self._entry = entry
+        self._max_event_bytes = max_event_bytes
         self._before, _, self._behind = entry.topic.partition(SOURCE_KEY)
         self._topics = Topics(max_topic_bytes, self._before, self._behind)
 
@@ -45,7 +47,19 @@ class SourceRecords:
         if name is None:
             raise unusable(f"it has no header {entry.header}" if entry.header else "it has no key")
         event_type = type_of(record.headers.get(entry.type_header) if entry.type_header else None, entry.type)
-        return Draft(self._topics.find(name), event_type, data_of(record.value))
+        return Draft(self._topics.find(name), event_type, self._data_of(record.value))
+
+    def _data_of(self, value: bytes | None) -> bytes:
+        # As data it is never shorter; so what is much too long need not be looked at.
+        if value is not None:
+            self._check_size(value)
+        data = data_of(value)
+        self._check_size(data)
+        return data
+
+    def _check_size(self, data: bytes) -> None:
+        if len(data) > self._max_event_bytes:
+            raise unusable(f"its data is longer than publish.max_event, {self._max_event_bytes} bytes")
 
     def may_have(self, topics: TopicSet) -> bool:
         """Whether an event of the source can belong to topics; where that is hard to tell, it can."""

@@ -12,6 +12,7 @@ itself, so that each process gets to know, and tells those who come from there o
 import random
 import secrets
 import time
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -21,7 +22,7 @@ from coredis.exceptions import AuthorizationError, ClusterCrossSlotError, Respon
 
 from tricast.config import Config, LogSection
 from tricast.errors import LogUnavailable
-from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, Position, TopicSet
+from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, Position, TopicSet, own_id
 from tricast.log import redis_stream as stream
 from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice, ignore
 from tricast.log.redis_appends import Append, Appends, Result
@@ -33,7 +34,7 @@ from tricast.log.redis_servers import ERRORS, Servers, unavailable
 from tricast.log.redis_stream import REPLY_BYTES, Batch, Entry, Keys, Known, State, keys_of
 from tricast.log.sharded import ShardedLog, across_shards, shard_of
 from tricast.log.statistics import Statistics
-from tricast.log.window import Window, gap_between, unknown_position
+from tricast.log.window import Window, unknown_position
 from tricast.log_urls import RedisUrl
 from tricast.logs import Logger
 
@@ -483,7 +484,7 @@ class RedisShard:
             found = await self._read(topics, after, max_bytes=max_bytes)
             if start == self._state.start:  # or it may be about another stream than it was
                 if not is_ours:
-                    return _from_fork(found, self._fork_of(after))
+                    return _from_fork(_emptied(found), self._fork_of(after))
                 return found if found.gap is None else _from_fork(found, self._parted_before(after))
 
     async def _read(self, topics: TopicSet, after: EventId, *, max_bytes: int) -> Slice:
@@ -491,13 +492,21 @@ class RedisShard:
         if after >= self._behind or (after == BEGINNING and self._is_all):
             found = self._window.read(topics, max(after, _BEFORE_ALL), max_bytes=max_bytes)
             if found.gap is None:
-                assert isinstance(found.upto, EventId)
-                gap = gap_between(after, found.upto, start=self._state.start, forgotten=BEGINNING, drops=())
-                return found._replace(gap=gap)
+                return found if after == BEGINNING else self._ended(found, after)
         state = self._state._replace(last=Known(self.last_id, 0))
         with self._statistics.reads.timing():
             async with self._asking() as redis:
                 return await read_stream(redis, self._keys, state, topics, after, max_bytes=max_bytes)
+
+    def _ended(self, found: Slice, after: EventId) -> Slice:
+        """What was read in memory, up to where something may be missing: what is behind that is for who was told."""
+        start = min((start for start in (*self._marks, self._state.start) if start > after), default=None)
+        if start is None:
+            return found
+        if found.upto > start:
+            events = found.events[: bisect_right(found.events, start, key=own_id)]
+            found = Slice(events, None, start, complete=False)
+        return found._replace(gap=Gap(GapReason.RESTARTED, after, found.upto))
 
     async def _is_entry(self, position: EventId) -> bool:
         """Whether a position is one of this stream: all that are told are those of entries.
@@ -587,7 +596,19 @@ class _Session:
 def _from_fork(found: Slice, fork: EventId) -> Slice:
     """What was read behind a position that is none: the gap begins before it."""
     gap = found.gap or Gap(GapReason.UNKNOWN_ID, fork, found.upto)
-    return found._replace(gap=gap._replace(after=fork))
+    return found._replace(gap=gap._replace(after=min(gap.after, fork)))
+
+
+def _emptied(found: Slice) -> Slice:
+    """What was read behind a position that is none, up to the first event.
+
+    That is within the gap: who has it has a position of this stream, and would not be told of what is before it.
+    """
+    if not found.events:
+        return found
+    upto = found.events[0].id
+    gap = found.gap and found.gap._replace(resumed_at=upto)
+    return Slice((), gap, upto, complete=False)
 
 
 def _is_refusal(error: Exception) -> bool:

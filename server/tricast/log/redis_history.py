@@ -6,13 +6,15 @@ from typing import NamedTuple
 from coredis import Redis
 
 from tricast.errors import LogUnavailable
-from tricast.event import BEGINNING, Event, EventId, TopicSet
+from tricast.event import BEGINNING, Event, EventId, Gap, GapReason, TopicSet, own_id
 from tricast.log.base import Slice
 from tricast.log.redis_stream import Entry, Keys, Look, State, entries_before, entries_behind, look
 from tricast.log.window import MAX_SCAN, cost_of, gap_between
 
 #: One read looks at no more than that, wanted or not.
 _MAX_SCAN_BYTES = 4 * 2**20
+#: No id has a greater one.
+_MAX_COUNTER = 2**63 - 1
 
 
 class Newest(NamedTuple):
@@ -94,9 +96,7 @@ async def read_stream(
         while not scan.take(*await entries_behind(redis, keys, scan.upto, end)):
             pass
         found = await _look(redis, keys, log, topics, after)
-    start = max(start, found.state.start)
-    gap = gap_between(after, scan.upto, start=start, forgotten=BEGINNING, drops=_drops(found, after, end))
-    return Slice(scan.events, gap, scan.upto, complete=scan.upto == end)
+    return scan.slice(after, start=max(start, found.state.start), dropped=_dropped(found, end))
 
 
 class _Scan:
@@ -105,11 +105,14 @@ class _Scan:
     Attributes:
         events: what was wanted.
         upto: the position behind what was looked at.
+        mark: the one at which it ended: what is behind it is for who was told of that.
     """
 
     def __init__(self, topics: TopicSet, after: EventId, end: EventId, max_bytes: int) -> None:
         self.events: list[Event] = []
         self.upto = after
+        self.mark: Entry | None = None
+        self._is_all = after == BEGINNING
         self._topics = topics
         self._end = end
         self._max_bytes = max_bytes
@@ -121,13 +124,34 @@ class _Scan:
             if self._is_full:
                 return True
             self._take(entry)
-        if is_end:
+        if is_end and self.mark is None:
             self.upto = self._end
         return is_end or self._is_full
 
     @property
     def _is_full(self) -> bool:
-        return self._size >= self._max_bytes or self._scanned >= MAX_SCAN or self._scanned_bytes >= _MAX_SCAN_BYTES
+        is_much = self._size >= self._max_bytes or self._scanned >= MAX_SCAN or self._scanned_bytes >= _MAX_SCAN_BYTES
+        return is_much or self.mark is not None
+
+    def slice(self, after: EventId, *, start: EventId, dropped: EventId) -> Slice:
+        """What was taken behind a position, up to the end of the first gap.
+
+        Who is cut off between an event and a gap that is told behind it comes back for what follows upon the event.
+
+        Args:
+            after: the position.
+            start: of what was before, events may be missing.
+            dropped: the same.
+        """
+        if self.mark is None:
+            start = BEGINNING if after < dropped and start > self.upto else start
+        elif after < dropped and self.events:
+            start, self.upto = BEGINNING, own_id(self.events[-1])  # the mark is for the next one
+        upto = self.upto
+        gap = gap_between(after, upto, start=start, forgotten=BEGINNING, drops=(dropped,))
+        if self.mark is not None and upto == self.mark.id:
+            gap = Gap(GapReason.RESTARTED, min(after, self.mark.fork), upto)
+        return Slice(self.events, gap, upto, complete=upto == self._end)
 
     def _take(self, entry: Entry) -> None:
         self.upto = entry.id
@@ -138,6 +162,8 @@ class _Scan:
             if event.topic in self._topics:
                 self.events.append(event)
                 self._size += event.size
+        elif entry.log and not self._is_all:
+            self.mark = entry
 
 
 async def _look(redis: Redis[bytes], keys: Keys, log: bytes, topics: TopicSet, after: EventId) -> Look:
@@ -147,7 +173,11 @@ async def _look(redis: Redis[bytes], keys: Keys, log: bytes, topics: TopicSet, a
     return found
 
 
-def _drops(found: Look, after: EventId, end: EventId) -> list[EventId]:
-    """A position at or behind all that was dropped behind another one; nothing where nothing was that is wanted."""
-    is_dropped = after < found.state.last.id if found.first is None else after < found.first
-    return [found.first or end] if is_dropped and found.is_newer else []
+def _dropped(found: Look, end: EventId) -> EventId:
+    """The last position before what is kept, where something may have been dropped that is wanted."""
+    if not found.is_newer:
+        return BEGINNING
+    if found.first is None:
+        return end
+    ms, counter = found.first
+    return min(EventId(ms, counter - 1) if counter else EventId(ms - 1, _MAX_COUNTER), end)
