@@ -1,4 +1,4 @@
-"""What each account has and does: how many connections it subscribes with, and how many events it publishes a second.
+"""What each account has and does: connections it subscribes with, events it publishes a second, tickets it is given.
 
 An account is whom a limit counts for, as text: the subject of a token, an API key, or the address of somebody unknown.
 This module does not care which.
@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 
 from tricast.config import Config
 from tricast.errors import LimitExceeded, TooFast
-from tricast.quotas import Buckets, Seats
+from tricast.quotas import Buckets, Lapsing, Seats
 from tricast.wire.http1 import Headers, retry_after
 from tricast.wire.rate_limit import rate_limit_headers
 
@@ -27,10 +27,12 @@ class Accounts:
     def __init__(self, config: Config, *, clock: Callable[[], float]) -> None:
         self._seats: Seats[Hashable, str] = Seats(config.limits.connections_per_subject)
         self._published: Buckets[str] = Buckets(config.publish.rate, config.publish.burst, clock=clock)
+        auth = config.auth
+        self._tickets: Lapsing[str] = Lapsing(auth.max_tickets_per_subject, auth.ticket_lifetime, clock=clock)
 
     @property
     def is_limited(self) -> bool:
-        """Whether any limit counts by account."""
+        """Whether any limit counts subscribers or publishers by account."""
         return bool(self._seats.allowed or self._published.rate)
 
     # Subscribing
@@ -48,6 +50,17 @@ class Accounts:
     def let_go(self, subscriber: Hashable) -> None:
         """Counts a subscriber no longer, if it is counted."""
         self._seats.let_go(subscriber)
+
+    # Tickets
+
+    def count_ticket(self, account: str) -> None:
+        """Counts a ticket that an account is about to be given, for as long as one may be good, used or not.
+
+        Raises:
+            LimitExceeded: the account has as many as it may have; nothing has changed.
+        """
+        if not self._tickets.take(account):
+            raise LimitExceeded("auth.max_tickets_per_subject", self._tickets.allowed, status=429)
 
     # Publishing
 

@@ -393,6 +393,7 @@ class AuthSection(Section):
     ticket_lifetime: PositiveDuration = 30.0
     ticket_secret: Annotated[Secret, BeforeValidator(_check_ticket_secret)] = ""
     max_tickets: Annotated[int, Field(ge=1)] = 100_000
+    max_tickets_per_subject: Annotated[int, Field(ge=0)] = 1000
     cookie: Annotated[str, AfterValidator(_check_cookie_name)] = ""
     token_in_query: bool = False
 

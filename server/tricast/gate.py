@@ -7,7 +7,7 @@ from tricast.access.identity import Identity, identity_of
 from tricast.errors import RemoteProtocolError, Unauthorized
 from tricast.http import Answer, Exchange
 from tricast.origins import refuse_cookie_of_foreign_page, refuse_foreign_origin, with_cors
-from tricast.upgrade import refuse_while_draining
+from tricast.upgrade import refuse_while_draining, subject_of
 from tricast.wire.credentials import Place, shown_by
 from tricast.wire.http1 import Response, json_response
 
@@ -70,6 +70,7 @@ async def trade_ticket(exchange: Exchange) -> Answer:
 async def _trade_ticket(exchange: Exchange) -> Response:
     await _let_in_somebody(exchange)
     runtime = exchange.runtime
+    runtime.accounts.count_ticket(subject_of(exchange))
     ticket = runtime.access.issue_ticket(exchange.identity)
     return json_response(200, {"ticket": ticket, "expires_in": runtime.config.auth.ticket_lifetime}, (_NO_STORE,))
 

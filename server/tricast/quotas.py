@@ -3,6 +3,7 @@
 Neither grows with who was there once: what has nothing any more is forgotten.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Generic, TypeVar
 
@@ -46,6 +47,42 @@ class Tally(Generic[Key]):
             self._counts[key] = count
         else:
             del self._counts[key]
+
+
+class Lapsing(Generic[Key]):
+    """A tally of what each key was given, which is given back by itself after a time.
+
+    Args:
+        allowed: how many it may have; 0 for any number, and then nothing is kept.
+        seconds: how long it has each of them.
+        clock: seconds that only ever grow.
+    """
+
+    def __init__(self, allowed: int, seconds: float, *, clock: Callable[[], float]) -> None:
+        self._tally: Tally[Key] = Tally(allowed)
+        self._seconds = seconds
+        self._clock = clock
+        self._ends: deque[tuple[float, Key]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @property
+    def allowed(self) -> int:
+        """How many each key may have; 0 for any number."""
+        return self._tally.allowed
+
+    def take(self, key: Key) -> bool:
+        """Counts one more; returns False, and counts nothing, where the key has all it may have."""
+        if not self.allowed:
+            return True
+        now = self._clock()
+        while self._ends and self._ends[0][0] <= now:
+            self._tally.give_back(self._ends.popleft()[1])
+        is_allowed = self._tally.take(key)
+        if is_allowed:
+            self._ends.append((now + self._seconds, key))
+        return is_allowed
 
 
 class Seats(Generic[Holder, Key]):

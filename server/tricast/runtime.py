@@ -37,7 +37,7 @@ _TRY_AGAIN = (429, 503)
 #: Each reads 64 KiB from the log and sends them, which takes half a millisecond on a busy machine.
 _CATCH_UPS_PER_TURN = 4
 #: To unwind a connection takes some 200 µs, and when a proxy goes down, all of its connections end at the same moment.
-_ENDS_PER_TURN = 10
+_ENDS_PER_TURN = 4
 #: Each is a signature and a key exchange: half a millisecond with RSA, a quarter with ECDSA.
 _HANDSHAKES_PER_TURN = 4
 #: What a request line has beside the target: the method, the version and two spaces.

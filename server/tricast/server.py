@@ -4,7 +4,6 @@ The tree: run > signals > background (flush, sweep; the log's scope around them)
 end first, then the connections, then what serves them.
 """
 
-import gc
 import importlib
 import inspect
 import math
@@ -29,6 +28,7 @@ from tricast.config import UNIX_HOST, Config, ServerTlsSection, differences, wor
 from tricast.connection import Connection
 from tricast.descriptors import Spare, raise_soft_limit, room_for_connections
 from tricast.errors import ConfigError, ConfigProblem, ConnectionLost, Unavailable, leaf
+from tricast.garbage import calm_collector, collect_young
 from tricast.http import HttpConnection, Router
 from tricast.hub import Hub
 from tricast.leases import Leases
@@ -41,7 +41,7 @@ from tricast.routes import RESERVED_PATHS, admin_routes, public_routes
 from tricast.runtime import Handler, Runtime
 from tricast.service_manager import ServiceManager
 from tricast.stores import announce_log, log_of
-from tricast.sweep import Wheel
+from tricast.sweep import Wheel, share_out
 from tricast.terminal import Terminal
 
 #: How often per second connections are ended while draining.
@@ -321,7 +321,8 @@ async def run_process(
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             server: Server = await nursery.start(partial(serve, config, logger=logger, share=share))
-            _calm_garbage_collector()
+            calm_collector()
+            nursery.start_soon(collect_young)
             nursery.start_soon(obey, signals, server, logger, nursery.cancel_scope)
             await begun(server, nursery)
             await server.wait_stopped()
@@ -392,19 +393,6 @@ def _announce_all(
         announce_log(config, logger)
 
 
-def _calm_garbage_collector() -> None:
-    """Keeps the cycle collector from walking what lives as long as the process, again and again.
-
-    A connection makes some fifty container objects and no cycles, so each is looked at for nothing, twice: among the
-    youngest and among those that survived that, some 20 µs of a connection in all. At these thresholds that takes some
-    milliseconds at a time, where all that 20,000 new connections made would take a second. The oldest, which take that
-    long, have hardly anything to find.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(1_000, 4, 5_000)
-
-
 async def _listeners_of(
     config: Config, share: Share | None, public: ExitStack, admin: ExitStack
 ) -> tuple[Sequence[socket.socket], Sequence[socket.socket]]:
@@ -430,20 +418,24 @@ class _Bell:
 
     def __init__(self) -> None:
         self._rung = trio.Event()
+        self._rung_at = 0.0
 
     def ring(self) -> None:
-        self._rung.set()
+        if not self._rung.is_set():
+            self._rung.set()
+            self._rung_at = trio.current_time()
 
-    async def wait(self) -> None:
+    async def wait(self) -> float:
+        """Returns once it has rung; when that was, by ``trio.current_time()``."""
         await self._rung.wait()
         self._rung = trio.Event()
+        return self._rung_at
 
 
 async def _flush_forever(hub: Hub, bell: _Bell) -> None:
     while True:
-        await bell.wait()
-        for _ in hub.flush():
-            await trio.lowlevel.checkpoint()
+        rung_at = await bell.wait()
+        await share_out(hub.flush(), rung_at)
 
 
 def _tick_of(config: Config) -> float:

@@ -29,9 +29,11 @@ class Swept(Protocol):
 
 #: Items looked at between two yields: after a flush, thousands of keepalives fall due at the same moment.
 ITEMS_PER_TURN = 200
+#: For how long work goes on at most without a turn for others, however long theirs was.
+LONGEST_SHARE_SECONDS = 0.02
 #: An item that ends has woken a task, which writes an answer and closes: some 300 µs, as many as that many keepalives.
 #: Thousands that sent half a head and nothing more end together.
-ENDED_WEIGHT = 40
+ENDED_WEIGHT = 100
 
 
 class Wheel:
@@ -98,6 +100,25 @@ class Wheel:
             # The product may be rounded down, to within the slot that was just turned; then this would turn in vain
             # until the clock has moved on, and a clock that only moves while all sleep never does.
             await trio.sleep_until(math.nextafter((self._turned + 1) * self._tick, math.inf))
+
+
+async def share_out(work: Iterator[None], since: float) -> None:
+    """Does work in turns, and takes as much of the time as all others together where they are busy.
+
+    With the same little in each turn, turns that thousands of clients make long would be waited for again and again.
+    Cancelling it leaves the rest undone.
+
+    Args:
+        work: yields where others should get a turn.
+        since: when it was there to be done, by ``trio.current_time()``.
+    """
+    paused, resumed = since, trio.current_time()
+    for _ in work:
+        now = trio.current_time()
+        if now - resumed >= min(resumed - paused, LONGEST_SHARE_SECONDS):
+            paused = now
+            await trio.lowlevel.checkpoint()
+            resumed = trio.current_time()
 
 
 class Turnstile:

@@ -78,8 +78,11 @@ def upgrade(
 
 def account_of(exchange: Exchange) -> str:
     """Whom limits count this request for; empty where none counts by account."""
-    if not exchange.runtime.accounts.is_limited:
-        return ""
+    return subject_of(exchange) if exchange.runtime.accounts.is_limited else ""
+
+
+def subject_of(exchange: Exchange) -> str:
+    """Whom a limit counts this request for that is about whoever is asking."""
     return exchange.identity.account or f"address:{network_of(exchange.client)}"
 
 

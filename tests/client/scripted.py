@@ -101,8 +101,8 @@ class Peer:
             await self._send(h11.Data(data=body))
         await self._send(h11.EndOfMessage())
 
-    async def problem(self, status: int, detail: str, **headers: str) -> None:
-        body = f'{{"type":"urn:tricast:x","title":"Title","status":{status},"detail":"{detail}"}}'
+    async def problem(self, status: int, detail: str, *, code: str = "x", **headers: str) -> None:
+        body = f'{{"type":"urn:tricast:{code}","title":"Title","status":{status},"detail":"{detail}"}}'
         await self.respond(status, body, Content_Type="application/problem+json", **headers)
 
     async def begin_stream(self, opening: bytes = b": hi\nretry: 1\nid: 5-0\n\n") -> None:

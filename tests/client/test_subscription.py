@@ -796,6 +796,41 @@ async def test_poll_answered_by_something_else(autojump_clock, headers, body, sa
 # Falling back
 
 
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, "bad-topic"),
+        (400, "bad-last-id"),
+        (400, "limit-exceeded"),
+        (401, "token-expired"),
+        (403, "topic-not-allowed"),
+    ],
+)
+async def test_auto_does_not_ask_another_way_for_what_is_refused_every_way(autojump_clock, status, code):
+    async def refuse(peer):
+        await peer.read_request()
+        await peer.problem(status, "not this", code=code)
+
+    playing = Playing(refuse, sse_three, transport="auto")
+    async with playing as subscription:
+        with pytest.raises(ClientError, match=f"^the server answered {status} Reason: not this$") as caught:
+            await anext(subscription)
+    assert (caught.value.status, caught.value.code) == (status, code)
+    assert len(playing.peers) == 1
+
+
+@pytest.mark.parametrize(("status", "code"), [(400, "bad-handshake"), (403, "proxy"), (431, "limit-exceeded")])
+async def test_auto_asks_another_way_where_the_upgrade_is_refused(autojump_clock, status, code):
+    async def refuse(peer):
+        await peer.read_request()
+        await peer.problem(status, "not so", code=code)
+
+    async with Playing(refuse, sse_three, transport="auto") as subscription:
+        fallen, connected = await take(subscription, 2)
+    assert isinstance(fallen, Disconnected)
+    assert connected == Connected("sse", "5-0")
+
+
 async def drop_upgrade(peer):
     await peer.read_request()
 

@@ -55,6 +55,18 @@ def test_a_connection_that_becomes_another_subject_s(clock: Clock) -> None:
     accounts.let_in(2, "sub:a")
 
 
+def test_tickets_of_a_subject(clock: Clock) -> None:
+    accounts = accounts_with(clock, auth={"max_tickets_per_subject": 2, "ticket_lifetime": "30s"})
+    for _ in range(2):
+        accounts.count_ticket("sub:a")
+        accounts.count_ticket("sub:b")
+    with pytest.raises(LimitExceeded) as refused:
+        accounts.count_ticket("sub:a")
+    assert (refused.value.reason, refused.value.status) == ("auth.max_tickets_per_subject", 429)
+    clock.now += 30
+    accounts.count_ticket("sub:a")
+
+
 def test_publishing(clock: Clock) -> None:
     accounts = accounts_with(clock, publish={"rate": 4, "burst": 10})
     accounts.charge("sub:a", 6)

@@ -14,7 +14,7 @@ PACKAGES = {"tricast": ROOT / "server" / "tricast", "tricast_proxy": ROOT / "pro
 #: The parts of the server, lowest first. A part may import what stands in a row above it, and its own modules.
 LAYERS = (
     ("errors", "sent", "quotas", "addresses"),
-    ("lifetime", "listeners", "unix_sockets", "activation", "log_urls"),
+    ("lifetime", "garbage", "listeners", "unix_sockets", "activation", "log_urls"),
     ("event", "schema"),
     ("config", "command_line"),
     ("logs", "returns", "exposure"),

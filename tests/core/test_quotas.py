@@ -5,7 +5,7 @@ from clocks import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tricast.quotas import Buckets, Seats, Tally
+from tricast.quotas import Buckets, Lapsing, Seats, Tally
 
 
 @pytest.fixture
@@ -40,6 +40,25 @@ def test_nobody_has_more_than_allowed_and_nobody_who_has_nothing_is_kept(steps, 
             counts[key] -= 1
         assert {key: tally.count(key) for key in counts} == counts
         assert len(tally) == sum(map(bool, counts.values()))
+
+
+def test_what_lapses_is_given_back_by_itself(clock):
+    given: Lapsing[str] = Lapsing(2, 30, clock=clock)
+    assert [given.take("a"), given.take("a"), given.take("a"), given.take("b")] == [True, True, False, True]
+    clock.now += 29
+    assert [given.take("a"), given.take("b"), given.take("b")] == [False, True, False]
+    clock.now += 1
+    assert [given.take("a"), given.take("a"), given.take("a"), given.take("b")] == [True, True, False, True]
+    assert len(given) == 4
+    clock.now += 30
+    assert given.take("c")
+    assert len(given) == 1
+
+
+def test_without_a_limit_nothing_that_lapses_is_kept(clock):
+    given: Lapsing[str] = Lapsing(0, 30, clock=clock)
+    assert all(given.take("a") for _ in range(100))
+    assert len(given) == 0
 
 
 def test_a_burst_and_then_the_rate(clock):

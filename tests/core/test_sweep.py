@@ -1,7 +1,7 @@
 """The wheel: never early, at most a tick late, and indifferent to what is taken off it meanwhile."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
@@ -10,7 +10,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tricast.sweep import Turnstile, Wheel
+from tricast.sweep import LONGEST_SHARE_SECONDS, Turnstile, Wheel, share_out
 
 
 class Item:
@@ -363,3 +363,73 @@ async def test_who_is_cancelled_leaves_the_queue() -> None:
         background.start_soon(turnstile.run)
         await turnstile.pass_through()
         background.cancel_scope.cancel()
+
+
+# Work that takes many turns
+
+
+@pytest.mark.parametrize("others_ms", [0, 1, 5, 8])
+async def test_work_gets_as_much_of_the_time_as_all_others(mock_clock: trio.testing.MockClock, others_ms: int) -> None:
+    turns = 0
+
+    def work() -> Iterator[None]:
+        for _ in range(50):
+            mock_clock.jump(0.003)
+            yield
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            mock_clock.jump(others_ms / 1000)
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        await share_out(work(), trio.current_time())
+        nursery.cancel_scope.cancel()
+    theirs = turns * others_ms / 1000
+    assert theirs <= 50 * 0.003 + 3 * others_ms / 1000
+    # Nor does it take much more. Trio may give one of two tasks two turns in a row.
+    assert theirs + (2 * turns + 2) * 0.003 >= 50 * 0.003
+
+
+async def test_work_stops_for_others_however_long_they_take(mock_clock: trio.testing.MockClock) -> None:
+    done: list[int] = [0]
+
+    def work() -> Iterator[None]:
+        for _ in range(50):
+            mock_clock.jump(0.003)
+            done[-1] += 1
+            yield
+
+    async def others() -> None:
+        while True:
+            done.append(0)
+            mock_clock.jump(1)
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        await share_out(work(), trio.current_time())
+        nursery.cancel_scope.cancel()
+    assert sum(done) == 50
+    assert max(done) <= 2 * (LONGEST_SHARE_SECONDS / 0.003 + 1)
+
+
+async def test_work_that_waited_for_long_begins_with_more(mock_clock: trio.testing.MockClock) -> None:
+    done: list[int] = []
+
+    def work() -> Iterator[None]:
+        for number in range(10):
+            mock_clock.jump(0.003)
+            done.append(number)
+            yield
+
+    async with trio.open_nursery() as nursery:
+        mock_clock.jump(0.01)
+        nursery.start_soon(share_out, work(), 0.0)
+        while not done:
+            await trio.lowlevel.checkpoint()
+        assert len(done) >= 4
+    assert len(done) == 10

@@ -24,10 +24,10 @@ from serving import capturing_logger, failures, open_descriptors, serving, until
 from structlog.testing import LogCapture
 
 import tricast
+from tricast.garbage import calm_collector
 from tricast.http import HttpConnection
 from tricast.listening import _Handshake
 from tricast.quotas import Tally
-from tricast.server import _calm_garbage_collector
 from tricast.transports.websocket import Session
 
 ENDS = 10_000
@@ -88,7 +88,7 @@ def as_in_a_program() -> Iterator[None]:
     """
     tracer, thresholds = sys.gettrace(), gc.get_threshold()
     sys.settrace(None)
-    _calm_garbage_collector()
+    calm_collector()
     try:
         yield
     finally:

@@ -4,10 +4,12 @@ A limit is one function, which is called twice: to do as much as is allowed, and
 be named below, so that a new one cannot go without either.
 """
 
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+import jwt
 import pytest
 import trio
 from clients import (
@@ -185,6 +187,23 @@ async def take_memory(server: tricast.Server, is_beyond: bool) -> None:
         assert answer.status == (503 if is_beyond else 200)
         assert ("retry-after" in answer.headers) is is_beyond
     assert ((await metrics_of(server.admin_urls[0]))["memory_over",] == 1) is is_beyond
+
+
+KEY = "the secret of those who are let in"
+
+
+@limit("auth.max_tickets_per_subject", 2, auth={"key": [{"algorithm": "HS256", "secret": KEY}], "max_tickets": 3})
+async def trade_tickets(server: tricast.Server, is_beyond: bool) -> None:
+    bearers = {name: f"Authorization: Bearer {token_of(name)}" for name in ("greedy", "other")}
+    for _ in range(2):
+        expect(await ask(server.url, "POST", "/ticket", bearers["greedy"]), refused=None)
+    if is_beyond:
+        expect(await ask(server.url, "POST", "/ticket", bearers["greedy"]), refused=429)
+    expect(await ask(server.url, "POST", "/ticket", bearers["other"]), refused=None)  # there is room for others
+
+
+def token_of(subject: str) -> str:
+    return jwt.encode({"sub": subject, "exp": time.time() + 600}, KEY, "HS256")
 
 
 # Requests
@@ -441,5 +460,5 @@ def test_every_key_is_a_limit_or_none() -> None:
         for name in ("limits", "publish", "websocket")
         for key in type(getattr(config, name)).model_fields
     }
-    assert keys == LIMITS.keys() | NO_LIMITS.keys()
+    assert keys == {key for key in LIMITS if not key.startswith("auth.")} | NO_LIMITS.keys()
     assert not LIMITS.keys() & NO_LIMITS.keys()

@@ -22,6 +22,8 @@ _MAX_PROBLEM_BYTES = 64 * 2**10
 _PROBLEM_TIMEOUT = 5.0
 #: What may succeed when it is simply asked again (RFC 9110 15.5.9, RFC 8470 5.2, RFC 6585 4).
 _TRANSIENT_STATUSES = frozenset({204, 408, 425, 429})
+#: What the server's own problem types begin with.
+_OWN_TYPE = "urn:tricast:"
 
 Headers = list[tuple[str, str]]
 Answer = h11.Response | h11.InformationalResponse
@@ -137,26 +139,28 @@ class Exchange:
             answer: the head of the answer.
         """
         headers = dict(answer.headers)
-        why = await self._explanation(answer, headers)
+        why, code = await self._explanation(answer, headers)
         status = answer.status_code
         if status in _TRANSIENT_STATUSES or status >= 500:
             return Lost(why, retry_after=retry_after(headers.get(b"retry-after", b"")))
-        return ClientError(why, status=status)
+        return ClientError(why, status=status, code=code)
 
-    async def _explanation(self, answer: Answer, headers: dict[bytes, bytes]) -> str:
+    async def _explanation(self, answer: Answer, headers: dict[bytes, bytes]) -> tuple[str, str]:
+        """What the answer says, and the server's own code for it."""
         reason = bytes(answer.reason).decode("latin-1")
         said = f"the server answered {answer.status_code} {reason}".rstrip()
         if 300 <= answer.status_code < 400 and b"location" in headers:
-            return f"{said}: use {headers[b'location'].decode('latin-1')}"
+            return f"{said}: use {headers[b'location'].decode('latin-1')}", ""
         if not headers.get(b"content-type", b"").startswith(b"application/problem+json"):
-            return said
+            return said, ""
         # The body only says more; without it the status stands.
         try:
             with deadline(_PROBLEM_TIMEOUT, Lost("slow")):
                 problem = msgspec.json.decode(await self.body(_MAX_PROBLEM_BYTES), type=_Problem)
         except (Lost, ClientError, msgspec.DecodeError):
-            return said
-        return f"{said}: {problem.detail or problem.title}".removesuffix(": ")
+            return said, ""
+        why = f"{said}: {problem.detail or problem.title}".removesuffix(": ")
+        return why, problem.type.removeprefix(_OWN_TYPE) if problem.type.startswith(_OWN_TYPE) else ""
 
     async def _next_event(self) -> h11.Event:
         try:
@@ -191,6 +195,7 @@ async def open_exchange(
 class _Problem(msgspec.Struct):
     """What is read of an ``application/problem+json`` body (RFC 9457)."""
 
+    type: str = ""
     title: str = ""
     detail: str = ""
 

@@ -16,12 +16,16 @@ class ClientError(TricastError):
 
     Attributes:
         status: the HTTP status that said so, or None.
+        code: what a Tricast server calls the mistake, such as ``topic-not-allowed``; empty where none said so.
         is_transport_fault: whether another transport may get through where this one did not.
     """
 
-    def __init__(self, detail: str, *, status: int | None = None, is_transport_fault: bool = False) -> None:
+    def __init__(
+        self, detail: str, *, status: int | None = None, code: str = "", is_transport_fault: bool = False
+    ) -> None:
         super().__init__(detail)
         self.status = status
+        self.code = code
         self.is_transport_fault = is_transport_fault
 
 

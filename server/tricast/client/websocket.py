@@ -20,6 +20,10 @@ _SUBPROTOCOL = "tricast.v1"
 _BUSY_STATUSES = frozenset({408, 425, 429, 503})
 #: An answer to who asks, which is the same whatever is asked for (RFC 9110 15.5.2).
 _UNAUTHORIZED = 401
+#: What the server says of what is asked for, whichever way. All else may be about the Upgrade, or from a proxy.
+_WHATEVER_THE_WAY = frozenset(
+    {(400, "bad-topic"), (400, "bad-last-id"), (400, "limit-exceeded"), (403, "topic-not-allowed")}
+)
 #: The server's own codes: what the client was let in with is over, or not enough.
 _EXPIRED, _FORBIDDEN = 4401, 4403
 #: Closing with one of these, the server says that coming back in the same way is of no use (RFC 6455 7.4.1).
@@ -72,11 +76,17 @@ async def _upgrade(exchange: Exchange, wish: Wish, inbox: Inbox) -> None:
         raise Lost(f"no WebSocket: {lost}", is_transport_fault=True) from lost
     if answer.status_code != 101:
         failure = await exchange.failure(answer)
-        failure.is_transport_fault = answer.status_code not in {*_BUSY_STATUSES, _UNAUTHORIZED}
+        failure.is_transport_fault = not (answer.status_code in _BUSY_STATUSES or _is_final_everywhere(failure))
         raise _final_if_upgrade_was_ignored(answer, failure)
     found = dict(answer.headers)
     if found.get(b"sec-websocket-accept") != generate_accept_token(nonce) or b"sec-websocket-extensions" in found:
         raise ClientError("the server does not know how to upgrade to WebSocket", is_transport_fault=True)
+
+
+def _is_final_everywhere(failure: Lost | ClientError) -> bool:
+    if not isinstance(failure, ClientError):
+        return False
+    return failure.status == _UNAUTHORIZED or (failure.status, failure.code) in _WHATEVER_THE_WAY
 
 
 def _final_if_upgrade_was_ignored(answer: Answer, failure: Lost | ClientError) -> Lost | ClientError:
