@@ -6,6 +6,7 @@ import sys
 from contextlib import asynccontextmanager
 
 import trio
+from clocks import HANG_SECONDS
 
 COMMAND = [sys.executable, "-m", "tricast"]
 
@@ -80,7 +81,7 @@ async def running(*args: str, **options: object):
 
 async def run(*args: str, stdin: bytes = b"") -> tuple[int, str, str]:
     """Runs the command to its end; returns its exit code, stdout and stderr."""
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         done = await trio.run_process(
             [*COMMAND, *args], stdin=stdin, capture_stdout=True, capture_stderr=True, check=False
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 from cli.running import run, running, serving_command
+from clocks import HANG_SECONDS
 
 TRANSPORTS = {"auto": "WebSocket", "ws": "WebSocket", "sse": "Server-Sent Events", "poll": "long polling"}
 
@@ -20,7 +21,7 @@ def _no_surroundings(monkeypatch):
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_publish_and_subscribe(transport):
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with (
             serving_command() as (_, url),
             running("subscribe", "news", "a.>", "--url", url, "--transport", transport) as subscriber,
@@ -39,7 +40,7 @@ async def test_publish_and_subscribe(transport):
 
 async def test_publishing_lines():
     lines = b'{"topic":"news","data":1}\n\n{"topic":"news","type":"x","data":{"a":2}}'
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command() as (_, url):
             code, given, said = await run("publish", "--ndjson", "--url", url, stdin=lines)
             assert (code, said) == (0, "")
@@ -50,7 +51,7 @@ async def test_publishing_lines():
 
 
 async def test_publishing_lines_as_they_come():
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command() as (_, url), running("publish", "--ndjson", "--url", url) as publisher:
             await publisher.stdin.send_all(b'{"topic":"news","data":1}\n{"topic":"ne')
             assert await publisher.out.next()
@@ -65,7 +66,7 @@ async def test_publishing_lines_as_they_come():
 
 
 async def test_more_lines_than_a_server_takes_at_a_time():
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command() as (_, url):
             lines = b'{"topic":"news","data":1}\n' * 1234
             async with running("publish", "--ndjson", "--url", url) as publisher:
@@ -77,7 +78,7 @@ async def test_more_lines_than_a_server_takes_at_a_time():
 
 
 async def test_data_over_several_lines_is_printed_on_one():
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command() as (_, url):
             await run("publish", "news", '{\n  "a": 1.50\n}', "--url", url)
             async with running("subscribe", "news", "--last-id", "0-0", "--url", url) as subscriber:
@@ -85,7 +86,7 @@ async def test_data_over_several_lines_is_printed_on_one():
 
 
 async def test_a_restarted_server_is_a_gap():
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command() as (server, url):
             port = url.rpartition(":")[2]
             async with running("subscribe", "news", "--url", url) as subscriber:
@@ -105,7 +106,7 @@ async def test_a_restarted_server_is_a_gap():
 
 
 async def test_nobody_reads_any_more():
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with (
             serving_command() as (_, url),
             running("subscribe", "news", "--url", url) as subscriber,
@@ -119,7 +120,7 @@ async def test_nobody_reads_any_more():
 
 @pytest.mark.parametrize("args", [["publish", "news"], ["publish", "--ndjson"]])
 async def test_interrupted_while_reading(args):
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command() as (_, url), running(*args, "--url", url) as publisher:
             if "--ndjson" in args:  # its answer shows that it reads again
                 await publisher.stdin.send_all(b'{"topic":"news","data":1}\n')
@@ -134,7 +135,7 @@ async def test_interrupted_while_reading(args):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_the_server_is_stopped(number):
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command() as (server, _):
             server.process.send_signal(number)
             code, out, said = await server.end()
@@ -192,7 +193,7 @@ async def test_check(tmp_path):
 async def test_serve_takes_its_file_and_its_options(tmp_path):
     file = tmp_path / "server.toml"
     file.write_text('[server]\nhost = "192.0.2.1"\nport = 1\n')
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command("--config", str(file), "--host", "127.0.0.1", "--log-url", "memory:") as (_, url):
             assert (await run("publish", "news", "1", "--url", url))[0] == 0
 
@@ -213,7 +214,7 @@ async def test_nobody_serves():
 
 
 async def test_a_refused_topic():
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command() as (_, url):
             code, out, said = await run("subscribe", "a..b", "--transport", "sse", "--url", url)
     assert (code, out) == (1, "")
@@ -234,7 +235,7 @@ async def test_version():
 
 
 async def test_nobody_reads_stderr_either():
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with running("check", "/nowhere") as command:
             await command.process.stderr.aclose()
             assert await command.process.wait() == 1
@@ -253,7 +254,7 @@ async def test_stdin_cannot_be_read():
 async def test_stdout_is_full(args):
     full = os.open("/dev/full", os.O_WRONLY)
     try:
-        with trio.fail_after(60):
+        with trio.fail_after(HANG_SECONDS):
             async with serving_command() as (_, url):
                 at = ["--url", url] if "publish" in args else []
                 async with running(*args, *at, stdout=full) as command:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 from cli.running import run, running, serving_command
+from clocks import HANG_SECONDS
 from credentials import AUTH, SECRET, token
 
 CONFIG = f"""
@@ -35,7 +36,7 @@ def _nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_publish_subscribe_and_bench(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "token"
     file.write_text(token() + "\n")
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command("--config", config) as (_, url):
             code, _, said = await run("publish", "news", "1", "--url", url)
             assert (code, "401 Unauthorized" in said) == (1, True)

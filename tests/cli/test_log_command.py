@@ -15,6 +15,7 @@ import pytest
 import trio
 from cli.running import run, running, serving_command
 from click.testing import CliRunner, Result
+from clocks import HANG_SECONDS
 from log.worlds import Clock, sqlite_log
 from services import RedisServer
 
@@ -271,7 +272,7 @@ def test_wrong_usage_of_tail(invoke: Run) -> None:
 
 async def test_a_log_is_followed_while_a_server_writes(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'log.db'}"
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command("--log-url", url) as (_, server), httpx.AsyncClient(base_url=server) as client:
 
             async def publish(topic: str, data: str) -> str:
@@ -299,7 +300,7 @@ async def test_following_drops_nothing(tmp_path: Path) -> None:
     with sqlite3.connect(path) as database:
         years_ago = int((time.time() - 9 * 365 * 86400) * 1000)
         database.execute("UPDATE events SET id = ? << 20", (years_ago,))
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with running("log", "tail", f"sqlite:///{path}", "-f", "-n", "1") as tail:
             assert json.loads(await tail.out.next())["id"] == f"{years_ago}-0"
             tail.process.send_signal(signal.SIGINT)
@@ -358,7 +359,7 @@ async def test_while_a_server_runs_its_clients_go_on_and_the_next_one_announces_
             found = (await client.get("/events", params={"topic": "a", "last_id": last_id})).json()
         return {"events": [event["id"] for event in found["events"]], "gap": found.get("gap")}
 
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command("--log-url", url) as (_, server):
             ids = [await publish(server, data) for data in ("1", "2", "3")]
             code, out, _ = await run("log", "trim", url, "--keep", "1", "--yes")
@@ -374,7 +375,7 @@ async def test_while_a_server_runs_its_clients_go_on_and_the_next_one_announces_
 async def test_several_shards_in_redis(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRICAST_LOG__URL", redis.url)
     monkeypatch.setenv("TRICAST_LOG__SHARDS", "2")
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command() as (_, server), httpx.AsyncClient(base_url=server) as client:
             monkeypatch.setenv("TRICAST_LOG__SHARDS", "3")
             code, _, said = await run("log", "info")
@@ -427,7 +428,7 @@ async def test_several_shards_in_redis(redis: RedisServer, monkeypatch: pytest.M
 async def test_what_is_only_passed_on_can_be_followed(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRICAST_LOG__URL", redis.url)
     monkeypatch.setenv("TRICAST_LOG__DELIVERY", "pubsub")
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         # The log tells which delivery it has.
         untold = {name: value for name, value in os.environ.items() if name != "TRICAST_LOG__DELIVERY"}
         async with (

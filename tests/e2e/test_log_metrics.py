@@ -18,7 +18,7 @@ async def told(server: Server, *, is_available: bool) -> Metrics:
 
 async def test_a_log_that_comes_and_goes(redis: RedisServer) -> None:
     records = LogCapture()
-    async with serving(records=records, log={"url": redis.url, "shards": 2}, within=60) as server:
+    async with serving(records=records, log={"url": redis.url, "shards": 2}) as server:
         for number in range(10):
             await server.hub.publish(f"topic.{number}", number)
         before = await told(server, is_available=True)

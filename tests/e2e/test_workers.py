@@ -56,9 +56,7 @@ class Workers(ServerProcess):
 
 
 @asynccontextmanager
-async def serving_workers(
-    folder: Path, text: str = QUICK_TO_END, *, workers: int = 2, within: float = 30.0
-) -> AsyncIterator[Workers]:
+async def serving_workers(folder: Path, text: str = QUICK_TO_END, *, workers: int = 2) -> AsyncIterator[Workers]:
     """``tricast serve`` with several workers and this configuration."""
     file, temporary = folder / "server.toml", folder / "temporary"
     file.write_text(text)
@@ -66,7 +64,7 @@ async def serving_workers(
     command = (*COMMAND, "serve", "--config", str(file), "--port", "0", "--workers", str(workers))
     environment = os.environ | {"TMPDIR": str(temporary)}
     options = {"cwd": folder, "env": environment, "start_new_session": True}
-    async with serving_as(*command, within=within, kind=Workers, **options) as server:
+    async with serving_as(*command, kind=Workers, **options) as server:
         server.file, server.temporary = file, temporary
         yield server
     assert not server.said("Traceback"), server.lines
@@ -668,7 +666,7 @@ async def serving_in_a_terminal(how: str, workers: int, folder: Path) -> AsyncIt
     ours, theirs = (FileIO(fd) for fd in os.openpty())
     with ours, theirs:
         options = {"cwd": folder, "stdin": theirs, "start_new_session": True}
-        async with serving_as(*command, within=30.0, **options) as server:
+        async with serving_as(*command, **options) as server:
             yield server, ours
 
 
