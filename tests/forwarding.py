@@ -7,6 +7,7 @@ from typing import Any
 
 import trio
 from clients import Answer, Wire, head, read_answer
+from clocks import HANG_SECONDS
 from serving import capturing_logger, failures, serving
 from structlog.testing import LogCapture
 
@@ -17,7 +18,10 @@ from tricast_proxy.proxy import Proxy, serve
 
 @asynccontextmanager
 async def forwarding(
-    *servers: str | dict[str, Any], records: LogCapture | None = None, within: float = 20.0, **sections: dict[str, Any]
+    *servers: str | dict[str, Any],
+    records: LogCapture | None = None,
+    within: float = HANG_SECONDS,
+    **sections: dict[str, Any],
 ) -> AsyncIterator[Proxy]:
     """A proxy on a free port, gone at the end of the block.
 

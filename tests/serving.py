@@ -17,6 +17,7 @@ import structlog
 import trio
 import trio.testing
 from clients import ask, subscribe
+from clocks import HANG_SECONDS
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import LogCapture
 
@@ -43,7 +44,11 @@ def failures(records: LogCapture) -> list[str]:
 
 @asynccontextmanager
 async def serving(
-    *, records: LogCapture | None = None, log: Log | dict[str, Any] | None = None, within: float = 20.0, **sections: Any
+    *,
+    records: LogCapture | None = None,
+    log: Log | dict[str, Any] | None = None,
+    within: float = HANG_SECONDS,
+    **sections: Any,
 ) -> AsyncIterator[tricast.Server]:
     """A server on a free port, gone at the end of the block.
 
@@ -211,7 +216,7 @@ Program = TypeVar("Program", bound=ServerProcess)
 
 
 @asynccontextmanager
-async def serving_process(*, within: float = 20.0, **sections: Any) -> AsyncIterator[ServerProcess]:
+async def serving_process(*, within: float = HANG_SECONDS, **sections: Any) -> AsyncIterator[ServerProcess]:
     """A server as a program, which is ended at the end of the block if it has not ended by then."""
     config = json.dumps({"server": {"port": 0}} | sections)
     async with serving_as(sys.executable, "-c", _PROGRAM, config, within=within) as server:
@@ -220,7 +225,7 @@ async def serving_process(*, within: float = 20.0, **sections: Any) -> AsyncIter
 
 @asynccontextmanager
 async def serving_as(
-    *command: str, within: float = 20.0, kind: type[Program] = ServerProcess, **options: Any
+    *command: str, within: float = HANG_SECONDS, kind: type[Program] = ServerProcess, **options: Any
 ) -> AsyncIterator[Program]:
     """A command that is a server, which is ended at the end of the block if it has not ended by then.
 
