@@ -24,6 +24,8 @@ _JAVA = (
     *("-Djava.awt.headless=true", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"),
     *("-Dorg.slf4j.simpleLogger.showDateTime=true", "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS"),
 )
+#: What a new cluster begins with, in the folder of each broker.
+_CHECKPOINT = "bootstrap.checkpoint"
 _CONFIGURATION = """\
 process.roles=broker,controller
 listener.security.protocol.map=INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT,CLIENT:{protocol}
@@ -168,6 +170,26 @@ class KafkaBroker(Daemon):
         self.controller.release()
 
     def _format(self) -> None:
+        """Makes the storage that a broker wants to find.
+
+        Kafka's tool for that is a JVM of its own, for two small files. What it writes into one of them depends on the
+        version of Kafka alone, and is kept beside the jars.
+        """
+        kept = jars_folder() / _CHECKPOINT
+        data = self.folder / "data"
+        if not kept.exists():
+            self._format_with_tool()
+            unfinished = kept.with_name(f"{_CHECKPOINT}-{uuid.uuid4()}")
+            shutil.copy(data / _CHECKPOINT, unfinished)
+            unfinished.replace(kept)
+            return
+        data.mkdir()
+        shutil.copy(kept, data)
+        own = {"version": 1, "cluster.id": self._cluster, "node.id": self.id, "directory.id": _new_id()}
+        lines = [f"{name}={value}\n" for name, value in own.items()]
+        (data / "meta.properties").write_text("".join(lines), encoding="utf-8")
+
+    def _format_with_tool(self) -> None:
         command = [*_java(), "kafka.tools.StorageTool", "format", "--cluster-id", self._cluster]
         command += ["--config", "server.properties"]
         options = {"cwd": self.folder, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
@@ -215,7 +237,7 @@ class KafkaServer(Service, KafkaTopics):
         lines += _accept_users(users) if users else []
         lines += _encrypt(self.folder, certificate, authority, asks_certificates) if certificate else []
         lines += config
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "_")
+        cluster = _new_id()
         self.brokers = [KafkaBroker(self.folder / f"broker-{number}", number, cluster) for number in range(brokers)]
         voters = ",".join(f"{broker.id}@{HOST}:{broker.controller.number}" for broker in self.brokers)
         for broker in self.brokers:
@@ -272,6 +294,11 @@ class KafkaServer(Service, KafkaTopics):
     def in_sync(self, topic: str, partition: int = 0) -> set[int]:
         """The ids of the brokers that have all of a partition."""
         return set(self.admin.list_topics(topic, timeout=_SECONDS).topics[topic].partitions[partition].isrs)
+
+
+def _new_id() -> str:
+    """One as Kafka makes them; a "-" at the beginning would be none."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "_")
 
 
 def _java() -> list[str]:

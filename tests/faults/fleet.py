@@ -15,6 +15,8 @@ from engines.daemon import HOST, Daemon
 #: How servers tell of bugs of their own, and how Python does.
 _BUG = re.compile(r"connection failed|^Traceback|was never awaited|Exception ignored")
 _TOLD_LINES = 40
+#: After so long without an answer it is asked again: it may have been killed meanwhile.
+_ANSWER_SECONDS = 10.0
 _PROGRAM = "from tricast.cli import main; main()"
 
 
@@ -80,7 +82,7 @@ class TricastServer(Daemon):
     async def wait_well(self) -> None:
         """Returns when it says that it is ready."""
         while True:
-            with trio.move_on_after(1):
+            with trio.move_on_after(_ANSWER_SECONDS):
                 try:
                     if (await ask(self.url, "GET", "/readyz")).status == 200:
                         return

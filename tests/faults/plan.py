@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 #: Seconds from one fault to the next, on average; they may overlap.
-_PERIOD = 1.5
+PERIOD = 1.5
 #: Seconds without a fault at the start, and between two faults of one thing.
 _WARM_UP = 2.0
 _REST = 0.7
@@ -55,13 +55,14 @@ class Fault(NamedTuple):
         return f"{self.at:7.2f} s for {self.seconds:5.2f} s: {self.what} {self.lane} {whom}"
 
 
-def plan_of(seed: int, seconds: float, kinds: Sequence[Kind]) -> list[Fault]:
+def plan_of(seed: int, seconds: float, kinds: Sequence[Kind], *, period: float = PERIOD) -> list[Fault]:
     """The faults of a round, in the order in which they begin; a shorter one begins like a longer one.
 
     Args:
         seed: the same makes the same.
         seconds: in which they all begin and end.
         kinds: what can happen.
+        period: seconds from one fault to the next, on average, as far as there is a thing without one.
     """
     numbers = random.Random(seed)
     weights = [kind.weight for kind in kinds]
@@ -77,5 +78,5 @@ def plan_of(seed: int, seconds: float, kinds: Sequence[Kind]) -> list[Fault]:
         if all(free_at.get(lane, 0.0) <= at for lane in lanes):
             faults.append(Fault(round(at, 2), round(min(lasts, seconds - at), 2), kind.what, kind.lane, targets))
             free_at.update(dict.fromkeys(lanes, at + lasts + _REST))
-        at += numbers.expovariate(1 / _PERIOD)
+        at += numbers.expovariate(1 / period)
     return faults

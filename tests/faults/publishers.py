@@ -38,7 +38,7 @@ class FaultyPublisher:
         prefix: str,
         numbers: random.Random,
         clock: Callable[[], float],
-        patience: float = 15.0,
+        patience: float,
     ) -> None:
         self._journal = journal
         self._urls = urls

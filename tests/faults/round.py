@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from clocks import HANG_SECONDS
 from faults.checker import check
 from faults.fleet import TricastServer
 from faults.history import BEGINNING, Follower, Id, Journal, Violation
 from faults.logs import SERVER_KINDS, SERVERS, FaultyLog
-from faults.plan import Fault, plan_of
+from faults.plan import PERIOD, Fault, plan_of
 from faults.publishers import FaultyPublisher
 from faults.report import tell
 from faults.subscribers import TRANSPORTS, FaultySubscriber
 
-#: Seconds that servers and subscribers have to come to the end, once all is mended.
-_HEALING_SECONDS = 60.0
 _PUBLISHERS = 12
 #: Events that are more than any round has.
 _UNLIMITED = 1_000_000
@@ -45,6 +44,7 @@ class Effort:
         rate: requests that are published per second, of all publishers.
         history: events that are kept per topic.
         log: more of the section of that name of the servers' configuration.
+        period: seconds from one fault to the next, on average.
     """
 
     seed: int
@@ -53,6 +53,11 @@ class Effort:
     rate: float = 60.0
     history: int = _UNLIMITED
     log: Mapping[str, Any] = field(default_factory=dict)
+    period: float = PERIOD
+
+    def plan(self, log: FaultyLog) -> list[Fault]:
+        """What goes wrong, and when."""
+        return plan_of(self.seed, self.seconds, (*SERVER_KINDS, *log.kinds), period=self.period)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ async def play(log: FaultyLog, effort: Effort, say: Callable[[str], None] = prin
     """
     async with _servers(log, effort) as servers:
         played = _Round(log, servers, effort, say)
-        with trio.move_on_after(effort.seconds + 4 * _HEALING_SECONDS) as scope:
+        with trio.move_on_after(effort.seconds + 4 * HANG_SECONDS) as scope:
             await played.play()
     if scope.cancelled_caught:
         played.problems.append("the round did not end in time")
@@ -183,7 +188,7 @@ class _Round:
             self._ends = await self._end_topics()
             for subscriber in self._subscribers:
                 subscriber.finish(self._ends)
-            subscribing.cancel_scope.deadline = trio.current_time() + _HEALING_SECONDS
+            subscribing.cancel_scope.deadline = trio.current_time() + HANG_SECONDS
 
     def outcome(self) -> Outcome:
         """What came of it."""
@@ -214,7 +219,7 @@ class _Round:
 
     # Who takes part
 
-    def _publisher(self, name: str) -> FaultyPublisher:
+    def _publisher(self, name: str, patience: float = 15.0) -> FaultyPublisher:
         return FaultyPublisher(
             self._journal,
             self._urls,
@@ -223,6 +228,7 @@ class _Round:
             prefix=f"{self._effort.seed}-{name}",
             numbers=random.Random(self._numbers.random()),
             clock=self._clock,
+            patience=patience,
         )
 
     async def _subscribe(self) -> None:
@@ -264,10 +270,9 @@ class _Round:
 
     async def _happen(self) -> None:
         """Has all faults happen, and returns when they are mended and the time is over."""
-        kinds = (*SERVER_KINDS, *self._log.kinds)
         ends_at = self._zero + self._effort.seconds
         async with trio.open_nursery() as nursery:
-            for fault in plan_of(self._effort.seed, self._effort.seconds, kinds):
+            for fault in self._effort.plan(self._log):
                 await trio.sleep_until(self._zero + fault.at)
                 # What takes long to start again may not be well yet.
                 targets = tuple(target for target in fault.targets if (fault.lane, target) not in self._unwell)
@@ -307,7 +312,7 @@ class _Round:
     # The end
 
     async def _wait_well(self) -> None:
-        with trio.move_on_after(_HEALING_SECONDS) as scope:
+        with trio.move_on_after(HANG_SECONDS) as scope:
             async with trio.open_nursery() as nursery:
                 for server in self._servers:
                     nursery.start_soon(server.wait_well)
@@ -317,7 +322,7 @@ class _Round:
 
     async def _end_topics(self) -> dict[str, tuple[int, Id]]:
         """Publishes the last event of each topic there is for now."""
-        publisher = self._publisher(f"end-{self._clock()}")
+        publisher = self._publisher(f"end-{self._clock()}", HANG_SECONDS)
         ends: dict[str, tuple[int, Id]] = {}
 
         async def end(topic: str) -> None:
@@ -334,7 +339,7 @@ class _Round:
 
     async def _read_all(self) -> None:
         """Reads all that is kept from each server, over one transport each."""
-        with trio.move_on_after(_HEALING_SECONDS):
+        with trio.move_on_after(HANG_SECONDS):
             async with trio.open_nursery() as nursery:
                 for url, transport in zip(self._urls, TRANSPORTS[1:], strict=True):
                     subscriber = self._subscriber(transport, [">"], BEGINNING, [url])

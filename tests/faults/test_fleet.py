@@ -4,6 +4,7 @@ from pathlib import Path
 
 import trio
 from clients import ask, publish
+from clocks import HANG_SECONDS
 from faults.fleet import TricastServer
 from serving import until
 
@@ -12,7 +13,7 @@ async def test_a_server_that_ends_is_started_again_and_ending_by_itself_is_a_pro
     problems: list[str] = []
     server = TricastServer(0, tmp_path, {"log": {"url": "memory:"}})
     try:
-        with trio.fail_after(60):
+        with trio.fail_after(HANG_SECONDS):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(server.supervise, problems)
                 server.is_wanted = True

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from clocks import HANG_SECONDS
 from faults.relay import Relay, Way
 
 
@@ -18,7 +19,7 @@ async def echo(stream: trio.SocketStream) -> None:
 @asynccontextmanager
 async def relay() -> AsyncIterator[Relay]:
     """A relay in front of an echo."""
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(trio.serve_tcp, echo, 0)
             port = listeners[0].socket.getsockname()[1]

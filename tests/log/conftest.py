@@ -4,13 +4,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+from clocks import HANG_SECONDS
 from log.redis_worlds import Process, Processes
 from services import RedisServer
 
 
 @pytest.fixture
 async def processes() -> AsyncIterator[Processes]:
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             yield Processes(nursery)
             nursery.cancel_scope.cancel()

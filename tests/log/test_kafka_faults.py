@@ -7,20 +7,23 @@ import pytest
 import trio
 import trio.testing
 from confluent_kafka import KafkaError, KafkaException, Producer
-from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
-from encryption import authority_file, certificate_file
 from log.kafka_worlds import KafkaWorld, kafka_config, kafka_world, new_topic
 from services import KafkaServer
 
+from engines.daemon import Port
+from tricast.config import Config
 from tricast.errors import LogUnavailable
 from tricast.event import GapReason
 from tricast.log.kafka_clients import Seen, Topic
+
+#: One process has it all, or each would start a Kafka.
+pytestmark = pytest.mark.xdist_group("a Kafka that fails")
 
 
 @pytest.fixture(scope="module")
 def own_kafka() -> Iterator[KafkaServer]:
     """A Kafka of these tests' own; each leaves it whole."""
-    with KafkaServer() as server:
+    with KafkaServer(config=["transaction.abort.timed.out.transaction.cleanup.interval.ms=500"]) as server:
         yield server
 
 
@@ -185,103 +188,32 @@ async def test_a_topic_that_is_made_anew(own_kafka: KafkaServer) -> None:
 
 
 async def test_a_kafka_that_is_not_there() -> None:
-    with KafkaServer() as kafka:
-        topic = new_topic(kafka)
-        config = kafka_config(kafka, topic, timeout="1s")
-        kafka.kill()
-    world = KafkaWorld(config)
-    with pytest.raises(LogUnavailable, match=r"127.0.0.1"):
-        async with world.open():
-            pass
+    port = Port()
+    world = KafkaWorld(Config.model_validate({"log": {"url": f"kafka://127.0.0.1:{port.number}/t", "timeout": "1s"}}))
+    try:
+        with pytest.raises(LogUnavailable, match=r"127.0.0.1"):
+            async with world.open():
+                pass
+    finally:
+        port.release()
 
 
-async def test_a_process_that_is_gone_in_the_middle_of_a_batch() -> None:
-    settings = ["transaction.abort.timed.out.transaction.cleanup.interval.ms=500"]
-    with KafkaServer(config=settings) as kafka:
-        topic = new_topic(kafka)
-        async with kafka_world(kafka, topic) as world:
-            (first,) = await world.append("a", data=b"1")
-            await world.handed_over(1)
-            gone = Producer(
-                {"bootstrap.servers": kafka.address, "transactional.id": "x", "transaction.timeout.ms": 3000}
-            )
-            await in_thread(gone.init_transactions, 30)
-            gone.begin_transaction()
-            gone.produce(topic, b"2", b"a", 0)
-            await in_thread(gone.flush, 30)
-            (second,) = await world.append("a", data=b"3")
-            # It is acknowledged, and comes when Kafka has given up waiting for the other one.
-            assert [event.id for event in await world.handed_over(2)] == [first, second]
-            assert world.data == [b"1", b"3"]
-
-
-async def test_users_and_encryption() -> None:
-    with KafkaServer(users={"app": "a secret"}, certificate=certificate_file()) as kafka:
-        topic = new_topic(kafka, 1)
-        sasl = {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN", "sasl.username": "app"}
-        right, wrong = sasl | {"sasl.password": "a secret"}, sasl | {"sasl.password": "another secret"}
-        async with kafka_world(kafka, topic, kafka=right, tls_ca=authority_file()) as world:
-            await world.append("a")
-            await world.append("a", "b")
-            await world.handed_over(3)
-            assert len(await world.read_all(">")) == 3
-        for settings, expected in (
-            ({"kafka": wrong, "tls_ca": authority_file()}, "Authentication failed"),
-            ({"kafka": right}, "certificate verify failed"),
-        ):
-            world = KafkaWorld(kafka_config(kafka, topic, timeout="2s", **settings))
-            with pytest.raises(LogUnavailable, match=expected) as error:
-                async with world.open():
-                    pass
-            assert "secret" not in error.value.why
-
-
-async def test_certificates_of_clients() -> None:
-    with KafkaServer(certificate=certificate_file(), authority=authority_file(), asks_certificates=True) as kafka:
-        topic = new_topic(kafka, 1)
-        tls = {"tls_ca": authority_file(), "tls_certificate": certificate_file()}
-        async with kafka_world(kafka, topic, **tls) as world:
-            await world.append("a")
-            await world.handed_over(1)
-
-
-async def test_what_a_user_has_to_be_allowed() -> None:
-    config = [
-        "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "super.users=User:ANONYMOUS",
-    ]
-    with KafkaServer(users={"app": "secret"}, config=config) as kafka:
-        topic = new_topic(kafka)
-        sasl = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": "app"}
-        settings = {"kafka": sasl | {"sasl.password": "secret"}, "timeout": "3s"}
-
-        async def fails() -> str:
-            with pytest.raises(LogUnavailable) as error:
-                async with kafka_world(kafka, topic, **settings):
-                    pass
-            return error.value.why
-
-        async def allow(kind: ResourceType, name: str, pattern: ResourcePatternType, operation: AclOperation) -> None:
-            binding = AclBinding(kind, name, pattern, "User:app", "*", operation, AclPermissionType.ALLOW)
-            (future,) = kafka.admin.create_acls([binding]).values()
-            await in_thread(future.result)
-
-        literal = ResourcePatternType.LITERAL
-        assert "authorization failed" in await fails()
-        await allow(ResourceType.TOPIC, topic, literal, AclOperation.DESCRIBE)
-        assert "authorization failed" in await fails()
-        await allow(ResourceType.TOPIC, topic, literal, AclOperation.READ)
-        async with kafka_world(kafka, topic, **settings) as world:
-            with pytest.raises(LogUnavailable, match="authorization failed"):
-                await world.append("a")
-        await allow(ResourceType.TOPIC, topic, literal, AclOperation.WRITE)
-        for operation in (AclOperation.DESCRIBE, AclOperation.WRITE):
-            await allow(ResourceType.TRANSACTIONAL_ID, "tricast-", ResourcePatternType.PREFIXED, operation)
-        async with kafka_world(kafka, topic, cache_size=1, **settings) as world:
-            await world.append("a")
-            await world.append("a", "a")
-            await world.handed_over(3)
-            assert len(await world.read_all("a")) == 3
+async def test_a_process_that_is_gone_in_the_middle_of_a_batch(own_kafka: KafkaServer) -> None:
+    topic = new_topic(own_kafka)
+    async with kafka_world(own_kafka, topic) as world:
+        (first,) = await world.append("a", data=b"1")
+        await world.handed_over(1)
+        gone = Producer(
+            {"bootstrap.servers": own_kafka.address, "transactional.id": "x", "transaction.timeout.ms": 3000}
+        )
+        await in_thread(gone.init_transactions, 30)
+        gone.begin_transaction()
+        gone.produce(topic, b"2", b"a", 0)
+        await in_thread(gone.flush, 30)
+        (second,) = await world.append("a", data=b"3")
+        # It is acknowledged, and comes when Kafka has given up waiting for the other one.
+        assert [event.id for event in await world.handed_over(2)] == [first, second]
+        assert world.data == [b"1", b"3"]
 
 
 async def test_kafka_has_lost_what_it_had(own_kafka: KafkaServer) -> None:

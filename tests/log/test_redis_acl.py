@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from clocks import HANG_SECONDS
 from log.redis_worlds import Process, Processes
 from services import RedisCluster, RedisSentinel, RedisServer
 from serving import until
@@ -145,7 +146,7 @@ async def test_the_channel_of_another_namespace(server: RedisServer) -> None:
 async def is_refused(server: RedisServer, delivery: str, right: str, **section: str) -> None:
     """Nothing can be published, and it is told which right there is not, or where to find that."""
     process = Process(as_user(server.url), delivery=delivery, **section)
-    with trio.fail_after(30), pytest.raises(LogUnavailable, match="lacks a right") as info:
+    with trio.fail_after(HANG_SECONDS), pytest.raises(LogUnavailable, match="lacks a right") as info:
         async with process.open():
             await process.append("a")
     why = info.value.why

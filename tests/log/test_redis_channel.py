@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import trio
+from clocks import HANG_SECONDS
 from log.worlds import PLENTY, held
 from services import RedisCluster, RedisServer
 from serving import capturing_logger, until
@@ -79,7 +80,7 @@ class Processes:
 
 @pytest.fixture
 async def processes() -> AsyncIterator[Processes]:
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             yield Processes(nursery)
             nursery.cancel_scope.cancel()
@@ -202,7 +203,7 @@ async def test_the_log_that_a_configuration_asks_for(redis: RedisServer, shards:
     section = {"url": redis.url, "delivery": "pubsub", "shards": shards}
     log = log_of(Config(log=LogSection(**section)), capturing_logger(LogCapture()))
     events: list[Event] = []
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with log.open(events.extend):
             assert (log.shards_of(TOPICS) is None) is (shards == 1)
             for number in range(9):
@@ -435,14 +436,14 @@ async def test_no_redis_at_the_start() -> None:
 async def test_a_subscription_to_which_nothing_comes(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connection, "send_command", lambda *_: None)
     process = Process(redis.url, timeout="200ms")
-    with trio.fail_after(20), pytest.raises(LogUnavailable, match="does not pass on"):
+    with trio.fail_after(HANG_SECONDS), pytest.raises(LogUnavailable, match="does not pass on"):
         async with process.log.open(process.events.extend):
             pass
 
 
 async def test_nobody_has_to_listen_to_what_is_skipped(redis: RedisServer) -> None:
     process = Process(redis.url)
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with process.log.open(process.events.extend):
             redis.restart(keep_data=False)
             await away_and_back(process)

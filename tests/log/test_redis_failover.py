@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 import trio
+from clocks import HANG_SECONDS
 from log.redis_worlds import Process, Processes, data_of
 from services import RedisCluster, RedisSentinel, RedisServer
 
@@ -24,7 +25,7 @@ MANY = 30
 
 @pytest.fixture
 async def processes() -> AsyncIterator[Processes]:
-    with trio.fail_after(90):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             yield Processes(nursery)
             nursery.cancel_scope.cancel()

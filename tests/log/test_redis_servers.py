@@ -10,6 +10,7 @@ from typing import Any
 import encryption
 import pytest
 import trio
+from clocks import HANG_SECONDS
 from coredis import exceptions
 from coredis.exceptions import RedisError, ResponseError
 from services import RedisCluster, RedisSentinel, RedisServer
@@ -27,7 +28,7 @@ NOWHERE = "127.0.0.1:1"
 
 @pytest.fixture
 async def in_time() -> AsyncIterator[None]:
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         yield
 
 

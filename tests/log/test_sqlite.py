@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from clocks import HANG_SECONDS
 from log.worlds import Clock, World, held, ids_of, looked, no_descriptors, sqlite_log
 from serving import open_descriptors, until
 from structlog.testing import LogCapture
@@ -63,7 +64,7 @@ class Processes:
 
 @pytest.fixture
 async def processes(tmp_path: Path) -> AsyncIterator[Processes]:
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             yield Processes(tmp_path / "log.db", nursery)
             nursery.cancel_scope.cancel()
@@ -955,7 +956,7 @@ def test_a_thread_that_is_late_says_nothing(tmp_path: Path, monkeypatch: pytest.
     log = sqlite_log(tmp_path / "log.db", Clock(), patience=10.0)
 
     async def leave_too_early() -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(HANG_SECONDS):
             async with log.open(lambda _: None), trio.open_nursery() as nursery:
                 database.execute("BEGIN IMMEDIATE")
                 nursery.start_soon(log.append, [Draft("a", "message", b"1")])

@@ -55,7 +55,7 @@ async def test_what_is_advised_helps():
             found[kind] = Outcome(plan=Plan(url=proxy.url, token=TOKEN))
             await examine(found[kind])
 
-    async with probed(within=90) as (server, _), trio.open_nursery() as nursery:
+    async with probed() as (server, _), trio.open_nursery() as nursery:
         port = urlsplit(server.url).port
         assert port is not None
         for kind in CONFIGS:

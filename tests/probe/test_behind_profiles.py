@@ -108,7 +108,7 @@ async def test_upgrade_buffering_and_bodies() -> None:
         await examine(found[name])
 
     async def probe_behind(name: str, server: str) -> None:
-        async with forwarding(server, proxy={"profile": name}, within=100) as proxy:
+        async with forwarding(server, proxy={"profile": name}) as proxy:
             await probe(name, proxy.url)
 
     names, wrong = list(CONFIGS), ""
@@ -231,7 +231,7 @@ async def measured(run: Run, server: str) -> list[tuple[Timing, Run, list[Findin
     own = {"profile": run.profile, "speed": run.speed}
     # To connect takes as long as ever, however fast the timers are.
     upstream = {"connect_timeout": 10.0 * run.speed}
-    async with forwarding(server, proxy=own, upstream=upstream, within=100) as proxy:
+    async with forwarding(server, proxy=own, upstream=upstream) as proxy:
         timers_found = Timers(target_of(proxy.url), plan)
         await timers_found.run()
     findings = list(timers(timers_found.outcomes, plan))

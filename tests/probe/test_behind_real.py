@@ -86,7 +86,7 @@ async def test_what_it_finds():
             found[name] = Outcome(plan=Plan(url=proxy.url, token=TOKEN, transports=("ws", "sse")))
             await examine(found[name])
 
-    async with probed(within=90) as (server, _), trio.open_nursery() as nursery:
+    async with probed() as (server, _), trio.open_nursery() as nursery:
         port = urlsplit(server.url).port
         assert port is not None
         for name in SETUPS:

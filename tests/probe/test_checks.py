@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import trio
+from clocks import HANG_SECONDS
 from probe.misbehaving import relaying
 from probe.probing import TOKEN, probed, target_of
 
@@ -29,14 +30,14 @@ async def served(count=1):
 
 
 async def _serve(*, task_status):
-    async with probed(server={"port": 0}, within=60) as (server, _):
+    async with probed(server={"port": 0}) as (server, _):
         task_status.started(urlsplit(server.url).port)
         await trio.sleep_forever()
 
 
 async def outcome_of(url, origin=None, token=TOKEN, transports=("ws", "sse", "poll")):
     outcome = Outcome(plan=Plan(url=url, origin=origin, token=token, transports=transports))
-    with trio.fail_after(50):
+    with trio.fail_after(HANG_SECONDS):
         await examine(outcome)
     return outcome
 
@@ -85,7 +86,7 @@ async def checked(check, *, ports, **options):
     async with relaying(*ports, **options) as url:
         way = Way(target_of(url), [])
         direct = Way(target_of(f"http://127.0.0.1:{ports[0]}"), [])
-        with trio.fail_after(50):
+        with trio.fail_after(HANG_SECONDS):
             findings = await check(way, direct)
     return findings if isinstance(findings, list) else [findings], way
 

@@ -29,7 +29,7 @@ def _no_surroundings(monkeypatch):
 @asynccontextmanager
 async def stripping():
     """A server behind a relay that takes Upgrade out; yields the relay's URL and the server's."""
-    async with probed(within=60) as (server, _):
+    async with probed() as (server, _):
         port = urlsplit(server.url).port
         assert port is not None
         async with relaying(port, upgrade="strip") as url:
@@ -48,7 +48,7 @@ async def answering(answer):
 
 async def test_a_server_with_nothing_in_front(monkeypatch):
     monkeypatch.setenv("TRICAST_PROBE__TOKEN", TOKEN)
-    async with probed(within=60) as (server, _):
+    async with probed() as (server, _):
         code, out, err = await run("probe", server.url, "--quick", "--origin", server.url)
     assert (code, err.count("error")) == (0, 0)
     assert "Nothing wrong was found." in out
@@ -79,7 +79,7 @@ async def test_what_to_fail_on(conditions, code):
 
 
 async def test_what_is_not_known_is_no_pass():
-    async with serving(within=60) as server:
+    async with serving() as server:
         code, out, _ = await run("probe", server.url, "--quick", "--fail-on", "no-ws,buffered,host")
     assert code == 2
     assert "Not known: buffered, host." in out
@@ -100,7 +100,7 @@ async def test_ctrl_c():
 
 
 async def test_shortened_timers_behind_a_server_itself():
-    async with probed(within=60) as (server, _):
+    async with probed() as (server, _):
         code, out, _ = await run("probe", server.url, "--idle", "20", "--speed", "20", "--token", TOKEN, "--json")
     idle = {finding["title"]: finding for finding in json.loads(out)["findings"] if finding["check"] == "P13"}
     assert code == 0
@@ -134,7 +134,7 @@ async def test_a_wrong_token():
 
 
 async def test_a_server_without_a_token():
-    async with serving(within=60) as server:
+    async with serving() as server:
         code, out, _ = await run("probe", server.url, *QUICK, "--token", TOKEN)
     assert code == 0
     assert out.startswith("The server has no probe endpoints: only what shows from outside is told.")

@@ -473,7 +473,7 @@ async def test_what_nobody_has_seen_is_not_known() -> None:
 
 async def test_every_process_behind_a_url_is_asked() -> None:
     """Of several workers, each knows what it has seen itself."""
-    async with serving_process(within=60, server={"port": 0, "workers": 2}, probe={"token": TOKEN}) as server:
+    async with serving_process(server={"port": 0, "workers": 2}, probe={"token": TOKEN}) as server:
         target = target_of(server.url)
         nonces = [new_nonce() for _ in range(24)]
         async with AsyncExitStack() as stack:

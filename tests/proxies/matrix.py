@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import trio
+from clocks import HANG_SECONDS
 from proxies.origin import Origin
 from proxies.played import endings, framing, headers, interim, leaving, slowness, streams, tunnels
 from proxies.programs import PROGRAMS, Program
@@ -19,8 +20,8 @@ from serving import serving_as
 Outcomes = dict[str, dict[str, Outcome]]
 #: Scenarios by program, each by name.
 Wanted = Mapping[str, Collection[str]]
-#: Seconds that one program's scenarios may take in all.
-LONGEST = 300
+#: Seconds that one program's scenarios may take in all: there are hundreds.
+LONGEST = 8 * HANG_SECONDS
 #: Seconds between the programs' beginnings, so that their busiest moments are not the same.
 STAGGER = 0.4
 

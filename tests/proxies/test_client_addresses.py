@@ -114,7 +114,7 @@ async def asked(url: str, *headers: str) -> Answer:
 async def test_the_client_is_who_the_proxy_tells_of(name: str) -> None:
     way, records = WAYS[name], LogCapture()
     async with (
-        serving(within=60, records=records, server=way.section, logging={"access": True}) as server,
+        serving(records=records, server=way.section, logging={"access": True}) as server,
         real_proxy(way.kind, way.config, origin=f"127.0.0.1:{server.port}") as proxy,
     ):
         lie = ("X-Forwarded-For: 198.51.100.1", "Forwarded: for=198.51.100.1")
@@ -137,7 +137,7 @@ async def test_each_client_has_its_own_places(name: str) -> None:
     way = WAYS[name]
     limits = {"connections_per_address": 2}
     async with (
-        serving(within=60, server=way.section, limits=limits) as server,
+        serving(server=way.section, limits=limits) as server,
         real_proxy(way.kind, way.config, origin=f"127.0.0.1:{server.port}") as proxy,
     ):
         with ExitStack() as wires:
@@ -161,7 +161,7 @@ async def test_over_a_unix_socket(kind: str, tmp_path: Path) -> None:
     section = way.section | {"host": f"unix:{path}", "unix_mode": "0666"}
     origin = f"unix:{path}" if kind == "nginx" else f"unix@{path}"
     async with (
-        serving(within=60, records=records, server=section, logging={"access": True}),
+        serving(records=records, server=section, logging={"access": True}),
         real_proxy(way.kind, way.config, origin=origin) as proxy,
     ):
         assert (await asked(as_client(7, proxy))).status == 200
@@ -173,7 +173,7 @@ async def test_tls_through_a_proxy_that_only_tells_who_it_is(version: str) -> No
     config, records = _haproxy(mode="tcp", options=version), LogCapture()
     sections = {"server": _INTRODUCED, "tls": tls_section(), "logging": {"access": True}}
     async with (
-        serving(within=60, records=records, **sections) as server,
+        serving(records=records, **sections) as server,
         real_proxy("haproxy", config, origin=f"127.0.0.1:{server.port}") as proxy,
     ):
         assert (await asked(as_client(7, proxy, "https"))).status == 200
@@ -188,7 +188,7 @@ async def test_a_proxy_that_looks_after_the_server_speaks_for_itself(version: st
     records = LogCapture()
     sections: dict[str, Any] = {"limits": {"connections_per_address": 1, "accept_rate_per_address": 1}}
     async with (
-        serving(within=60, records=records, server=_INTRODUCED, logging={"access": True}, **sections) as server,
+        serving(records=records, server=_INTRODUCED, logging={"access": True}, **sections) as server,
         real_proxy("haproxy", config, origin=f"127.0.0.1:{server.port}"),
     ):
         await until(lambda: checks(records, server) >= 5)
@@ -205,7 +205,7 @@ def checks(records: LogCapture, server: tricast.Server) -> int:
 @pytest.mark.parametrize("kind", ["nginx", "haproxy"])
 async def test_a_proxy_that_does_not_introduce_anybody_is_told(kind: str) -> None:
     async with (
-        serving(within=60, server=_INTRODUCED) as server,
+        serving(server=_INTRODUCED) as server,
         real_proxy(kind, WAYS[kind].config, origin=f"127.0.0.1:{server.port}") as proxy,
     ):
         answer = await asked(as_client(7, proxy))

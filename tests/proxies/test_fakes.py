@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from clocks import HANG_SECONDS
 from proxies.origin import Exchange, Origin, response_head
 from proxies.played.framing import VECTORS
 from proxies.played.streams import delays, head_delay, stream_events
@@ -29,7 +30,7 @@ REQUEST = b"POST /c-one HTTP/1.1\r\nHost: a\r\nX-A: 1\r\nx-a: 2\r\nContent-Lengt
 @asynccontextmanager
 async def connected(origin: Origin) -> AsyncIterator[Recorder]:
     """A client of the origin's."""
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with origin.listening(), trio.open_nursery() as nursery:
             sock = trio.socket.socket()
             with sock:

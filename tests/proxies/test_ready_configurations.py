@@ -51,7 +51,7 @@ async def behind_each(check: Check, *, idle: int = 0, **sections: object) -> Non
 
     async def run(kind: str) -> None:
         try:
-            async with serving(within=90, **sections) as server, ready_proxy(kind, server.port, idle=idle) as proxy:
+            async with serving(**sections) as server, ready_proxy(kind, server.port, idle=idle) as proxy:
                 await check(kind, server, proxy.url)
         except Exception as error:
             error.add_note(f"behind {kind}")
@@ -234,7 +234,7 @@ async def test_another_server_takes_over(tmp_path: Path) -> None:
 
     async def check(kind: str) -> None:
         log = {"url": f"sqlite:///{tmp_path}/{kind}.db"}
-        async with serving(within=90, log=log) as stays, trio.open_nursery() as nursery:
+        async with serving(log=log) as stays, trio.open_nursery() as nursery:
             goes = await nursery.start(run_until_told, log)
             async with ready_proxy(kind, stays.port, second_port=goes.server.port) as proxy:
                 with_both = [await subscribe("sse", proxy.url, "news") for _ in range(8)]
@@ -268,7 +268,7 @@ class Leaving:
 
 
 async def run_until_told(log: dict[str, str], task_status: trio.TaskStatus[Leaving]) -> None:
-    async with serving(within=90, log=log) as server:
+    async with serving(log=log) as server:
         leaving = Leaving(server)
         task_status.started(leaving)
         await leaving.told.wait()
@@ -280,7 +280,7 @@ async def test_lines_without_which_it_does_not_work() -> None:
 
     async def check(kind: str, before: str, after: str, is_missed: Callable[[str], Awaitable[bool]]) -> None:
         async with (
-            serving(within=90) as server,
+            serving() as server,
             ready_proxy(kind, server.port, changed=((before, after),)) as proxy,
         ):
             assert await is_missed(proxy.url), (kind, before)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 from clients import Wire, ask, head
+from clocks import HANG_SECONDS
 from proxies.real import DEFAULTS, KINDS, NotStarted, fill, real_proxy, reserved_port
 from serving import serving
 
@@ -43,7 +44,7 @@ async def test_every_proxy_forwards_and_is_gone_afterwards() -> None:
         assert not processes_of_group(proxy.process.pid)
         assert not proxy.folder.exists()
 
-    async with serving(within=60) as server, trio.open_nursery() as nursery:
+    async with serving() as server, trio.open_nursery() as nursery:
         for kind in KINDS:
             nursery.start_soon(check, kind)
 
@@ -67,7 +68,7 @@ async def test_the_timer_is_the_proxys() -> None:
                     assert line.startswith(b"HTTP/1.1 %d " % status), (kind, line)
 
     statuses = {"nginx": 504, "haproxy": 504, "apache": 502, "caddy": 504, "varnish": 503}
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             for kind in KINDS:
                 nursery.start_soon(check, kind, statuses[kind])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 from clients import Answer, Closed, Wire, head, read_answer
+from clocks import HANG_SECONDS
 from prometheus_client.parser import text_string_to_metric_families
 from serving import capturing_logger, failures
 from structlog.testing import LogCapture
@@ -89,7 +90,7 @@ class World:
 @asynccontextmanager
 async def listening() -> AsyncIterator[World]:
     proxy, records = FakeProxy(), LogCapture()
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             config = AdminSection(enabled=True, port=0)
             (url,) = await nursery.start(partial(admin.serve, config, proxy, capturing_logger(records)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from clocks import HANG_SECONDS
 from hypothesis import given
 from hypothesis import strategies as st
 from proxy.fake_bodies import EndlessSource, FakeSink, FakeSource, response_head
@@ -369,7 +370,7 @@ async def test_a_server_waits_for_a_client_that_takes_nothing(keys: dict[str, An
     async with trio.open_nursery() as nursery:
         sink.block()
         nursery.start_soon(lambda: relay(source, sink, **keys))
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_SECONDS):
             await until(lambda: source.given >= ahead / 4)
         taken = -1
         while taken != source.given:
@@ -388,7 +389,7 @@ async def test_nginx_reads_a_server_to_its_end_while_the_client_takes_nothing(
     async with trio.open_nursery() as nursery:
         sink.block()
         nursery.start_soon(lambda: relay(source, sink, buffering="nginx"))
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_SECONDS):
             await until(lambda: source.given == 30 * 2**20 and sum(spools(tmp_path)) > 29 * 2**20)
         assert names(tmp_path) == []
         sink.unblock()
@@ -425,7 +426,7 @@ async def test_cancelling_leaves_no_file(
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: relay(source, sink, buffering=buffering, spool="4MiB" if waits else "1GiB"))
-            with trio.fail_after(30):
+            with trio.fail_after(HANG_SECONDS):
                 await until(lambda: any(spools(tmp_path)))
             if waits:
                 await wait_all_tasks_blocked(0.1)

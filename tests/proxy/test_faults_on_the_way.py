@@ -21,6 +21,7 @@ from clients import (
     read_head,
     subscribe,
 )
+from clocks import HANG_SECONDS
 from forwarding import administer, forwarding
 from proxy.origins import OK, Visit, always, origin, read_any, silent
 from serving import open_descriptors, serving, until
@@ -185,7 +186,7 @@ async def test_who_is_in_a_black_hole_does_not_keep_the_proxy(kind: str) -> None
             await wire.send(request)
             await wire.exactly(300)
             proxy.drain()
-            with trio.fail_after(10):
+            with trio.fail_after(HANG_SECONDS):
                 await proxy.wait_stopped()
             assert await wire.rest() == b""
 
@@ -327,13 +328,14 @@ async def test_a_request_that_comes_twice() -> None:
 
 
 async def test_a_second_request_does_not_keep_the_proxy() -> None:
-    async with origin(silent) as server, forwarding(server.url, fault=[{"duplicate_request": True}]) as proxy:
+    sections: dict[str, Any] = {"fault": [{"duplicate_request": True}], "drain": {"grace": "1h"}}
+    async with origin(silent) as server, forwarding(server.url, **sections) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/"))
             await server.wait_requests(2)
         await until(lambda: not proxy.clients)
         proxy.drain()
-        with trio.fail_after(3):
+        with trio.fail_after(HANG_SECONDS):
             await proxy.wait_stopped()
 
 
@@ -487,11 +489,11 @@ async def test_faults_change_while_it_runs() -> None:
             assert (await administer(proxy, "PUT", "/fault", json.dumps(slow).encode())).json() == slow
             assert (await administer(proxy, "GET", "/fault")).json() == slow
             async with takes_at_least(0.4):
-                with trio.fail_after(6):
+                with trio.fail_after(HANG_SECONDS):
                     assert await status() == 200
             refused = await administer(proxy, "PUT", "/fault", b'[{"status": 5}]')
             assert refused.status == 400
             assert (await administer(proxy, "GET", "/fault")).json() == slow
             assert (await administer(proxy, "PUT", "/fault", b"[]")).json() == []
-            with trio.fail_after(6):
+            with trio.fail_after(HANG_SECONDS):
                 assert await status() == 200

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from clocks import HANG_SECONDS
 from serving import capturing_logger, until
 from structlog.testing import LogCapture
 
@@ -24,7 +25,7 @@ Behaviour = Callable[[trio.SocketStream], Awaitable[None]]
 @asynccontextmanager
 async def listening(behaviour: Behaviour) -> AsyncIterator[str]:
     """Something on a port that treats each connection like this; yields its address."""
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
             await nursery.start(trio.serve_listeners, behaviour, [listener])
@@ -169,7 +170,7 @@ async def test_a_server_goes_and_comes_and_each_is_told_once() -> None:
 
 
 async def test_without_a_path_nobody_is_asked() -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(HANG_SECONDS):
         await check_forever([server_at("127.0.0.1:1")], HealthSection(), random.Random(1))
 
 

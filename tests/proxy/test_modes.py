@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import trio
 from clients import WEBSOCKET_HEADERS, Wire, ask, head, read_answer, read_head
+from clocks import HANG_SECONDS
 from encryption import tls_section
 from forwarding import forwarding
 from proxy.origins import OK, Visit, always, once, origin, read_any, silent
@@ -49,7 +50,7 @@ async def test_proxies_one_behind_the_other(names: tuple[str, ...]) -> None:
 
     async with origin(answer) as server:
         stages = stacked(*names, upstream=server.url)
-        with trio.fail_after(20):
+        with trio.fail_after(HANG_SECONDS):
             async with trio.open_nursery() as nursery:
                 serve = partial(chain.serve, stages, logger=capturing_logger(records))
                 proxy = await nursery.start(serve)

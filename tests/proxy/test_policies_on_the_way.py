@@ -270,7 +270,7 @@ async def test_much_for_a_client_that_takes_its_time() -> None:
         is_sent.set()
 
     received = hashlib.blake2b()
-    async with origin(pour) as server, forwarding(server.url, response=NGINX, within=60) as proxy:
+    async with origin(pour) as server, forwarding(server.url, response=NGINX) as proxy:
         before = resident_bytes()
         with await Wire.open(proxy.url, receive_buffer=8192) as wire:
             await wire.send(head("GET", "/"))

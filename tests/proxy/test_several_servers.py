@@ -525,9 +525,9 @@ class Followers:
 async def test_nothing_is_lost_by_moving_between_servers_that_share_a_log(tmp_path: Path) -> None:
     log = {"url": f"sqlite:///{tmp_path / 'log.db'}"}
     async with (
-        serving_process(within=60.0, log=log) as a,
-        serving_process(within=60.0, log=log) as b,
-        forwarding(a.url, b.url, within=60.0) as proxy,
+        serving_process(log=log) as a,
+        serving_process(log=log) as b,
+        forwarding(a.url, b.url) as proxy,
     ):
         followers = Followers(proxy.url, await publish(proxy.url, "news", {"n": 0}), per_connection=3)
         async with trio.open_nursery() as nursery:
@@ -545,9 +545,9 @@ async def test_nothing_is_lost_when_a_server_dies(tmp_path: Path) -> None:
     log = {"url": f"sqlite:///{tmp_path / 'log.db'}"}
     retry, balance = {"on": ["connect", "empty"]}, {"method": "least_connections"}
     async with (
-        serving_process(within=60.0, log=log) as a,
-        serving_process(within=60.0, log=log) as b,
-        forwarding(a.url, b.url, within=60.0, retry=retry, balance=balance, health=PROTECTED_FOR_LONG) as proxy,
+        serving_process(log=log) as a,
+        serving_process(log=log) as b,
+        forwarding(a.url, b.url, retry=retry, balance=balance, health=PROTECTED_FOR_LONG) as proxy,
     ):
         followers = Followers(proxy.url, await publish(proxy.url, "news", {"n": 0}), per_connection=1000)
 

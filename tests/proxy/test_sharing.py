@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import trio
 from clients import Closed, Wire, ask, head, publish, read_head, subscribe
+from clocks import HANG_SECONDS
 from forwarding import forwarding
 from proxy.origins import OK, Visit, always, origin, read_any, read_chunk, silent
 from serving import open_descriptors, serving, until
@@ -357,6 +358,6 @@ async def test_going_down_while_one_is_under_way(has_clients: bool) -> None:
                 await until(lambda: not proxy.clients)
             assert stages.is_open == 1
             proxy.drain()
-            with trio.fail_after(5):
+            with trio.fail_after(HANG_SECONDS):
                 await proxy.wait_stopped()
                 await server.wait_left()

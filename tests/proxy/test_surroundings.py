@@ -5,6 +5,7 @@ import resource
 import pytest
 import trio
 from clients import WEBSOCKET_HEADERS, Wire, ask, head, read_answer, read_head
+from clocks import HANG_SECONDS
 from encryption import tls_section
 from forwarding import forwarding
 from proxy.origins import OK, Visit, always, origin, read_any, silent
@@ -194,7 +195,11 @@ async def test_an_address_that_is_taken_is_named() -> None:
 async def test_a_proxy_that_is_asked_twice_goes_down_once() -> None:
     async with origin(silent) as server:
         config = ProxyConfig.model_validate(
-            {"proxy": {"port": 0}, "server": [{"address": server.url.removeprefix("http://")}]}
+            {
+                "proxy": {"port": 0},
+                "server": [{"address": server.url.removeprefix("http://")}],
+                "drain": {"grace": "1h"},
+            }
         )
         async with trio.open_nursery() as nursery:
             proxy: Proxy = await nursery.start(lambda task_status: serve(
@@ -202,7 +207,7 @@ async def test_a_proxy_that_is_asked_twice_goes_down_once() -> None:
             ))  # fmt: skip
             proxy.drain()
             proxy.drain()
-            with trio.fail_after(10):
+            with trio.fail_after(HANG_SECONDS):
                 await proxy.wait_stopped()
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import trio
 from clients import WEBSOCKET_HEADERS, Closed, Wire, ask, head, read_answer, read_head
+from clocks import HANG_SECONDS
 from encryption import tls_section
 from forwarding import forwarding
 from proxy.origins import OK, Visit, always, once, origin, silent
@@ -384,7 +385,7 @@ async def test_going_down_does_not_wait_for_clients_that_never_close() -> None:
             await wire.send(UPGRADE)
             await read_head(wire)
             proxy.drain()
-            with trio.fail_after(10):
+            with trio.fail_after(HANG_SECONDS):
                 await proxy.wait_stopped()
             assert await wire.exactly(4) == b"\x88\x02\x03\xf4"
 
