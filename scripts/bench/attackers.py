@@ -27,7 +27,7 @@ _CONNECTS_PER_ROUND = 200
 #: So that little fits into what nobody reads.
 _RECEIVE_BUFFER = 4096
 #: Than what is measured.
-_NICER = 10
+_NICER = 5
 _OVER = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 

@@ -18,7 +18,7 @@ import click
 from tricast import __version__
 from tricast.access.command import token
 from tricast.command_line import INTERRUPTED as _INTERRUPTED
-from tricast.command_line import Failure, check_last_id, unwritable
+from tricast.command_line import Failure, certificate_options, check_last_id, unwritable
 from tricast.command_line import in_words as _in_words
 from tricast.command_line import or_fail as _or_fail
 from tricast.command_line import run as _run
@@ -156,14 +156,24 @@ def _secret_in(value: str) -> str:
         raise Failure(f"{value[1:]} holds no token: expected visible ASCII characters") from None
 
 
-def _identity(token: str, api_key: str) -> dict[str, Any]:
-    """The same, as the client takes it."""
+def _client_options(token: str, api_key: str, certificates: dict[str, str]) -> dict[str, Any]:
+    """What these options stand for, as the client takes it.
+
+    Raises:
+        Failure: a file cannot be used.
+    """
+    from tricast.client import ClientError
+    from tricast.client.endpoint import settings_with
 
     async def read() -> str:
         return _secret_in(token)
 
     is_file = _secret_in(token) != token
-    return {"token": read if is_file else token, "api_key": _secret_in(api_key)}
+    try:
+        settings = settings_with(certificates)
+    except ClientError as error:
+        raise Failure(str(error)) from None
+    return {"token": read if is_file else token, "api_key": _secret_in(api_key), "settings": settings}
 
 
 @cli.command()
@@ -308,9 +318,8 @@ def _remark_on_certificate(config: "Config", hosts: tuple[str, ...]) -> str:
 @click.option("--ndjson", is_flag=True, help='Publish lines {"topic":…,"type":…,"data":…} from stdin, without TOPIC.')
 @_url_option
 @_secret_options
-def publish(
-    *, topic: str | None, data: str | None, kind: str | None, ndjson: bool, url: str, token: str, api_key: str
-) -> None:
+@certificate_options
+def publish(*, topic: str | None, data: str | None, kind: str | None, ndjson: bool, url: str, **client: Any) -> None:
     """Publish DATA to TOPIC and print the event's id.
 
     DATA is JSON, or any other text. Without DATA, or with -, it is read from stdin (less a final line end).
@@ -320,19 +329,19 @@ def publish(
     if ndjson:
         if topic is not None or kind is not None:
             raise click.UsageError("with --ndjson, topic and type are in the lines, not on the command line")
-        _run(_publish_lines, url, _identity(token, api_key))
+        _run(_publish_lines, url, _client_options(**client))
     elif topic is None:
         raise click.UsageError("Missing argument 'TOPIC'.")
     else:
-        _run(_publish_one, url, topic, kind, data, _identity(token, api_key))
+        _run(_publish_one, url, topic, kind, data, _client_options(**client))
 
 
-async def _publish_one(url: str, topic: str, kind: str | None, data: str | None, identity: dict[str, Any]) -> None:
+async def _publish_one(url: str, topic: str, kind: str | None, data: str | None, options: dict[str, Any]) -> None:
     from tricast.client import publish
     from tricast.event import DEFAULT_TYPE
 
     body = await _read_all() if data is None or data == "-" else os.fsencode(data)
-    _print(await publish(url, topic, body, type=kind or DEFAULT_TYPE, **identity))
+    _print(await publish(url, topic, body, type=kind or DEFAULT_TYPE, **options))
 
 
 async def _read_all() -> bytes:
@@ -344,7 +353,7 @@ async def _read_all() -> bytes:
     return bytes(body).removesuffix(b"\n").removesuffix(b"\r")
 
 
-async def _publish_lines(url: str, identity: dict[str, Any]) -> None:
+async def _publish_lines(url: str, options: dict[str, Any]) -> None:
     from tricast.client import Lost, publish_ndjson
 
     rest, published = b"", 0
@@ -355,7 +364,7 @@ async def _publish_lines(url: str, identity: dict[str, Any]) -> None:
         for begin in range(0, len(lines), _LINES_PER_BATCH):
             batch = lines[begin : begin + _LINES_PER_BATCH]
             try:
-                ids = await publish_ndjson(url, batch, **identity)
+                ids = await publish_ndjson(url, batch, **options)
             except Exception as error:
                 unsure = ", or it is not known" if isinstance(error, Lost) else ""
                 _say(f"{published} lines were published, and nothing from line {published + 1} on{unsure}")
@@ -401,6 +410,7 @@ async def _read_stdin() -> bytes:
 )
 @_url_option
 @_secret_options
+@certificate_options
 def subscribe(
     *,
     topics: tuple[str, ...],
@@ -408,8 +418,7 @@ def subscribe(
     last_id: str | None,
     form: str,
     url: str,
-    token: str,
-    api_key: str,
+    **client: Any,
 ) -> None:
     """Print the events of every TOPIC, one a line.
 
@@ -419,7 +428,7 @@ def subscribe(
     from tricast.client import items
 
     to_line = items.event_as_line if form == "json" else items.data_as_line
-    wished = {"transport": transport, "last_id": last_id, **_identity(token, api_key)}
+    wished = {"transport": transport, "last_id": last_id, **_client_options(**client)}
     _run(_subscribe, url, topics, wished, to_line)
 
 
@@ -503,6 +512,7 @@ def _notify(item: "Item") -> None:
 @click.option("--compare", is_flag=True, help="Run the same feed over long polling, SSE and WebSocket, side by side.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
 @_secret_options
+@certificate_options
 def bench(*, compare: bool, as_json: bool, **options: Any) -> None:
     """Load a server with subscribers and a feed, and measure.
 

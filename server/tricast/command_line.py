@@ -5,6 +5,7 @@ Knows no command. Nothing heavy is imported here before a command runs.
 # ruff: noqa: PLC0415 - see above
 
 import errno
+import functools
 import os
 import signal
 import sys
@@ -44,6 +45,30 @@ def check_last_id(context: click.Context, parameter: click.Parameter, value: str
         return None if value is None else str(parse_position(value))
     except RemoteProtocolError as error:
         raise click.BadParameter(error.detail, context, parameter) from None
+
+
+def certificate_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that may speak TLS, which get to it as one, ``certificates``: keys and files.
+
+    They are those of ``tricast.client.endpoint.Certificates``.
+    """
+
+    @functools.wraps(command)
+    def with_certificates(*, cert: str, key: str, cacert: str, **others: object) -> None:
+        if key and not cert:
+            raise click.UsageError("--key is for the certificate of --cert")
+        command(**others, certificates={"cert": cert, "key": key, "cacert": cacert})
+
+    for name, words in (
+        ("cacert", "Trust these authorities, rather than those of the system, to vouch for the server."),
+        ("key", "The key of --cert, where it is not in the same file."),
+        ("cert", "Show this certificate to the server."),
+    ):
+        option = click.option(
+            f"--{name}", metavar="FILE", default="", show_default="none", help=f"{words} In PEM format."
+        )
+        with_certificates = option(with_certificates)
+    return with_certificates
 
 
 def or_fail(load: Callable[[], Loaded], *, source: str | None = None) -> Loaded:

@@ -2,10 +2,13 @@
 
 import json
 import random
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -18,7 +21,7 @@ from trio.testing import MockClock
 
 from tricast import metrics
 from tricast.access.identity import Identity
-from tricast.access.jwks import fetching_in_threads
+from tricast.access.jwks import MAX_THREADS, fetching_in_threads
 from tricast.access.keys import UnusableKey
 from tricast.config import Config
 from tricast.errors import Unauthorized, Unavailable
@@ -456,16 +459,51 @@ async def test_a_handshake_that_does_not_end_is_given_up() -> None:
 
 
 async def test_a_fetch_that_was_given_up_makes_room_for_the_next() -> None:
-    """There is one thread at most, and the one before has ended."""
+    """Its thread has ended, or there would be no other at last."""
     async with answering(ends=False) as (url, heads):
         fetching = fetching_in_threads()
         with trio.fail_after(HANG_SECONDS):
-            for number in range(1, 4):
+            for number in range(1, 2 * MAX_THREADS):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(fetching, url, 1000, 20.0)
                     while len(heads) < number:
                         await trio.lowlevel.checkpoint()
                     nursery.cancel_scope.cancel()
+
+
+async def test_names_whose_look_up_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a thread until it ends; the next fetch has another one, as long as there are not too many."""
+    begun: list[str] = []
+    goes_on = threading.Event()
+    look_up = socket.getaddrinfo
+
+    def stuck(host: str, *rest: Any, **options: Any) -> Any:
+        if host != "stuck.example":
+            return look_up(host, *rest, **options)
+        begun.append(host)
+        goes_on.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    monkeypatch.setattr("socket.getaddrinfo", stuck)
+    fetching = fetching_in_threads()
+    try:
+        async with answering(ok(b"x")) as (url, _):
+            with trio.fail_after(20):
+                for number in range(1, MAX_THREADS + 1):
+                    assert await fetching(url, 1000, 20.0) == b"x"
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(fetching, "https://stuck.example/", 1000, 20.0)
+                        while len(begun) < number:
+                            await trio.lowlevel.checkpoint()
+                        nursery.cancel_scope.cancel()
+                for also in ("https://stuck.example/", url):
+                    with pytest.raises(TimeoutError, match="took too long"):
+                        await fetching(also, 1000, 0.1)
+                assert len(begun) == MAX_THREADS
+                goes_on.set()
+                assert await fetching(url, 1000, 20.0) == b"x"
+    finally:
+        goes_on.set()
 
 
 async def test_https(monkeypatch: pytest.MonkeyPatch) -> None:

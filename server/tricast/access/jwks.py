@@ -37,6 +37,9 @@ from tricast.logs import Logger
 #:     UnusableKey: it is longer.
 Fetch = Callable[[str, int, float], Awaitable[bytes]]
 
+#: Threads that fetch, and those that were given up and still look for a name. A resolver that is told nothing else
+#: gives up after half a minute (resolv.conf(5)), so that with ``auth.jwks_cooldown`` there are hardly ever two.
+MAX_THREADS = 4
 _READ_BYTES = 16 * 2**10
 
 
@@ -154,12 +157,13 @@ class RemoteKeys:
 
 
 def fetching_in_threads() -> Fetch:
-    """Fetches in a thread, of which there is one at most.
+    """Fetches in a thread.
 
     When its time is over, it is cut off from its peer, so that it ends, whatever comes and however slowly. Only while a
-    name is looked up, or a connection is made, it may live on for a while.
+    name is looked up, which nothing can cut short, it may live on; the next fetch has another thread then. There are
+    ``MAX_THREADS`` at most: with as many look-ups stuck, no more are begun until one of them ends.
     """
-    limiter = trio.CapacityLimiter(1)
+    limiter = trio.CapacityLimiter(MAX_THREADS)
 
     async def fetch(url: str, max_bytes: int, seconds: float) -> bytes:
         line = _Line()

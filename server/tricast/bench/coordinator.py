@@ -19,9 +19,9 @@ from tricast.bench.messages import Await, Begin, Opened, Order, Plan, Progress, 
 from tricast.bench.results import Measured, Result, Settings, result_of
 from tricast.bench.schedule import Feed
 from tricast.bench.tally import Tally
-from tricast.client import ClientError, ClientSettings
+from tricast.client import ClientError
 from tricast.client.badge import Badge
-from tricast.client.endpoint import Endpoint, deadline, dial
+from tricast.client.endpoint import Endpoint, deadline, dial, settings_with
 from tricast.client.exchange import Exchange
 from tricast.client.failures import Lost
 from tricast.errors import TricastError
@@ -194,6 +194,7 @@ class Bench:
                     address=address,
                     feed=self._feed,
                     headers=await Badge(self._settings.token, self._settings.api_key).headers(),
+                    certificates=self._settings.certificates,
                     subscribers=share,
                 )
                 await generator.tell(plan)
@@ -285,7 +286,7 @@ async def look_for_server(settings: Settings, feed: Feed) -> tuple[int, tuple[st
         ClientError: it is none, or refuses the topic or the size.
     """
     endpoint = Endpoint.parse(settings.url)
-    client = ClientSettings()
+    client = settings_with(settings.certificates)
     stream = await dial(endpoint, client)
     try:
         exchange = Exchange(stream, endpoint, Badge(settings.token, settings.api_key))

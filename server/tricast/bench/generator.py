@@ -4,7 +4,6 @@ Started by the coordinator, told what to do over stdin and answering over stdout
 """
 
 import os
-import ssl
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -19,7 +18,7 @@ from tricast.bench.messages import Await, Begin, Order, Plan, Progress, Stop, Us
 from tricast.bench.publishers import Course, Publisher
 from tricast.bench.subscribers import Group, Surroundings
 from tricast.bench.tally import add_up
-from tricast.client.endpoint import Endpoint
+from tricast.client.endpoint import Certificates, Endpoint
 from tricast.descriptors import raise_soft_limit
 
 _STDIN, _STDOUT = 0, 1
@@ -44,7 +43,7 @@ class Generator(ABC):
 
     def __init__(self, engine: Engine, plan: Plan) -> None:
         endpoint = Endpoint.parse(plan.url)
-        context = ssl.create_default_context() if endpoint.is_secure else None
+        context = Certificates(**plan.certificates).context() if endpoint.is_secure else None
         self._engine = engine
         self._plan = plan
         self._feed = plan.feed

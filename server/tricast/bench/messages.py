@@ -17,6 +17,7 @@ class Plan(msgspec.Struct, tag="plan", frozen=True, kw_only=True):
         address: as ``socket.connect`` takes it.
         feed: what is published.
         headers: what every request shows to say who asks.
+        certificates: for TLS; see ``tricast.client.endpoint.Certificates``.
         subscribers: which ones are this process's: their numbers in the whole run, and their transports. None are
             the publishers'.
     """
@@ -26,6 +27,7 @@ class Plan(msgspec.Struct, tag="plan", frozen=True, kw_only=True):
     address: tuple[str | int, ...]
     feed: Feed
     headers: list[tuple[str, str]] = msgspec.field(default_factory=list)
+    certificates: dict[str, str] = {}
     subscribers: list[tuple[int, Literal["sse", "ws", "poll"]]]
 
 

@@ -39,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         processes: among how many processes the subscribers are shared; 0 for as many as they need.
         token: what every request shows, or nothing.
         api_key: the same.
+        certificates: for TLS; see ``tricast.client.endpoint.Certificates``.
     """
 
     url: str
@@ -54,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     processes: int
     token: str = ""
     api_key: str = ""
+    certificates: dict[str, str] = {}
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,15 +6,17 @@ The edge where errors of name resolution, of connecting and of TLS handshakes en
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import trio
 
 from tricast.client.failures import ClientError, Lost
 from tricast.client.settings import ClientSettings
+
+Loaded = TypeVar("Loaded")
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -65,6 +67,52 @@ class Endpoint(NamedTuple):
 
     def __str__(self) -> str:
         return f"{'https' if self.is_secure else 'http'}://{self.authority}{self.prefix}"
+
+
+class Certificates(NamedTuple):
+    """Files in PEM format for TLS; empty where there is none.
+
+    Attributes:
+        cert: this client's certificate, with the chain behind it.
+        key: its key; empty where that is in the same file.
+        cacert: authorities that vouch for the server, in the place of those of the system.
+    """
+
+    cert: str = ""
+    key: str = ""
+    cacert: str = ""
+
+    def context(self) -> ssl.SSLContext:
+        """What a client shakes hands with.
+
+        Raises:
+            ClientError: a file cannot be used.
+        """
+        context = _with_file(self.cacert, lambda: ssl.create_default_context(cafile=self.cacert or None))
+        if self.cert:
+            # A key with a passphrase is refused: OpenSSL would ask the terminal for it.
+            _with_file(self.cert, lambda: context.load_cert_chain(self.cert, self.key or None, password=lambda: b""))
+        return context
+
+
+def settings_with(certificates: Mapping[str, str]) -> ClientSettings:
+    """The settings of a client with these ``Certificates``, by their names.
+
+    Raises:
+        ClientError: a file cannot be used.
+    """
+    if not any(certificates.values()):
+        return ClientSettings()
+    return ClientSettings(ssl_context=Certificates(**certificates).context())
+
+
+def _with_file(file: str, load: Callable[[], Loaded]) -> Loaded:
+    try:
+        return load()
+    except ssl.SSLError as error:
+        raise ClientError(f"cannot use {file}: {error.reason or 'no certificate in PEM format'}".lower()) from None
+    except OSError as error:
+        raise ClientError(f"cannot read {file}: {_reason(error)}") from None
 
 
 #: Opens a byte stream to a server, mapping errors to ``Lost`` and ``ClientError``.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tricast.command_line import INTERRUPTED, Failure, run
+from tricast.command_line import INTERRUPTED, Failure, certificate_options, run
 
 if TYPE_CHECKING:
     from tricast.probe.conditions import Condition
@@ -149,6 +149,7 @@ class _WithHorizons(click.Command):
     "host, retries, total, idle<S, poll<S.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@certificate_options
 def probe(
     *,
     url: str,
@@ -163,6 +164,7 @@ def probe(
     advised: tuple[str, ...] | None,
     conditions: "list[Condition] | None",
     as_json: bool,
+    certificates: dict[str, str],
 ) -> None:
     """Find out what stands between here and the server at URL, and what it does.
 
@@ -187,7 +189,15 @@ def probe(
         raise click.UsageError(
             f"{', '.join(blind)} in --fail-on cannot be known with --transport {','.join(transports)}"
         )
-    plan = Plan(url=url, origin=origin, token=token or "", seconds=wait, transports=transports, speed=speed)
+    plan = Plan(
+        url=url,
+        origin=origin,
+        token=token or "",
+        seconds=wait,
+        transports=transports,
+        speed=speed,
+        certificates=certificates,
+    )
     run(_probe, plan, advised, conditions, as_json)
 
 

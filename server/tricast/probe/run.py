@@ -8,7 +8,7 @@ from functools import partial
 
 import trio
 
-from tricast.client.endpoint import Endpoint
+from tricast.client.endpoint import Endpoint, settings_with
 from tricast.client.failures import ClientError, Lost
 from tricast.errors import TricastError, leaves
 from tricast.probe import fingerprint
@@ -47,6 +47,7 @@ class Plan:
         token: of the server's ``[probe]`` section, or empty.
         seconds: how long timers are waited for; 0 for not at all.
         transports: which of ``TRANSPORTS``.
+        certificates: for TLS; see ``tricast.client.endpoint.Certificates``.
         speed: by how much the timers that are probed are sped up; what is told is at their speed in earnest.
     """
 
@@ -55,6 +56,7 @@ class Plan:
     token: str = field(default="", repr=False)
     seconds: float = 0.0
     transports: tuple[str, ...] = TRANSPORTS
+    certificates: dict[str, str] = field(default_factory=dict)
     speed: float = 1.0
 
 
@@ -120,12 +122,18 @@ class _Run:
     def __init__(self, outcome: Outcome) -> None:
         self._outcome = outcome
         self._plan = outcome.plan
+        try:
+            self._settings = settings_with(self._plan.certificates)
+        except ClientError as error:
+            raise Unusable(str(error)) from None
+
+    def _target(self, url: str) -> Target:
+        return Target(endpoint=_endpoint(url), token=self._plan.token, settings=self._settings)
 
     async def run(self) -> None:
-        plan = self._plan
         url, origin_url = await self._servers()
-        target = Target(endpoint=_endpoint(url), token=plan.token)
-        origin = None if origin_url is None else Target(endpoint=_endpoint(origin_url), token=plan.token)
+        target = self._target(url)
+        origin = None if origin_url is None else self._target(origin_url)
         try:
             target = await find_companion(target, seconds=_FIRST_SECONDS)
         except Refused as refused:
@@ -155,7 +163,7 @@ class _Run:
 
     async def _is_tricast(self, url: str) -> bool:
         try:
-            await find_companion(Target(endpoint=_endpoint(url), token=self._plan.token), seconds=_FIRST_SECONDS)
+            await find_companion(self._target(url), seconds=_FIRST_SECONDS)
         except Refused as refused:
             return is_servers(refused.answer)
         except (Lost, ClientError) as error:
