@@ -242,6 +242,7 @@ class ChannelShard:
                 nursery.start_soon(self._receive, connection)
                 await self._mark(redis)
                 self._link.is_back()
+                self._committed(())
                 nursery.start_soon(self._append, redis)
                 nursery.start_soon(self._watch, redis)
                 nursery.start_soon(self._look_for_others, redis)
