@@ -224,8 +224,8 @@ class RedisShard:
             try:
                 async with trio.open_nursery() as nursery:
                     session = self._session = _Session(asker, nursery.cancel_scope)
-                    self._link.is_back()
-                    self._committed(())
+                    if self._link.is_back():
+                        self._committed(())
                     nursery.start_soon(self._follow, reader)
                     nursery.start_soon(self._append, appender)
                     nursery.start_soon(self._watch, asker)
