@@ -129,6 +129,9 @@ class Hub:
         max_event_bytes: how long the data of an event may be.
         max_topic_subscribers: how many subscribers a topic, or a pattern, may have; 0 for any number.
         wake: called when there is something to flush.
+
+    Attributes:
+        recovered: called when the log can be read again that could not.
     """
 
     def __init__(
@@ -145,6 +148,7 @@ class Hub:
         self._max_topic_bytes = max_topic_bytes
         self._max_event_bytes = max_event_bytes
         self._wake = wake
+        self.recovered: Callable[[], None] = _nothing
         self._feeds: dict[frozenset[str], Feed] = {}
         self._by_topic: dict[str, dict[Feed, None]] = {}
         self._by_pattern: dict[Feed, None] = {}
@@ -243,6 +247,8 @@ class Hub:
 
     def committed(self, events: Sequence[Event]) -> None:
         """Takes what the log has committed, in id order, and marks the feeds that it concerns."""
+        if not events:
+            self.recovered()
         self._committed += len(events)
         for event in events:
             for feed in self._feeds_of(event.topic):
@@ -526,6 +532,10 @@ class Hub:
             fell_behind=self._fell_behind,
             gaps=self._gaps,
         )
+
+
+def _nothing() -> None:
+    """Is told that the log has recovered while nobody waits for that."""
 
 
 def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:

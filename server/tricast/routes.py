@@ -278,13 +278,17 @@ async def health(_: Exchange) -> Response:
 async def ready(exchange: Exchange) -> Response:
     """``GET /readyz``: 200 while new work is welcome, else 503.
 
-    It is not when the server goes down, or has no memory for it, or the log is not available.
+    It is not when the server goes down, or has no memory for it, or the log is not available; with ``?exclude=log``, as
+    Kubernetes' own servers have it, whatever the log is.
     """
+    excluded = exchange.request.parameter("exclude")
+    if excluded not in (None, "log"):
+        raise RemoteProtocolError("all that can be excluded is log", code="bad-query")
     if exchange.runtime.is_leaving:
         raise going_down(exchange.runtime)
     exchange.runtime.check_memory()
     problem_with_log = exchange.runtime.hub.problem
-    if problem_with_log is not None:
+    if problem_with_log is not None and excluded is None:
         raise LogUnavailable(problem_with_log)
     return json_response(200, {"status": "ready"}, ((b"cache-control", b"no-store"),))
 

@@ -100,6 +100,7 @@ class Runtime:
         memory: whether there is enough of it for new work.
         messages: how many messages and control frames each WebSocket may send.
         returns: when those come back whom a server that goes down sends away.
+        log_recovered: set when the log can be read again that could not; another one from then on.
         is_leaving: whether the server is about to go down, and new work is better given to another one.
         is_draining: whether it goes down, and takes no new work.
     """
@@ -140,6 +141,8 @@ class Runtime:
         self.open: dict[Connection, Drainable] = {}
         self.at_end: dict[Connection, Callable[[str], None]] = {}
         self.returns = Returns(config.drain, randomness)
+        self.log_recovered = trio.Event()
+        hub.recovered = self._tell_of_recovery
         self.is_leaving = False
         self.is_draining = False
         self.accounts = Accounts(config, clock=trio.current_time)
@@ -150,6 +153,10 @@ class Runtime:
         self._common = (0, b"")
         self._serial = 0
         self._warned: set[str] = set()
+
+    def _tell_of_recovery(self) -> None:
+        self.log_recovered.set()
+        self.log_recovered = trio.Event()
 
     def common_headers(self) -> bytes:
         """What every response carries, as lines of its head: ``Date`` (RFC 9110 5.6.7) and ``Server``.

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 
+import pytest
 import trio
 from clients import WebSocket, Wire, ask, attempt, head, publish, query_of, read_answer, say, subscribe
 from serving import about, metrics_of, serving, until
@@ -227,3 +228,12 @@ async def test_clients_that_take_nothing_are_counted() -> None:
             await lost(server, "write-timeout")
             (admin,) = server.admin_urls
             assert (await metrics_of(admin))["fell_behind_total",] == 1
+
+
+@pytest.mark.parametrize("query", ["exclude=lug", "exclude=", "exclude=log&exclude=log"])
+async def test_only_the_log_can_be_left_out_of_what_is_ready(query: str) -> None:
+    async with serving() as server:
+        answer = await ask(server.url, "GET", f"/readyz?{query}")
+        assert (answer.status, answer.code) == (400, "bad-query")
+        server._runtime.is_leaving = True
+        assert (await ask(server.url, "GET", "/readyz?exclude=log")).status == 503

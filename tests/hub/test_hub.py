@@ -113,6 +113,17 @@ async def test_a_closed_log_takes_nothing() -> None:
         await World().hub.publish("news", 1)
 
 
+def test_whoever_waits_for_the_log_is_told_that_it_has_recovered(world: World) -> None:
+    told: list[None] = []
+    world.hub.committed(())
+    world.hub.recovered = lambda: told.append(None)
+    world.publish("news")
+    assert not told
+    world.hub.committed(())
+    assert len(told) == 1
+    assert world.bell.rings == 0
+
+
 def test_the_flush_is_woken_only_when_somebody_is_concerned(world: World) -> None:
     world.publish("news")
     assert world.bell.rings == 0

@@ -8,7 +8,8 @@ from tricast.errors import RemoteProtocolError
 from tricast.event import Draft, Event, Gap, Position, TopicSet
 from tricast.log.statistics import Statistics
 
-#: Called with events in id order, each exactly once, as soon as they are in the log.
+#: Called with events in id order, each exactly once, as soon as they are in the log; with none, when a log that could
+#: not be read may be read again.
 Committed = Callable[[Sequence[Event]], None]
 #: Called with a position when events at or before it were dropped, or are too many, to be handed over one by one:
 #: what was committed up to there is read from the log, which tells what is missing.

@@ -21,7 +21,7 @@ import trio
 from tricast.config import Config, LogSection
 from tricast.errors import LogUnavailable
 from tricast.event import Draft, EventId, Position, ShardedId, TopicSet
-from tricast.log.base import Committed, IdempotencyKey, Skipped, Slice, key_reused
+from tricast.log.base import Committed, IdempotencyKey, Skipped, Slice, ignore, key_reused
 from tricast.log.kafka_clients import Clients, Seen, Topic, Watcher
 from tricast.log.kafka_keys import Used
 from tricast.log.kafka_records import OwnRecords, incarnation_of, position
@@ -113,6 +113,7 @@ class KafkaLog:
         self._scope = trio.CancelScope()
         self._changed = trio.lowlevel.ParkingLot()
         self._problem: str | None = None
+        self._committed: Committed = ignore
         self._jobs: dict[_Call, None] = {}
         self._waiting_bytes = 0
         self._warned: set[str] = set()
@@ -176,7 +177,7 @@ class KafkaLog:
                 token.run_sync_soon(function, *arguments)
 
         scope = self._scope = trio.CancelScope()
-        self._problem = None
+        self._problem, self._committed = None, committed
         self._lost.clear()
         begun = trio.current_time()
         history = self._history = History(self._clients.history_consumer, self._config.timeout)
@@ -196,7 +197,7 @@ class KafkaLog:
             if scope.cancel_called:
                 raise LogUnavailable(f"{self._url.topic}: {self._problem}")
         finally:
-            self._threads = None
+            self._threads, self._committed = None, ignore
             threads.stop()
             for call in list(self._jobs):
                 call.resolve(LogUnavailable("the log is not open"))
@@ -428,6 +429,7 @@ class KafkaLog:
             self._problem = None
             self._statistics.reconnects += 1
             self._logger.info("the log is available again", url=str(self._url))
+            self._committed(())
             self._changed.unpark_all()
 
     def _is_other(self, shard: Shard, seen: Seen) -> bool:

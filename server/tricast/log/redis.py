@@ -225,7 +225,8 @@ class RedisShard:
             try:
                 async with trio.open_nursery() as nursery:
                     session = self._session = _Session(asker, nursery.cancel_scope)
-                    self._link.is_back()
+                    if self._link.is_back():
+                        self._committed(())
                     nursery.start_soon(self._follow, reader)
                     nursery.start_soon(self._append, appender)
                     nursery.start_soon(self._watch, asker)
@@ -569,7 +570,9 @@ class RedisShard:
                 yield session.asker
             except ERRORS as error:
                 failure = unavailable(error) or LogUnavailable(_LOST)
-                if not _is_refusal(error):
+                # An answer that is late is taken off the connection when it comes, and is nobody else's: it may be a
+                # long one, and whether Redis is there is for those to find out who watch it and append.
+                if not _is_refusal(error) and not isinstance(error, TimeoutError):
                     session.fail(failure)
                 raise failure from None
 

@@ -241,7 +241,8 @@ class ChannelShard:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._receive, connection)
                 await self._mark(redis)
-                self._link.is_back()
+                if self._link.is_back():
+                    self._committed(())
                 nursery.start_soon(self._append, redis)
                 nursery.start_soon(self._watch, redis)
                 nursery.start_soon(self._look_for_others, redis)

@@ -16,7 +16,7 @@ from coredis import Redis
 from tricast.config import Config, LogSection
 from tricast.errors import ConfigError, ConfigProblem, LogUnavailable
 from tricast.event import Draft, Position, TopicSet
-from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice
+from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice, ignore
 from tricast.log.redis_scripts import FUNCTIONS, Script
 from tricast.log.redis_servers import Servers
 from tricast.log.statistics import Statistics
@@ -125,6 +125,7 @@ class LaidOutLog:
         #: Since when the layout is this one, in ms of Redis's clock; 0 until that is known.
         self._since = 0
         self._conflict: str | None = None
+        self._committed: Committed = ignore
 
     @property
     def last_id(self) -> Position:
@@ -158,7 +159,7 @@ class LaidOutLog:
             ConfigError: the log there is laid out otherwise.
             LogUnavailable: there is no Redis, or it cannot be used.
         """
-        self._conflict = None
+        self._conflict, self._committed = None, committed
         async with self._servers.connect(self._key) as redis:
             problems = await self._compare(redis)
         if problems:
@@ -211,8 +212,9 @@ class LaidOutLog:
 
     def _judge(self, problems: Sequence[ConfigProblem]) -> None:
         conflict = "; ".join(f"{key}: {message}" for _, key, message in problems) or None
-        if conflict is not None and self._conflict is None:
+        before, self._conflict = self._conflict, conflict
+        if conflict is not None and before is None:
             self._logger.error("the log is not available", why=conflict)
-        elif conflict is None and self._conflict is not None:
+        elif conflict is None and before is not None:
             self._logger.info("the log is available again")
-        self._conflict = conflict
+            self._committed(())

@@ -94,13 +94,15 @@ class Link:
             delay = min(2 * delay, self._config.reconnect_max)
             self._statistics.reconnects += 1
 
-    def is_back(self) -> None:
-        """It is connected."""
-        if self._is_open:
+    def is_back(self) -> bool:
+        """It is connected; returns whether it was before."""
+        was_open = self._is_open
+        if was_open:
             self._logger.info("the log is available again", **self._label)
         self._is_open = True
         self.problem = None
         self._outcome.set()
+        return was_open
 
     def _is_away(self, why: str) -> None:
         if self._is_open and self.problem is None:

@@ -246,6 +246,7 @@ class SqliteLog:
         if self._read_problem is not None:
             self._read_problem = None
             self._logger.info("the log can be read again", path=str(self._path))
+            self._committed(())
         return found
 
     def _read_in_thread(self, topics: TopicSet, after: EventId, end: EventId, max_bytes: int) -> Slice:
@@ -301,6 +302,8 @@ class SqliteLog:
         elif self._problem is None:
             self._logger.error("the log is not available", path=str(self._path), why=problem)
         self._problem = problem
+        if problem is None:
+            self._committed(())
 
     def ended(self, failure: str | None) -> None:
         """See ``Receiver.ended``. Nothing brings the thread back, so unasked it ends whatever needs the log as well."""

@@ -231,12 +231,14 @@ class Stream(Subscriber):
         await self.connection.drain()
         await self.runtime.catching_up.pass_through()
         while (feed := self.feed) is not None and not self.is_live:
-            position = self.position
+            position, recovered = self.position, self.runtime.log_recovered
             try:
                 found = await hub.read(self)
             except Unavailable as error:
                 # It would find no more elsewhere: to a client the log is the same everywhere.
-                await trio.sleep(self.runtime.jitter(error.retry_after))
+                with trio.move_on_after(self.runtime.jitter(error.retry_after)):
+                    await recovered.wait()
+                await self.runtime.catching_up.pass_through()
                 continue
             # While this waited, the client may have subscribed to something else, or been sent an answer that waits.
             if self.feed is feed and self.position is position and not self.connection.has_tail:
