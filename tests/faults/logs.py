@@ -242,14 +242,18 @@ class ReplicatedCluster(Cluster):
 
 
 class Sentinel(Engines):
-    """A primary and a replica, of which Sentinel makes another primary; what it had not got is lost."""
+    """A primary and a replica, of which Sentinel makes another primary; what it had not got is lost.
+
+    One that is back before Sentinel has told it of the other takes nothing, for it has no replica.
+    """
 
     engines = 2
     can_pause = False
     losing = frozenset({"kill"})
+    config: Sequence[str] = ("min-replicas-to-write 1", "min-replicas-max-lag 1")
 
     def service(self) -> Service:
-        return RedisSentinel()
+        return RedisSentinel(config=self.config)
 
     def nodes(self) -> Sequence[Daemon]:
         service = self._service
@@ -266,6 +270,7 @@ class SplitSentinel(Sentinel):
     can_pause = True
     may_part = True
     losing = frozenset({"kill", "pause"})
+    config = ()
 
 
 class Kafka(Engines):

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 from log.kafka_worlds import KafkaWorld, idempotency_key, kafka_config, kafka_world, new_topic, write
 from services import KafkaTopics
 
@@ -14,7 +15,7 @@ from tricast.event import Draft, Event, EventId, GapReason, ShardedId, TopicSet
 from tricast.hub import Hub
 from tricast.log.base import Log
 from tricast.log.kafka_clients import Seen, Topic
-from tricast.log.kafka_threads import Place
+from tricast.log.kafka_threads import Job, Place
 from tricast.log.sharded import shard_of
 
 
@@ -441,6 +442,29 @@ async def test_a_look_that_finds_nothing_wrong_changes_nothing(kafka: KafkaTopic
         await world.handed_over(4)
         assert world.data == [b"1", b"2", b"3", b"4"]
         assert world.skipped == []
+
+
+@pytest.mark.parametrize("is_seen", [False, True])
+async def test_what_fails_late_tells_nothing_of_kafka_that_is_there_again(kafka: KafkaTopics, *, is_seen: bool) -> None:
+    topic = new_topic(kafka)
+    async with kafka_world(kafka, topic) as world:
+        threads = world.log._threads
+        assert threads is not None
+        jobs: list[Job] = []
+        threads.publisher.submit = jobs.append  # type: ignore[method-assign]
+        threads.watcher.look = lambda _=(): None  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+
+            async def publish() -> None:
+                with pytest.raises(LogUnavailable, match="late"):
+                    await world.append("a")
+
+            nursery.start_soon(publish)
+            await trio.testing.wait_all_tasks_blocked()
+            if is_seen:
+                world.log.seen(Seen({topic: Topic(world.log._own[0].topic_id, 1)}, {}))
+            jobs[0].resolve(LogUnavailable("late"))
+        assert world.log.problem == (None if is_seen else "late")
 
 
 @pytest.mark.parametrize(("before", "behind"), [(10, 20), (20, 10)])

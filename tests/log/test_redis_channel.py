@@ -13,7 +13,7 @@ from structlog.testing import LogCapture
 
 from tricast.config import Config, EventsSection, LogSection
 from tricast.errors import LogUnavailable, RemoteProtocolError
-from tricast.event import BEGINNING, Draft, Event, EventId, GapReason, Position, ShardedId, TopicSet
+from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, Position, ShardedId, TopicSet
 from tricast.log.base import IdempotencyKey, Slice
 from tricast.log.redis_channel import ChannelShard
 from tricast.log.redis_servers import Connection, Servers
@@ -274,22 +274,41 @@ async def test_a_lost_connection_with_nothing_missed(redis: RedisServer, process
 async def test_what_was_published_while_the_connection_was_lost(redis: RedisServer, processes: Processes) -> None:
     one = await processes.begin(redis.url)
     other = await processes.begin(redis.url, reconnect="400ms", reconnect_max="400ms")
-    (told,) = await one.publish("1")
+    told, missed = await one.publish("1"), []
     await other.gets("1")
-    redis.execute("CLIENT", "KILL", "TYPE", "pubsub")
-    await until(lambda: other.log.problem is not None)
-    await away_and_back(one)
-    (missed,) = await one.publish("2")
-    assert other.log.problem is not None
-    await away_and_back(other)
-    (after,) = await one.publish("3")
-    await other.gets("1", "3")
-    assert other.skipped == [missed]
-    found = await other.read(told)
-    assert found.gap is not None
-    assert (found.gap.reason, found.gap.resumed_at) == (GapReason.RESTARTED, missed)
-    assert [event.id for event in found.events] == [after]
+    for number in range(3):
+        redis.execute("CLIENT", "KILL", "TYPE", "pubsub")
+        await until(lambda: other.log.problem is not None)
+        await away_and_back(one)
+        missed += await one.publish("missed")
+        assert other.log.problem is not None
+        await away_and_back(other)
+        told += await one.publish(f"told {number}")
+        await other.gets(f"told {number}")
+        assert other.skipped == missed
+    # Each gap comes before what follows upon it.
+    for after, upto, behind in zip(told, missed, told[1:], strict=False):
+        assert await other.read(after) == Slice([], Gap(GapReason.RESTARTED, after, upto), upto, complete=False)
+        found = await other.read(upto)
+        assert found.events[0].id == behind
+    assert (found.gap, found.complete) == (None, True)
     assert one.skipped == []
+
+
+async def test_not_all_losses_of_a_connection_are_remembered(
+    redis: RedisServer, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tricast.log.redis_channel._MAX_STARTS", 2)
+    process = await processes.begin(redis.url)
+    positions = [process.log.last_id]
+    for _ in range(4):
+        process.log._leap(EventId(positions[-1].ms, positions[-1].counter + 1), is_own=True)
+        positions.append(process.log.last_id)
+    assert list(process.log._starts) == positions[-2:]
+    for after in positions[:-1]:
+        found = await process.read(after)
+        assert found.gap is not None
+        assert found.gap.resumed_at in positions[2:]
 
 
 async def test_redis_is_restarted_with_what_it_has_of_its_data(redis: RedisServer, processes: Processes) -> None:

@@ -121,6 +121,8 @@ class KafkaLog:
         self._lost: set[Place] = set()
         #: How often reading began anew somewhere.
         self._restarts = 0
+        #: How often Kafka was found to be there.
+        self._looks = 0
 
     def _new_shard(self, number: int, place: Place) -> Shard:
         return Shard(place, self.translators[place.topic], self._keeping, partial(self._append_to, number))
@@ -334,6 +336,7 @@ class KafkaLog:
         call = _Call(outputs_of({self._shards[number].place: each for number, each in drafts.items()}, key))
         self._jobs[call] = None
         self._waiting_bytes += call.job.size
+        looks = self._looks
         try:
             (threads.publisher if len(call.job.outputs) == 1 else threads.transactions).submit(call.job)
             with trio.move_on_after(_PATIENCE * self._config.timeout):
@@ -346,7 +349,8 @@ class KafkaLog:
             self._waiting_bytes -= call.job.size
             call.job.is_given_up = True
         if isinstance(call.outcome, Exception):
-            if isinstance(call.outcome, LogUnavailable) and self._threads is not None:
+            # What was begun before Kafka was found to be there again tells nothing of how it is now.
+            if isinstance(call.outcome, LogUnavailable) and self._threads is not None and looks == self._looks:
                 self.failed(call.outcome.why)
                 threads.watcher.look()
             raise call.outcome
@@ -414,6 +418,7 @@ class KafkaLog:
         """Kafka can be used. Where what came next was lost, reading goes on behind that."""
         if self._threads is None:
             return
+        self._looks += 1
         others = [shard.place for shard in self._shards.values() if self._is_other(shard, seen)]
         if seen.bounds.keys() >= set(others):
             # Others may have come further since it was looked.

@@ -12,7 +12,6 @@ itself, so that each process gets to know, and tells those who come from there o
 import random
 import secrets
 import time
-from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -22,7 +21,7 @@ from coredis.exceptions import AuthorizationError, ClusterCrossSlotError, Respon
 
 from tricast.config import Config, LogSection
 from tricast.errors import LogUnavailable
-from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, Position, TopicSet, own_id
+from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, Position, TopicSet
 from tricast.log import redis_stream as stream
 from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice, ignore
 from tricast.log.redis_appends import Append, Appends, Result
@@ -34,7 +33,7 @@ from tricast.log.redis_servers import ERRORS, Servers, unavailable
 from tricast.log.redis_stream import REPLY_BYTES, Batch, Entry, Keys, Known, State, keys_of
 from tricast.log.sharded import ShardedLog, across_shards, shard_of
 from tricast.log.statistics import Statistics
-from tricast.log.window import Window, unknown_position
+from tricast.log.window import Window, ended_at_gap, unknown_position
 from tricast.log_urls import RedisUrl
 from tricast.logs import Logger
 
@@ -493,21 +492,11 @@ class RedisShard:
         if after >= self._behind or (after == BEGINNING and self._is_all):
             found = self._window.read(topics, max(after, _BEFORE_ALL), max_bytes=max_bytes)
             if found.gap is None:
-                return found if after == BEGINNING else self._ended(found, after)
+                return ended_at_gap(found, after, (*self._marks, self._state.start))
         state = self._state._replace(last=Known(self.last_id, 0))
         with self._statistics.reads.timing():
             async with self._asking() as redis:
                 return await read_stream(redis, self._keys, state, topics, after, max_bytes=max_bytes)
-
-    def _ended(self, found: Slice, after: EventId) -> Slice:
-        """What was read in memory, up to where something may be missing: what is behind that is for who was told."""
-        start = min((start for start in (*self._marks, self._state.start) if start > after), default=None)
-        if start is None:
-            return found
-        if found.upto > start:
-            events = found.events[: bisect_right(found.events, start, key=own_id)]
-            found = Slice(events, None, start, complete=False)
-        return found._replace(gap=Gap(GapReason.RESTARTED, after, found.upto))
 
     async def _is_entry(self, position: EventId) -> bool:
         """Whether a position is one of this stream: all that are told are those of entries.

@@ -9,6 +9,7 @@ All processes see the same ids, so a client may go from one of them to another.
 import random
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -28,10 +29,12 @@ from tricast.log.redis_servers import Connection, Servers, connection_of
 from tricast.log.redis_stream import Batch, tag_of
 from tricast.log.sharded import ShardedLog, shard_of
 from tricast.log.statistics import Statistics
-from tricast.log.window import Window, unknown_position
+from tricast.log.window import Window, ended_at_gap, unknown_position
 from tricast.logs import Logger
 
 _ANEW = "it began anew in Redis"
+#: Positions that are remembered one by one before which something is missing.
+_MAX_STARTS = 1000
 
 #: Publishes where the log is, for all to compare. Where there is no log it begins one. Where it is behind what somebody
 #: knows, or on another server than before, Redis may have lost something: it leaves a gap for everybody.
@@ -180,6 +183,8 @@ class ChannelShard:
         self._skipped: Skipped = ignore
         self._window: Window = self._new_window(BEGINNING)
         self._has_begun = False
+        #: Positions before which something is missing.
+        self._starts: deque[EventId] = deque(maxlen=_MAX_STARTS)
         #: The newest position that publishers were told of.
         self._acknowledged = BEGINNING
         #: The word of the mark that comes next, and whether this connection's first one has come.
@@ -323,7 +328,10 @@ class ChannelShard:
         if position < self.last_id:
             raise LogUnavailable(_ANEW)
         if self._has_begun:
-            self._window.start = self._window.last_id = position
+            if len(self._starts) == _MAX_STARTS:
+                self._window.start = self._starts[0]
+            self._starts.append(position)
+            self._window.last_id = position
             self._skipped(position)
         else:
             self._window, self._has_begun = self._new_window(position), True
@@ -378,7 +386,7 @@ class ChannelShard:
             # Another process may have told it to a client before it came in here.
             await self._catch_up()
         self._window.trim(self._oldest())
-        return self._window.read(topics, after, max_bytes=max_bytes)
+        return ended_at_gap(self._window.read(topics, after, max_bytes=max_bytes), after, self._starts)
 
     async def _catch_up(self) -> None:
         look = self._look

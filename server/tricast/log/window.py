@@ -264,6 +264,25 @@ def gap_between(
     return Gap(reason, after, min(resumed_at, upto)) if resumed_at > after else None
 
 
+def ended_at_gap(found: Slice, after: EventId, starts: Iterable[EventId]) -> Slice:
+    """What was read behind a position, up to the first place before which something may be missing.
+
+    What is behind that is for the next read: who is cut off between an event and a gap that is told behind it comes
+    back for what follows upon the event, and is told of nothing before it.
+
+    Args:
+        found: what was read.
+        after: the position.
+        starts: the places.
+    """
+    start = min((start for start in starts if start > after), default=BEGINNING)
+    if BEGINNING in (after, start):
+        return found
+    if found.upto > start:
+        found = Slice(found.events[: bisect_right(found.events, start, key=own_id)], None, start, complete=False)
+    return found._replace(gap=Gap(GapReason.RESTARTED, after, found.upto))
+
+
 def unknown_position(after: Position, last_id: Position) -> Slice:
     """The answer to a position that the log never came to."""
     return Slice((), Gap(GapReason.UNKNOWN_ID, after, last_id), last_id, complete=True)
