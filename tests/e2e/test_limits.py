@@ -208,7 +208,7 @@ async def send_a_long_target(server: tricast.Server, is_beyond: bool) -> None:
     assert (await ask(server.url, "HEAD", target)).status == (414 if is_beyond else 200)
 
 
-@limit("limits.head_timeout", "1h", beyond="50ms")
+@limit("limits.head_timeout", "1h", beyond="500ms")
 async def send_a_head_slowly(server: tricast.Server, is_beyond: bool) -> None:
     data = head("GET", "/events?topic=news&last_id=0-0")
     await server.hub.publish("news", 1)
@@ -220,7 +220,7 @@ async def send_a_head_slowly(server: tricast.Server, is_beyond: bool) -> None:
         assert (await read_answer(wire)).status == (408 if is_beyond else 200)
 
 
-@limit("limits.body_timeout", "1h", beyond="50ms")
+@limit("limits.body_timeout", "1h", beyond="500ms")
 async def send_a_body_slowly(server: tricast.Server, is_beyond: bool) -> None:
     with await Wire.open(server.url) as wire:
         await wire.send(head("POST", "/publish?topic=news", "Content-Length: 2") + b"1")
@@ -385,7 +385,7 @@ async def read_nothing(server: tricast.Server, is_beyond: bool) -> None:
     "1KB",
     beyond="10MB",
     reason="write-rate",
-    limits=SMALL | {"write_timeout": "500ms"},
+    limits=SMALL | {"write_timeout": "2s"},
     publish=LARGE,
 )
 async def read_slowly(server: tricast.Server, is_beyond: bool) -> None:
