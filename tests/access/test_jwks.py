@@ -16,7 +16,7 @@ from access.making import NOW, SECRET, URL, Fixture, jwk, jwk_set, private_key, 
 from clocks import HANG_SECONDS
 from encryption import authority_file, certificate_file
 from prometheus_client.parser import text_string_to_metric_families
-from serving import capturing_logger
+from serving import capturing_logger, until
 from trio.testing import MockClock
 
 from tricast import metrics
@@ -466,8 +466,7 @@ async def test_a_fetch_that_was_given_up_makes_room_for_the_next() -> None:
             for number in range(1, 2 * MAX_THREADS):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(fetching, url, 1000, 20.0)
-                    while len(heads) < number:
-                        await trio.lowlevel.checkpoint()
+                    await until(lambda so_many=number: len(heads) >= so_many)
                     nursery.cancel_scope.cancel()
 
 

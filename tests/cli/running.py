@@ -4,9 +4,13 @@ import re
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
+from click.testing import CliRunner
 from clocks import HANG_SECONDS
+
+from tricast.cli import cli
 
 COMMAND = [sys.executable, "-m", "tricast"]
 
@@ -86,6 +90,12 @@ async def run(*args: str, stdin: bytes = b"") -> tuple[int, str, str]:
             [*COMMAND, *args], stdin=stdin, capture_stdout=True, capture_stderr=True, check=False
         )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+async def run_here(*args: str) -> tuple[int, str, str]:
+    """The same in a thread of this process, where no signal and no pipe matters: a start costs most of a second."""
+    done = await trio.to_thread.run_sync(partial(CliRunner().invoke, cli, args))
+    return done.exit_code, done.stdout, done.stderr
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pytest
 import trio
@@ -54,8 +54,15 @@ HALF_A_BODY = head("POST", "/publish?topic=news", "Transfer-Encoding: chunked") 
 TOO_LONG_MESSAGE = head("GET", "/ws", *WEBSOCKET_HEADERS) + frame(TEXT, b"x" * 101)
 
 
+@pytest.fixture(autouse=True)
+def _lingers_until_the_client_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only a silence ends would otherwise be over before the last of a crowd has got there."""
+    for limit in ("_LINGER_SECONDS", "_LINGER_SILENCE_SECONDS"):
+        monkeypatch.setattr(tricast.connection, limit, 3600.0)
+
+
 class Crowd:
-    """Clients that come together, and leave together.
+    """Clients that come together, and leave together, at the latest at the end of the block.
 
     Args:
         address: the server's.
@@ -74,6 +81,12 @@ class Crowd:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             sock.connect(address)  # which is between the kernel and itself, until somebody accepts it
             sock.sendall(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reset()
 
     def reset(self, part: slice = slice(None)) -> None:
         """Ends all connections, or a part of them. Nobody was there to notice it before this returns."""
@@ -223,9 +236,8 @@ async def ends_in(phase: Phase, **sections: Any) -> None:
 
         async def come_and_go() -> None:
             accepted = counters.accepted + CROWD
-            crowd = Crowd(address, phase.sent, phase.receive_buffer)
-            await phase.reached(server, crowd)
-            crowd.reset()
+            with Crowd(address, phase.sent, phase.receive_buffer) as crowd:
+                await phase.reached(server, crowd)
             await until(lambda: counters.accepted == accepted and server.connections == 0)
 
         await come_and_go()  # what is kept for all has been made then
@@ -264,14 +276,13 @@ async def test_nothing_is_left_of_those_who_end_in_a_drain() -> None:
             server: tricast.Server = await nursery.start(
                 partial(tricast.serve, config, logger=capturing_logger(records))
             )
-            crowd = Crowd(("127.0.0.1", server.port), sent, receive_buffer=4096)
-            await until(lambda: server.connections == CROWD and server.hub.statistics().subscribers == subscribers)
-            await server.hub.publish("news", "x" * 60_000)  # so that streams have something to send before they end
-            server.drain()
-            crowd.reset(slice(0, CROWD // 3))
-            # The others are told, and have yet to take it.
-            await until(lambda: server.hub.statistics().subscribers == 0)
-            crowd.reset()
+            with Crowd(("127.0.0.1", server.port), sent, receive_buffer=4096) as crowd:
+                await until(lambda: server.connections == CROWD and server.hub.statistics().subscribers == subscribers)
+                await server.hub.publish("news", "x" * 60_000)  # so that streams have something to send before they end
+                server.drain()
+                crowd.reset(slice(0, CROWD // 3))
+                # The others are told, and have yet to take it.
+                await until(lambda: server.hub.statistics().subscribers == 0)
         # It has ended by itself: nobody was waited for.
         assert (server.connections, server.hub.statistics().subscribers, len(server._runtime.wheel)) == (0, 0, 0)
 

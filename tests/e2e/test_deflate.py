@@ -33,7 +33,7 @@ from websockets.sync.client import ClientConnection, connect
 OFFER = "Sec-WebSocket-Extensions: permessage-deflate"
 ACCEPTED = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 ECHO = {"path": "/echo", "handler": "tricast.handlers:echo"}
-ON = {"permessage_deflate": True, "close_timeout": "200ms", "handler": [ECHO]}
+ON = {"permessage_deflate": True, "close_timeout": "5s", "handler": [ECHO]}
 #: RSV1 of the first byte of a frame (RFC 7692 6).
 RSV1 = 4
 

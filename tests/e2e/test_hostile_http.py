@@ -59,7 +59,7 @@ async def test_as_large_a_head_as_allowed() -> None:
 
 
 async def test_a_slow_head_is_not_waited_for() -> None:
-    async with harmless(limits={"head_timeout": "50ms"}) as server:
+    async with harmless(limits={"head_timeout": "500ms"}) as server:
         answer = await say(server.url, b"GET /healthz HTTP/1.1\r\nHo")
         assert answer.status == 408
         with await Wire.open(server.url) as silent:
@@ -73,7 +73,7 @@ async def test_a_slow_head_is_not_waited_for() -> None:
 
 
 async def test_bytes_now_and_then_do_not_prolong_a_head() -> None:
-    async with harmless(limits={"head_timeout": "100ms", "head_size": "1MiB"}) as server:
+    async with harmless(limits={"head_timeout": "500ms", "head_size": "1MiB"}) as server:
         with await Wire.open(server.url) as wire:
             await wire.send(b"GET /healthz HTTP/1.1\r\nX: ")
             async with trio.open_nursery() as nursery:
@@ -86,7 +86,7 @@ async def test_bytes_now_and_then_do_not_prolong_a_head() -> None:
 
 async def test_who_goes_on_sending_a_head_is_waited_for() -> None:
     # Each byte buys a second, so that it may take long in all, but not for want of any.
-    async with harmless(limits={"head_timeout": "400ms", "receive_rate": "1B"}) as server:
+    async with harmless(limits={"head_timeout": "1s", "receive_rate": "1B"}) as server:
         for before in (b"", OK):
             with await Wire.open(server.url) as wire:
                 await wire.send(before)
@@ -94,7 +94,7 @@ async def test_who_goes_on_sending_a_head_is_waited_for() -> None:
                     assert (await read_answer(wire)).status == 200
                 begun = trio.current_time()
                 await wire.send(OK[:-4] + b"\r\nX: ")
-                while trio.current_time() < begun + 0.5:
+                while trio.current_time() < begun + 1.1:
                     await wire.send(b"x")
                     await trio.sleep(0.01)
                 await wire.send(b"\r\n\r\n")
@@ -112,7 +112,7 @@ async def drip(wire: Wire) -> None:
 
 
 async def test_a_slow_body_is_not_waited_for() -> None:
-    async with harmless(limits={"body_timeout": "50ms"}) as server:
+    async with harmless(limits={"body_timeout": "500ms"}) as server:
         for framing in ("Content-Length: 10", "Transfer-Encoding: chunked"):
             answer = await say(server.url, head("POST", "/publish?topic=news", framing) + b"3\r\n")
             assert (answer.status, answer.code) == (408, "too-slow")
@@ -207,7 +207,7 @@ async def test_noise() -> None:
         head("GET", "/events?topic=noise&last_id=0-0", "Accept: text/event-stream"),
         head("GET", "/nothing", "Expect: 100-continue"),
     ]
-    async with harmless(limits={"head_timeout": "200ms", "body_timeout": "200ms"}) as server:
+    async with harmless(limits={"head_timeout": "2s", "body_timeout": "2s"}) as server:
         for _ in range(200):
             data = bytearray(source.choice(samples))
             for _ in range(source.randint(1, 4)):

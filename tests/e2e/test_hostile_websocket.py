@@ -190,7 +190,7 @@ async def test_frames_may_come_with_the_handshake() -> None:
     ],
 )
 async def test_frames_against_the_protocol_close_it(data: bytes, code: int) -> None:
-    async with harmless(websocket={"close_timeout": "100ms"}) as server:
+    async with harmless(websocket={"close_timeout": "5s"}) as server:
         for target in ("/ws", "/events?topic=news"):
             with await open_websocket(server.url, target) as websocket:
                 with suppress(Closed):  # it need not be read to the end
@@ -379,7 +379,7 @@ async def test_noise() -> None:
     source = random.Random(seed)
     good = [frame(TEXT, PING_OPERATION), frame(TEXT, SUBSCRIBE), frame(PING, b"x"), frame(TEXT, b"x", fin=False),
             frame(CONTINUATION), close_frame(1000, b"bye")]  # fmt: skip
-    async with harmless(websocket={"close_timeout": "200ms"}) as server:
+    async with harmless(websocket={"close_timeout": "5s"}) as server:
         for _ in range(150):
             data = bytearray(b"".join(source.choices(good, k=5)))
             for _ in range(source.randint(0, 3)):

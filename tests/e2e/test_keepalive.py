@@ -44,7 +44,7 @@ async def test_a_silent_websocket_is_pinged_and_lives_by_its_answers() -> None:
 
 
 async def test_a_websocket_that_answers_no_ping_is_dropped_and_nobody_else() -> None:
-    async with serving(websocket={"ping_interval": "30ms", "ping_timeout": "150ms"}) as server:
+    async with serving(websocket={"ping_interval": "30ms", "ping_timeout": "1s"}) as server:
         with await open_websocket(server.url, "/events?topic=news") as dead:
             dead.answers_pings = False
             await dead.reply()
@@ -60,7 +60,7 @@ async def test_a_websocket_that_answers_no_ping_is_dropped_and_nobody_else() -> 
 
 
 async def test_any_byte_is_life() -> None:
-    async with serving(websocket={"ping_interval": "30ms", "ping_timeout": "200ms"}) as server:
+    async with serving(websocket={"ping_interval": "100ms", "ping_timeout": "1s"}) as server:
         with await open_websocket(server.url, "/ws") as websocket:
             websocket.answers_pings = False
             # A message that comes byte by byte and takes longer than the timeout, pings in between.
@@ -76,7 +76,7 @@ async def test_any_byte_is_life() -> None:
 
 
 async def test_an_idle_connection_is_closed_without_a_word() -> None:
-    async with serving(limits={"idle_timeout": "50ms"}) as server:
+    async with serving(limits={"idle_timeout": "1s"}) as server:
         with await Wire.open(server.url) as wire:
             for _ in range(2):
                 await wire.send(head("GET", "/healthz"))

@@ -1,8 +1,7 @@
 """What a server tells of its log, while Redis comes and goes."""
 
-import trio
 from services import RedisServer
-from serving import Metrics, about, metrics_of, serving
+from serving import Metrics, about, metrics_of, pause, serving
 from structlog.testing import LogCapture
 
 from tricast import Server
@@ -12,7 +11,7 @@ from tricast.errors import LogUnavailable
 async def told(server: Server, *, is_available: bool) -> Metrics:
     """The metrics, once they say whether the log is there."""
     while (metrics := await metrics_of(server.url))["log_available",] != is_available:
-        await trio.lowlevel.checkpoint()
+        await pause()
     return metrics
 
 

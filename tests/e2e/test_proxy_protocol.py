@@ -159,7 +159,7 @@ async def test_who_comes_without_is_not_guessed(data: bytes, tls: dict[str, str]
 
 @pytest.mark.parametrize("data", [b"", b"PROXY TCP4 192.0", BINARY[:-1]])
 async def test_who_says_nothing_or_not_enough_is_not_waited_for(data: bytes) -> None:
-    async with serving(server=SECTION, limits={"head_timeout": "100ms"}) as server:
+    async with serving(server=SECTION, limits={"head_timeout": "500ms"}) as server:
         with await Wire.open(server.url) as wire:
             await wire.send(data)
             answer = await read_answer(wire)

@@ -28,7 +28,7 @@ from clients import (
     subscribe,
 )
 from clocks import HANG_SECONDS
-from serving import ServerProcess, failures, serving, serving_process, until
+from serving import ServerProcess, failures, pause, serving, serving_process, until
 from structlog.testing import LogCapture
 
 import tricast
@@ -257,7 +257,7 @@ def locked(path: Path) -> Iterator[None]:
 async def until_ready(url: str) -> None:
     """Returns when the server says that it is ready; the test's deadline ends a vain wait."""
     while (await ask(url, "GET", "/readyz")).status != 200:
-        await trio.lowlevel.checkpoint()
+        await pause()
 
 
 def refused(answer: Answer, why: str) -> None:

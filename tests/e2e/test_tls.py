@@ -405,7 +405,7 @@ def hello() -> bytes:
 @pytest.mark.parametrize("part", ["nothing", "half", "all", "more"])
 async def test_who_stops_in_the_handshake_is_ended_and_leaves_nothing(part: str) -> None:
     said = {"nothing": b"", "half": hello()[:100], "all": hello(), "more": hello() + b"\x14\x03\x03\0\1\1"}
-    async with serving(limits={"head_timeout": "50ms"}, **TLS) as server:
+    async with serving(limits={"head_timeout": "300ms"}, **TLS) as server:
         before = open_descriptors()
         with await connected(server.url) as sock:
             if said[part]:

@@ -227,7 +227,7 @@ async def test_who_is_not_trusted_cannot_be_many() -> None:
 
 
 async def test_a_request_that_is_answered_gives_its_place_back() -> None:
-    async with serving(**ONE_EACH, poll={"timeout": "100ms"}) as server:
+    async with serving(**ONE_EACH, poll={"timeout": "1s"}) as server:
         with await Wire.open(server.url) as one, await Wire.open(server.url) as other:
             for wire in (one, other, one):
                 await wire.send(head("GET", "/healthz", A))

@@ -19,7 +19,7 @@ from cli.running import COMMAND, run
 from clients import TRANSPORTS, Answer, Closed, Ended, EventStream, Wire, ask, id_of, publish, read_answer, subscribe
 from credentials import SECRET, bearer, token
 from prometheus_client.parser import text_string_to_metric_families
-from serving import ServerProcess, serving, serving_as, serving_process
+from serving import ServerProcess, pause, serving, serving_as, serving_process, until
 from structlog.testing import LogCapture
 
 SLOW_TO_END = '[drain]\nperiod = "1h"\ngrace = "1h"\n'
@@ -82,7 +82,7 @@ async def samples(url: str, name: str) -> dict[str, float]:
 async def samples_when(url: str, name: str, are_right: Callable[[dict[str, float]], bool]) -> dict[str, float]:
     """The same, once it is as it should be."""
     while not are_right(found := await samples(url, name)):
-        await trio.lowlevel.checkpoint()
+        await pause()
     return found
 
 
@@ -347,9 +347,8 @@ class Knocking:
 
     async def answers(self, count: int) -> None:
         """Returns when so many more have come."""
-        until = self.answered + count
-        while self.answered < until:
-            await trio.lowlevel.checkpoint()
+        goal = self.answered + count
+        await until(lambda: self.answered >= goal)
 
 
 @asynccontextmanager

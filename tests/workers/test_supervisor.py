@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 from clocks import HANG_SECONDS
-from serving import capturing_logger
+from serving import capturing_logger, until
 from structlog.testing import LogCapture
 
 import tricast
@@ -89,8 +89,7 @@ async def test_going_down_before_the_workers_are_there() -> None:
     with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(tricast.run, config_of(), logger=capturing_logger(log)))
-            while signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-                await trio.lowlevel.checkpoint()
+            await until(lambda: signal.getsignal(signal.SIGTERM) != signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
     assert [entry["event"] for entry in log.entries] == ["draining", "stopped"]
 
@@ -105,8 +104,8 @@ async def test_all_processes_are_told_to_go_down_before_the_workers_are_there() 
     with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(tricast.run, config_of(), logger=capturing_logger(log)))
-            while len(workers := set(children()) - before) < 2:
-                await trio.lowlevel.checkpoint()
+            await until(lambda: len(set(children()) - before) >= 2)
+            workers = set(children()) - before
             for pid in workers:
                 os.kill(pid, signal.SIGTERM)
             for pid in workers:
