@@ -1,7 +1,7 @@
 """A driver of headless Chromium over the DevTools protocol, as small as the tests of the page need it.
 
-A `Browser` is one process with a fresh profile and one connection to it; a `Page` is one tab. Nothing polls and
-nothing sleeps: waiting is done by the page itself, through a promise and a MutationObserver.
+One process serves all tests of a run. A `Browser` is one connection to it with a profile of its own, and a `Page` is
+one tab. Nothing polls and nothing sleeps: waiting is done by the page itself, through a promise and a MutationObserver.
 """
 
 import base64
@@ -13,19 +13,18 @@ import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
+import pytest
 import trio
 import trio_websocket
+from clocks import HANG_SECONDS
 
 CHROMIUM = Path("/usr/bin/chromium")
-#: What one step may take on a machine that is busy with other tests; reached only when something is broken.
-STEP_TIMEOUT = 30
-CLOSE_TIMEOUT = 10
 #: A screenshot comes as one message of base64.
 MAX_MESSAGE_BYTES = 64 * 2**20
 
@@ -85,9 +84,14 @@ class _Reply:
 
 
 class Browser:
-    """One Chromium process, and the connection that steers it."""
+    """The connection that steers Chromium, and a fresh profile, which goes with it.
+
+    Attributes:
+        profile: its id, for commands that ask for one.
+    """
 
     def __init__(self, socket: trio_websocket.WebSocketConnection) -> None:
+        self.profile = ""
         self._socket = socket
         self._numbers = itertools.count(1)
         self._replies: dict[int, _Reply] = {}
@@ -118,9 +122,14 @@ class Browser:
         result: dict[str, Any] = reply.message["result"]
         return result
 
+    async def begin(self) -> None:
+        """Makes the profile."""
+        made = await self.call("Target.createBrowserContext", disposeOnDetach=True)
+        self.profile = made["browserContextId"]
+
     async def open_page(self, url: str, *, width: int = 1440, height: int = 900) -> "Page":
         """Opens a tab of the given size and waits until the document is loaded."""
-        target = await self.call("Target.createTarget", url="about:blank")
+        target = await self.call("Target.createTarget", url="about:blank", browserContextId=self.profile)
         attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         page = Page(self, attached["sessionId"])
         self._listeners[attached["sessionId"]] = page.hear
@@ -166,7 +175,7 @@ class Page:
 
     async def call(self, method: str, **params: object) -> dict[str, Any]:
         """Sends one command to this tab."""
-        with trio.fail_after(STEP_TIMEOUT):
+        with trio.fail_after(HANG_SECONDS):
             return await self._browser.call(method, session=self._session, **params)
 
     def hear(self, method: str, params: dict[str, Any]) -> None:
@@ -201,7 +210,7 @@ class Page:
     async def wait_for(self, expression: str) -> Any:
         """Waits until the expression is truthy and returns its value; looks after every change of the document."""
         try:
-            with trio.fail_after(STEP_TIMEOUT):
+            with trio.fail_after(HANG_SECONDS):
                 return await self._wait_in_documents(_WAIT_FOR % expression)
         except trio.TooSlowError:
             text = await self.evaluate("document.body.innerText")
@@ -247,68 +256,56 @@ class Page:
         await trio.Path(path).write_bytes(base64.b64decode(picture["data"]))
 
 
-@contextlib.asynccontextmanager
-async def open_browser() -> AsyncIterator[Browser]:
-    """Starts Chromium with a fresh profile. After the block neither its processes nor its files are left."""
-    with tempfile.TemporaryDirectory(prefix="tricast-chromium-") as profile:
-        process = await trio.lowlevel.open_process(
-            [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[str]:
+    """The DevTools address of a Chromium of this run. After it neither its processes nor its files are left."""
+    with tempfile.TemporaryDirectory(prefix="tricast-chromium-", ignore_cleanup_errors=True) as folder:
+        process = subprocess.Popen(
+            [CHROMIUM, *_FLAGS, f"--user-data-dir={folder}", "about:blank"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=os.environ | {"HOME": profile, "XDG_CONFIG_HOME": profile, "XDG_CACHE_HOME": profile},
+            env=os.environ | {"HOME": folder, "XDG_CONFIG_HOME": folder, "XDG_CACHE_HOME": folder},
             # A group of its own, so that the renderers can be ended with the browser.
             start_new_session=True,
         )
+        assert process.stderr is not None
         try:
-            async with _connect(process) as browser:
-                yield browser
+            said = b""
+            while (match := _ANNOUNCEMENT.search(said)) is None:
+                line = process.stderr.readline()
+                if not line:
+                    raise BrowserError(f"Chromium did not start: {said.decode(errors='replace')}")
+                said += line
+            # It says more, and the pipe must not fill up.
+            reader = threading.Thread(target=process.stderr.read)
+            reader.start()
+            yield match[1].decode()
+            # Asked nicely it puts its files in order; what is there after that is ended.
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(HANG_SECONDS)
         finally:
-            await _end(process)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        reader.join()
+        process.stderr.close()
 
 
-@contextlib.asynccontextmanager
-async def _connect(process: trio.Process) -> AsyncIterator[Browser]:
-    assert process.stderr is not None
-    async with trio.open_nursery() as nursery:
-        with trio.fail_after(STEP_TIMEOUT):
-            address = urlsplit(await nursery.start(_read_stderr, process.stderr))
-            stream = await trio.open_tcp_stream(str(address.hostname), int(address.port or 0))
-        # trio-websocket does not close a stream whose other end was the first to close the WebSocket.
-        async with stream:
-            socket = await trio_websocket.wrap_client_stream(
-                nursery, stream, address.netloc, address.path, max_message_size=MAX_MESSAGE_BYTES
-            )
-            browser = Browser(socket)
-            nursery.start_soon(browser.receive)
-            yield browser
-            # Asked nicely it puts its files in order; what is there after that is ended by `_end`.
-            with trio.move_on_after(CLOSE_TIMEOUT), contextlib.suppress(BrowserError):
-                await browser.call("Browser.close")
-                await process.wait()
+@pytest.fixture
+async def browser(chromium: str) -> AsyncIterator[Browser]:
+    """A browser with a profile of this test's own."""
+    async with (
+        trio_websocket.open_websocket_url(chromium, max_message_size=MAX_MESSAGE_BYTES) as socket,
+        trio.open_nursery() as nursery,
+    ):
+        browser = Browser(socket)
+        nursery.start_soon(browser.receive)
+        with trio.fail_after(HANG_SECONDS):
+            await browser.begin()
+        yield browser
         nursery.cancel_scope.cancel()
-
-
-async def _read_stderr(stream: trio.abc.ReceiveStream, task_status: trio.TaskStatus[str]) -> None:
-    """Reports the DevTools address once Chromium prints it, then keeps the pipe from filling up."""
-    text = b""
-    while (match := _ANNOUNCEMENT.search(text)) is None:
-        chunk = await stream.receive_some()
-        if not chunk:
-            raise BrowserError(f"Chromium did not start: {text.decode(errors='replace')}")
-        text += chunk
-    task_status.started(match[1].decode())
-    async for _ in stream:
-        pass
-
-
-async def _end(process: trio.Process) -> None:
-    with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_TIMEOUT):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        if process.stderr is not None:
-            await process.stderr.aclose()
 
 
 def _describe(details: dict[str, Any]) -> str:

@@ -60,10 +60,10 @@ _SAME_LIMITS = {"target_size": "request_line", "head_size": "header_total"}
 async def serving_behind(profile: str, **sections: Any) -> AsyncIterator[tuple[tricast.Server, str]]:
     """A server with the URL by which clients reach it: that of the proxy in front of it, which has this profile."""
     limits = {ours: sections["limits"][its] for its, ours in _SAME_LIMITS.items() if its in sections.get("limits", {})}
-    async with serving(within=60, **sections) as server:
+    async with serving(**sections) as server:
         address = f"127.0.0.1:{server.port}"
         own = {"profile": profile}
         # HAProxy's delay of each event is shortened: hundreds of them are waited for, one after the other.
         cork = load_proxy_config(overrides={"proxy": own}).response.cork / 200
-        async with forwarding(address, within=60, proxy=own, limits=limits, response={"cork": cork}) as proxy:
+        async with forwarding(address, proxy=own, limits=limits, response={"cork": cork}) as proxy:
             yield server, proxy.url

@@ -103,9 +103,14 @@ async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         turns += 1
         if is_timed and turns > _TURNS_AT_ONCE:
-            await trio.sleep(_LOOK_AGAIN_SECONDS)
+            await pause()
         else:
             await trio.lowlevel.checkpoint()
+
+
+async def pause() -> None:
+    """Leaves the processor to others before something is looked at, or asked for, once more."""
+    await trio.sleep(_LOOK_AGAIN_SECONDS)
 
 
 def open_descriptors() -> int:

@@ -10,9 +10,10 @@ from functools import partial
 import pytest
 import trio
 from access.making import NOW, SECRET, URL, Fixture, jwk, jwk_set, private_key, public_pem, raw_token, token
+from clocks import HANG_SECONDS
 from encryption import authority_file, certificate_file
 from prometheus_client.parser import text_string_to_metric_families
-from serving import capturing_logger
+from serving import capturing_logger, until
 from trio.testing import MockClock
 
 from tricast import metrics
@@ -356,7 +357,7 @@ def ok(body: bytes, *headers: bytes) -> bytes:
 
 
 async def fetch(url: str, max_bytes: int = 1000, seconds: float = 30.0) -> bytes:
-    with trio.fail_after(40):
+    with trio.fail_after(HANG_SECONDS):
         return await fetching_in_threads()(url, max_bytes, seconds)
 
 
@@ -421,7 +422,7 @@ async def test_an_answer_that_comes_byte_by_byte_is_given_up(beginning: bytes) -
         left.set()
 
     fetching = fetching_in_threads()
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             (listener,) = await nursery.start(partial(trio.serve_tcp, drip, 0, host="127.0.0.1"))
             url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/"
@@ -445,7 +446,7 @@ async def test_a_handshake_that_does_not_end_is_given_up() -> None:
                 await trio.sleep(0.01)
         left.set()
 
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             (listener,) = await nursery.start(partial(trio.serve_tcp, drip, 0, host="127.0.0.1"))
             with pytest.raises(TimeoutError):
@@ -458,12 +459,11 @@ async def test_a_fetch_that_was_given_up_makes_room_for_the_next() -> None:
     """There is one thread at most, and the one before has ended."""
     async with answering(ends=False) as (url, heads):
         fetching = fetching_in_threads()
-        with trio.fail_after(20):
+        with trio.fail_after(HANG_SECONDS):
             for number in range(1, 4):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(fetching, url, 1000, 20.0)
-                    while len(heads) < number:
-                        await trio.lowlevel.checkpoint()
+                    await until(lambda so_many=number: len(heads) >= so_many)
                     nursery.cancel_scope.cancel()
 
 

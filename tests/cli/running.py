@@ -4,8 +4,13 @@ import re
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
+from click.testing import CliRunner
+from clocks import HANG_SECONDS
+
+from tricast.cli import cli
 
 COMMAND = [sys.executable, "-m", "tricast"]
 
@@ -80,11 +85,17 @@ async def running(*args: str, **options: object):
 
 async def run(*args: str, stdin: bytes = b"") -> tuple[int, str, str]:
     """Runs the command to its end; returns its exit code, stdout and stderr."""
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         done = await trio.run_process(
             [*COMMAND, *args], stdin=stdin, capture_stdout=True, capture_stderr=True, check=False
         )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+async def run_here(*args: str) -> tuple[int, str, str]:
+    """The same in a thread of this process, where no signal and no pipe matters: a start costs most of a second."""
+    done = await trio.to_thread.run_sync(partial(CliRunner().invoke, cli, args))
+    return done.exit_code, done.stdout, done.stderr
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""The commands against a server that is a command as well."""
+"""The commands as processes; the server is one as well where that matters."""
 
 import json
 import os
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from cli.running import run, running, serving_command
+from cli.running import run, run_here, running, serving_command
+from clocks import HANG_SECONDS
+from serving import serving
 
 TRANSPORTS = {"auto": "WebSocket", "ws": "WebSocket", "sse": "Server-Sent Events", "poll": "long polling"}
 
@@ -20,7 +22,7 @@ def _no_surroundings(monkeypatch):
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_publish_and_subscribe(transport):
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with (
             serving_command() as (_, url),
             running("subscribe", "news", "a.>", "--url", url, "--transport", transport) as subscriber,
@@ -39,19 +41,19 @@ async def test_publish_and_subscribe(transport):
 
 async def test_publishing_lines():
     lines = b'{"topic":"news","data":1}\n\n{"topic":"news","type":"x","data":{"a":2}}'
-    with trio.fail_after(60):
-        async with serving_command() as (_, url):
-            code, given, said = await run("publish", "--ndjson", "--url", url, stdin=lines)
+    with trio.fail_after(HANG_SECONDS):
+        async with serving() as server:
+            code, given, said = await run("publish", "--ndjson", "--url", server.url, stdin=lines)
             assert (code, said) == (0, "")
             assert len(given.splitlines()) == 2
-            subscribed = running("subscribe", "news", "--last-id", "0-0", "--format", "data", "--url", url)
+            subscribed = running("subscribe", "news", "--last-id", "0-0", "--format", "data", "--url", server.url)
             async with subscribed as subscriber:
                 assert [await subscriber.out.next() for _ in range(2)] == ["1", '{"a":2}']
 
 
 async def test_publishing_lines_as_they_come():
-    with trio.fail_after(60):
-        async with serving_command() as (_, url), running("publish", "--ndjson", "--url", url) as publisher:
+    with trio.fail_after(HANG_SECONDS):
+        async with serving() as server, running("publish", "--ndjson", "--url", server.url) as publisher:
             await publisher.stdin.send_all(b'{"topic":"news","data":1}\n{"topic":"ne')
             assert await publisher.out.next()
             await publisher.stdin.send_all(b'ws","data":2}\n')
@@ -65,10 +67,10 @@ async def test_publishing_lines_as_they_come():
 
 
 async def test_more_lines_than_a_server_takes_at_a_time():
-    with trio.fail_after(60):
-        async with serving_command() as (_, url):
+    with trio.fail_after(HANG_SECONDS):
+        async with serving() as server:
             lines = b'{"topic":"news","data":1}\n' * 1234
-            async with running("publish", "--ndjson", "--url", url) as publisher:
+            async with running("publish", "--ndjson", "--url", server.url) as publisher:
                 await publisher.stdin.send_all(lines)
                 await publisher.stdin.aclose()
                 code, given, said = await publisher.end()
@@ -77,20 +79,20 @@ async def test_more_lines_than_a_server_takes_at_a_time():
 
 
 async def test_data_over_several_lines_is_printed_on_one():
-    with trio.fail_after(60):
-        async with serving_command() as (_, url):
-            await run("publish", "news", '{\n  "a": 1.50\n}', "--url", url)
-            async with running("subscribe", "news", "--last-id", "0-0", "--url", url) as subscriber:
+    with trio.fail_after(HANG_SECONDS):
+        async with serving() as server:
+            await run_here("publish", "news", '{\n  "a": 1.50\n}', "--url", server.url)
+            async with running("subscribe", "news", "--last-id", "0-0", "--url", server.url) as subscriber:
                 assert '"data":{"a":1.50}}' in await subscriber.out.next()
 
 
 async def test_a_restarted_server_is_a_gap():
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command() as (server, url):
             port = url.rpartition(":")[2]
             async with running("subscribe", "news", "--url", url) as subscriber:
                 await subscriber.err.until("connected by WebSocket")
-                _, given, _ = await run("publish", "news", "1", "--url", url)
+                _, given, _ = await run_here("publish", "news", "1", "--url", url)
                 await subscriber.out.next()
                 server.process.send_signal(signal.SIGTERM)
                 assert "trying again in" in await subscriber.err.next()
@@ -100,27 +102,27 @@ async def test_a_restarted_server_is_a_gap():
                     gap = await subscriber.err.next()
                     assert gap.startswith(f"gap: events after {given.strip()} and up to ")
                     assert gap.endswith("may be missing: the server was restarted and began anew")
-                    await run("publish", "news", "2", "--url", url)
+                    await run_here("publish", "news", "2", "--url", url)
                     assert json.loads(await subscriber.out.next())["data"] == 2
 
 
 async def test_nobody_reads_any_more():
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with (
-            serving_command() as (_, url),
-            running("subscribe", "news", "--url", url) as subscriber,
+            serving() as server,
+            running("subscribe", "news", "--url", server.url) as subscriber,
         ):
             await subscriber.err.until("connected")
             await subscriber.process.stdout.aclose()
-            await run("publish", "news", "1", "--url", url)
+            await run_here("publish", "news", "1", "--url", server.url)
             assert await subscriber.process.wait() == 141
             assert await subscriber.err.rest() == ""
 
 
 @pytest.mark.parametrize("args", [["publish", "news"], ["publish", "--ndjson"]])
 async def test_interrupted_while_reading(args):
-    with trio.fail_after(60):
-        async with serving_command() as (_, url), running(*args, "--url", url) as publisher:
+    with trio.fail_after(HANG_SECONDS):
+        async with serving() as server, running(*args, "--url", server.url) as publisher:
             if "--ndjson" in args:  # its answer shows that it reads again
                 await publisher.stdin.send_all(b'{"topic":"news","data":1}\n')
                 await publisher.out.next()
@@ -134,7 +136,7 @@ async def test_interrupted_while_reading(args):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_the_server_is_stopped(number):
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command() as (server, _):
             server.process.send_signal(number)
             code, out, said = await server.end()
@@ -168,7 +170,7 @@ async def test_a_bad_configuration(command, text, said, tmp_path):
     file = tmp_path / "server.toml"
     if text is not None:
         file.write_text(text)
-    code, out, err = await run(*command, str(file))
+    code, out, err = await run_here(*command, str(file))
     assert (code, out) == (1, "")
     assert err.startswith(said.format(file=file))
     assert err.count("\n") == 1
@@ -177,7 +179,7 @@ async def test_a_bad_configuration(command, text, said, tmp_path):
 async def test_check_prints_every_error(tmp_path):
     file = tmp_path / "server.toml"
     file.write_text('[server]\nport = "x"\nhots = "a"\n[sse]\nretry = 1\n')
-    code, _, said = await run("check", str(file))
+    code, _, said = await run_here("check", str(file))
     assert code == 1
     assert len(said.splitlines()) == 3
     assert all(line.startswith(f"error: {file}: ") for line in said.splitlines())
@@ -192,30 +194,31 @@ async def test_check(tmp_path):
 async def test_serve_takes_its_file_and_its_options(tmp_path):
     file = tmp_path / "server.toml"
     file.write_text('[server]\nhost = "192.0.2.1"\nport = 1\n')
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command("--config", str(file), "--host", "127.0.0.1", "--log-url", "memory:") as (_, url):
-            assert (await run("publish", "news", "1", "--url", url))[0] == 0
+            assert (await run_here("publish", "news", "1", "--url", url))[0] == 0
 
 
 async def test_a_log_that_does_not_exist():
-    code, _, said = await run("serve", "--log-url", "nothing:")
+    code, _, said = await run_here("serve", "--log-url", "nothing:")
     assert code == 1
     assert said.startswith("error: command line: log.url: ")
     assert said.count("\n") == 1
 
 
 async def test_nobody_serves():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    code, out, said = await run("publish", "news", "1", "--url", f"http://127.0.0.1:{port}")
+    with socket.socket() as held:  # so that nobody else listens there meanwhile
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        code, out, said = await run("publish", "news", "1", "--url", f"http://127.0.0.1:{port}")
     assert (code, out) == (1, "")
     assert said == f"error: cannot connect to http://127.0.0.1:{port}: connection refused\n"
 
 
 async def test_a_refused_topic():
-    with trio.fail_after(60):
-        async with serving_command() as (_, url):
-            code, out, said = await run("subscribe", "a..b", "--transport", "sse", "--url", url)
+    with trio.fail_after(HANG_SECONDS):
+        async with serving() as server:
+            code, out, said = await run_here("subscribe", "a..b", "--transport", "sse", "--url", server.url)
     assert (code, out) == (1, "")
     assert said.startswith("error: the server answered 400 ")
     assert said.count("\n") == 1
@@ -234,7 +237,7 @@ async def test_version():
 
 
 async def test_nobody_reads_stderr_either():
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with running("check", "/nowhere") as command:
             await command.process.stderr.aclose()
             assert await command.process.wait() == 1
@@ -253,9 +256,9 @@ async def test_stdin_cannot_be_read():
 async def test_stdout_is_full(args):
     full = os.open("/dev/full", os.O_WRONLY)
     try:
-        with trio.fail_after(60):
-            async with serving_command() as (_, url):
-                at = ["--url", url] if "publish" in args else []
+        with trio.fail_after(HANG_SECONDS):
+            async with serving() as server:
+                at = ["--url", server.url] if "publish" in args else []
                 async with running(*args, *at, stdout=full) as command:
                     assert await command.err.rest() == "error: cannot write to stdout: no space left on device\n"
                     assert await command.process.wait() == 1
@@ -268,7 +271,7 @@ async def test_check_tells_of_handlers_and_certificates_together(tmp_path: Path)
     file.write_text(
         '[tls]\ncertificate = "/nowhere.pem"\n[[websocket.handler]]\npath = "/a"\nhandler = "nowhere_at_all:a"\n'
     )
-    code, out, err = await run("check", str(file))
+    code, out, err = await run_here("check", str(file))
     assert (code, out) == (1, "")
     handler, certificate = err.splitlines()
     assert handler.startswith(f"error: {file}: websocket.handler.0.handler: ModuleNotFoundError")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from cli.running import run, running, serving_command
+from cli.running import run, run_here, running, serving_command
+from clocks import HANG_SECONDS
 from credentials import AUTH, SECRET, token
 
 CONFIG = f"""
@@ -35,11 +36,11 @@ def _nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_publish_subscribe_and_bench(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "token"
     file.write_text(token() + "\n")
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command("--config", config) as (_, url):
             code, _, said = await run("publish", "news", "1", "--url", url)
             assert (code, "401 Unauthorized" in said) == (1, True)
-            code, _, said = await run("bench", "--url", url, "--duration", "0.5")
+            code, _, said = await run_here("bench", "--url", url, "--duration", "0.5")
             assert (code, "401 Unauthorized" in said) == (1, True)
             async with running("subscribe", "news", "--url", url, "--token", f"@{file}") as subscriber:
                 assert "connected" in await subscriber.err.next()
@@ -65,7 +66,7 @@ async def test_publish_subscribe_and_bench(config: str, tmp_path: Path, monkeypa
     ],
 )
 async def test_what_is_no_token(given: tuple[str, str], words: str) -> None:
-    code, _, said = await run("publish", "news", "1", "--url", "http://127.0.0.1:9", *given)
+    code, _, said = await run_here("publish", "news", "1", "--url", "http://127.0.0.1:9", *given)
     assert code in (1, 2)
     assert words in said
     assert "a\nb" not in said
@@ -74,6 +75,6 @@ async def test_what_is_no_token(given: tuple[str, str], words: str) -> None:
 async def test_a_file_that_is_no_token(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_bytes(b"s3cr\xff")
-    code, _, said = await run("publish", "news", "1", "--token", f"@{file}", "--url", "http://127.0.0.1:9")
+    code, _, said = await run_here("publish", "news", "1", "--token", f"@{file}", "--url", "http://127.0.0.1:9")
     assert (code, "holds no token" in said) == (1, True)
     assert "s3cr" not in said

@@ -12,10 +12,12 @@ import click
 import httpx
 import pytest
 import trio
-from cli.running import run, running, serving_command
+from cli.running import run_here, running, serving_command
 from click.testing import CliRunner, Result
+from clocks import HANG_SECONDS
 from log.worlds import Clock, sqlite_log
 from services import RedisServer
+from serving import pause
 
 from tricast import cli, log_command
 from tricast.config import Config
@@ -259,7 +261,7 @@ def test_wrong_usage_of_tail(invoke: Run) -> None:
 
 async def test_a_log_is_followed_while_a_server_writes(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'log.db'}"
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command("--log-url", url) as (_, server), httpx.AsyncClient(base_url=server) as client:
 
             async def publish(topic: str, data: str) -> str:
@@ -287,12 +289,12 @@ async def test_following_drops_nothing(tmp_path: Path) -> None:
     with sqlite3.connect(path) as database:
         years_ago = int((time.time() - 9 * 365 * 86400) * 1000)
         database.execute("UPDATE events SET id = ? << 20", (years_ago,))
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with running("log", "tail", f"sqlite:///{path}", "-f", "-n", "1") as tail:
             assert json.loads(await tail.out.next())["id"] == f"{years_ago}-0"
             tail.process.send_signal(signal.SIGINT)
             await tail.end()
-        code, out, _ = await run("log", "info", f"sqlite:///{path}", "--json")
+        code, out, _ = await run_here("log", "info", f"sqlite:///{path}", "--json")
     assert (code, json.loads(out)["events"]) == (0, 1)
 
 
@@ -346,10 +348,10 @@ async def test_while_a_server_runs_its_clients_go_on_and_the_next_one_announces_
             found = (await client.get("/events", params={"topic": "a", "last_id": last_id})).json()
         return {"events": [event["id"] for event in found["events"]], "gap": found.get("gap")}
 
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command("--log-url", url) as (_, server):
             ids = [await publish(server, data) for data in ("1", "2", "3")]
-            code, out, _ = await run("log", "trim", url, "--keep", "1", "--yes")
+            code, out, _ = await run_here("log", "trim", url, "--keep", "1", "--yes")
             assert (code, out) == (0, f"dropped 2 events, 1 are left, from {ids[2]} on\n")
             ids.append(await publish(server, "4"))
             assert await missed(server, ids[0]) == {"events": ids[1:], "gap": None}
@@ -362,14 +364,14 @@ async def test_while_a_server_runs_its_clients_go_on_and_the_next_one_announces_
 async def test_several_shards_in_redis(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRICAST_LOG__URL", redis.url)
     monkeypatch.setenv("TRICAST_LOG__SHARDS", "2")
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command() as (_, server), httpx.AsyncClient(base_url=server) as client:
 
             async def publish(topic: str) -> str:
                 while (
                     answer := await client.post("/publish", params={"topic": topic}, content="1")
                 ).status_code == 503:
-                    pass  # it has not noticed yet that Redis is back
+                    await pause()  # it has not noticed yet that Redis is back
                 return str(answer.json()["id"])
 
             ids = [await publish(f"topic.{number}") for number in range(8)]
@@ -387,19 +389,19 @@ async def test_several_shards_in_redis(redis: RedisServer, monkeypatch: pytest.M
             again = await publish("topic.0")
             async with running("subscribe", "topic.0", "--last-id", ids[0], "--url", server) as subscriber:
                 assert json.loads(await subscriber.out.next())["id"] == again
-            code, out, said = await run("log", "info")
+            code, out, said = await run_here("log", "info")
             assert (code, said) == (0, "")
             lines = [line.split() for line in out.splitlines()]
             assert ["kind", "redis"] in lines
             assert ["events", "11"] in lines
             assert lines[-3] == ["shard", "events", "topics", "size", "oldest", "first", "last"]
             assert [line[0] for line in lines[-2:]] == ["0", "1"]
-            code, out, said = await run("log", "trim", "--before", ids[0], "--yes")
+            code, out, said = await run_here("log", "trim", "--before", ids[0], "--yes")
             assert (code, said) == (0, "")
             shard = ids[0].partition(".")[0]
             # A mark went, which is no event.
             assert re.fullmatch(rf"shard {shard}: dropped 0 events, \d are left, from \S+ on\n", out)
-            code, out, said = await run("log", "trim", "--keep", "1", "--yes")
+            code, out, said = await run_here("log", "trim", "--keep", "1", "--yes")
             assert (code, said) == (0, "")
             found = re.findall(r"shard \d: dropped (\d+) events, 1 are left", out)
             assert sum(map(int, found)) + len(found) == 11
@@ -408,7 +410,7 @@ async def test_several_shards_in_redis(redis: RedisServer, monkeypatch: pytest.M
 async def test_what_is_only_passed_on_can_be_followed(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRICAST_LOG__URL", redis.url)
     monkeypatch.setenv("TRICAST_LOG__DELIVERY", "pubsub")
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with (
             serving_command() as (_, server),
             httpx.AsyncClient(base_url=server) as client,
@@ -421,6 +423,7 @@ async def test_what_is_only_passed_on_can_be_followed(redis: RedisServer, monkey
                 while True:
                     answer = await client.post("/publish", params={"topic": "a"}, content="1")
                     published.append(answer.json()["id"])
+                    await pause()
 
             nursery.start_soon(publish)
             # It says nothing when it begins: of what comes before that it tells nothing.
@@ -430,6 +433,6 @@ async def test_what_is_only_passed_on_can_be_followed(redis: RedisServer, monkey
             nursery.cancel_scope.cancel()
         assert published.index(second) == published.index(first) + 1
         for args in (("tail",), ("info",), ("trim", "--keep", "1", "--yes")):
-            code, _, said = await run("log", *args)
+            code, _, said = await run_here("log", *args)
             assert code == 1
             assert "events are only passed on" in said

@@ -69,7 +69,7 @@ async def test_with_an_api_key():
 
 
 async def test_newer_tokens_are_shown_and_nothing_is_missed():
-    async with serving(auth=AUTH, within=40) as server:
+    async with serving(auth=AUTH) as server:
         tokens = {transport: Tokens(1.5, 60) for transport in ("ws", "sse", "poll")}
         items = {transport: [] for transport in tokens}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from clocks import HANG_SECONDS
 
 from tricast import leases
 from tricast.access.identity import Identity
@@ -38,7 +39,7 @@ def files_in(folder: Path) -> list[Path]:
 async def two(folder: Path) -> AsyncIterator[tuple[Leases, Leases]]:
     """Two processes of a server."""
     first, second = Leases(folder), Leases(folder)
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first.serve)
             nursery.start_soon(second.serve)

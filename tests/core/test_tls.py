@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from clocks import HANG_SECONDS
 from encryption import (
     Sealer,
     TlsSocket,
@@ -68,7 +69,7 @@ class Pair:
 
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_SECONDS):
         pair = Pair()
         await pair.open()
         yield pair
@@ -78,7 +79,7 @@ async def pair() -> AsyncIterator[Pair]:
 @pytest.fixture
 async def handmade(tmp_path: Path) -> AsyncIterator[tuple[Pair, Sealer]]:
     """A pair whose client's records are made by hand."""
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_SECONDS):
         pair = Pair(logging_secrets(client_context(), tmp_path / "secrets"))
         await pair.open()
         yield pair, sealer_of(pair.client, tmp_path / "secrets")
@@ -189,7 +190,7 @@ async def test_what_was_sent_does_not_stay_in_memory() -> None:
                 left -= len(await pair.client.raw.recv(2**16))
         return pair
 
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         pairs = [await send_much() for _ in range(3)]
         before = resident()
         pairs += [await send_much() for _ in range(10)]
@@ -235,7 +236,7 @@ async def test_one_record_may_come_byte_by_byte(pair: Pair, now: bool) -> None:
 
 async def test_what_came_with_the_handshake_is_there_at_once() -> None:
     pair = Pair()
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pair.connection.open)
             await pair.client.shake_hands()
@@ -337,7 +338,7 @@ async def test_many_key_updates_do_not_pile_up_where_no_answer_is_read(handmade:
         nursery.start_soon(read)
         while taken < len(flood):
             taken += await pair.client.raw.send(flood[taken:])
-        with trio.fail_after(10):
+        with trio.fail_after(HANG_SECONDS):
             while not got:
                 await trio.lowlevel.checkpoint()
         pair.connection.send_now(b".")
@@ -366,7 +367,7 @@ async def test_a_client_that_trusts_nobody_says_so() -> None:
             await pair.connection.open()
         lost.append(caught.value.reason)
 
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(open_connection)
             with pytest.raises(ssl.SSLCertVerificationError):

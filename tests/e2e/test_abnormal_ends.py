@@ -19,6 +19,7 @@ import pytest
 import trio
 import trio.testing
 from clients import TEXT, WEBSOCKET_HEADERS, frame, head
+from clocks import HANG_SECONDS
 from encryption import client_hello, tls_section
 from serving import capturing_logger, failures, open_descriptors, serving, until
 from structlog.testing import LogCapture
@@ -217,7 +218,7 @@ PHASES = [
 
 async def ends_in(phase: Phase, **sections: Any) -> None:
     """Has them come and end there, and looks at what is left."""
-    async with serving(**PATIENCE, **sections, within=120) as server:
+    async with serving(**PATIENCE, **sections) as server:
         counters, address = server._runtime.counters, ("127.0.0.1", server.port)
 
         async def come_and_go() -> None:
@@ -274,7 +275,7 @@ async def test_nothing_is_left_of_those_who_end_in_a_drain() -> None:
         # It has ended by itself: nobody was waited for.
         assert (server.connections, server.hub.statistics().subscribers, len(server._runtime.wheel)) == (0, 0, 0)
 
-    with trio.fail_after(120):
+    with trio.fail_after(HANG_SECONDS):
         await come_and_go()
         before = (objects(), open_descriptors(), trio.lowlevel.current_statistics().tasks_living)
         with as_in_a_program():

@@ -388,7 +388,7 @@ async def test_a_server_that_goes_down_takes_no_ticket() -> None:
 
 async def test_every_worker_takes_tickets_once_and_renews_the_streams_of_others() -> None:
     config = {"server": {"port": 0, "workers": 2}, "auth": AUTH, "drain": {"period": "0s", "grace": "5s"}}
-    async with serving_process(within=60, **config) as server:
+    async with serving_process(**config) as server:
         shown = bearer(token())
         with await subscribe("sse", server.url, "news", credentials=(shown,)) as stream:
             assert isinstance(stream, EventStream)

@@ -17,6 +17,7 @@ import trustme
 from bench.crooked import CrookedServer, Reordering, announcing, dropping, duplicating, honest
 from cli.running import run, running, serving_command
 from clients import subscribe
+from clocks import HANG_SECONDS
 from serving import ended, serving, until
 
 from tricast.bench.coordinator import GeneratorProcess
@@ -52,7 +53,7 @@ def faults(result: dict) -> dict[str, int]:
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_hundreds_of_subscribers(transport):
-    async with serving(within=40) as server:
+    async with serving() as server:
         result = await bench(server.url, "--transport", transport, "--subscribers", "300")
     assert set(result) == KEYS
     assert faults(result) == {}
@@ -68,7 +69,7 @@ async def test_hundreds_of_subscribers(transport):
 
 
 async def test_a_mix_over_topics_publishers_and_processes():
-    async with serving(within=40) as server:
+    async with serving() as server:
         args = ("--transport", "mix", "--topics", "3", "--publishers", "2", "--processes", "2", "--rate", "2000")
         result = await bench(server.url, *args, "--subscribers", "18")
     assert faults(result) == {}
@@ -80,14 +81,14 @@ async def test_a_mix_over_topics_publishers_and_processes():
 
 
 async def test_only_what_was_due_behind_the_warm_up_is_measured():
-    async with serving(within=40) as server:
+    async with serving() as server:
         result = await bench(server.url, "--subscribers", "1", "--warm-up", "0.5")
     assert result["planned"] == 20
     assert result["deliveries"] == result["published"]
 
 
 async def test_side_by_side():
-    async with serving(within=40) as server:
+    async with serving() as server:
         code, out, said = await run("bench", "--compare", "--url", server.url, "--subscribers", "10", *SHORT)
     assert code == 0, said
     assert out.splitlines()[0].split() == ["long", "polling", "SSE", "WebSocket"]
@@ -99,7 +100,7 @@ async def test_side_by_side():
 
 
 async def test_side_by_side_as_json():
-    async with serving(within=40) as server:
+    async with serving() as server:
         result = await bench(server.url, "--compare", "--subscribers", "5")
     assert list(result) == TRANSPORTS
     assert all(set(part) == KEYS for part in result.values())
@@ -107,7 +108,7 @@ async def test_side_by_side_as_json():
 
 async def test_interrupted_it_tells_what_it_has_so_far():
     async with (
-        serving(within=40) as server,
+        serving() as server,
         running("bench", "--url", server.url, *ENDLESS, "--warm-up", "0") as command,
     ):
         await _begun(server.url)
@@ -119,7 +120,7 @@ async def test_interrupted_it_tells_what_it_has_so_far():
 
 async def test_interrupted_before_anything_is_measured():
     args = ("bench", "--json", *ENDLESS, "--warm-up", "600", "--url")
-    async with serving(within=40) as server, running(*args, server.url) as command:
+    async with serving() as server, running(*args, server.url) as command:
         line = await command.err.until("warming up: ")
         command.process.send_signal(signal.SIGINT)
         code, out, said = await command.end()
@@ -150,14 +151,14 @@ async def test_interrupted_before_there_is_anything_to_tell():
 
 
 async def test_publishers_whose_turn_comes_late_lose_their_connection_meanwhile():
-    async with serving(within=40, limits={"head_timeout": "50ms"}) as server:
+    async with serving(limits={"head_timeout": "50ms"}) as server:
         result = await bench(server.url, "--subscribers", "2", "--publishers", "10", "--rate", "12")
     assert faults(result) == {}
     assert result["deliveries"] == result["published"] * 2
 
 
 async def test_what_fits_no_batch_is_told_in_the_words_of_the_problem():
-    async with serving(within=40, publish={"max_batch": 3}) as server:
+    async with serving(publish={"max_batch": 3}) as server:
         code, out, said = await run("bench", "--url", server.url, *SHORT, "--rate", "2000")
     assert (code, out) == (1, "")
     assert "error: the server answered 413 to a publish: publish.max_batch allows 3, found" in said
@@ -173,7 +174,7 @@ async def test_what_fits_no_batch_is_told_in_the_words_of_the_problem():
     ],
 )
 async def test_what_the_server_never_takes_is_told_before_anything_starts(args, why):
-    async with serving(within=40) as server:
+    async with serving() as server:
         code, out, said = await run("bench", "--url", server.url, *args)
     assert (code, out) == (1, "")
     (line,) = said.splitlines()
@@ -181,7 +182,7 @@ async def test_what_the_server_never_takes_is_told_before_anything_starts(args, 
 
 
 async def test_a_server_without_room():
-    async with serving(within=40, limits={"connections": 30}) as server:
+    async with serving(limits={"connections": 30}) as server:
         code, out, _ = await run("bench", "--url", server.url, "--subscribers", "40", *SHORT)
     assert "warning: only " in out
     assert "of 40 subscribers could be opened" in out
@@ -328,7 +329,7 @@ async def test_subscriptions_are_refused():
 
 
 async def test_the_server_goes_away_and_does_not_come_back():
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command() as (server, url):
             args = ("bench", "--url", url, "--transport", "mix", "--subscribers", "6", "--duration", "2", "--json")
             async with running(*args) as command:
@@ -356,7 +357,7 @@ def _children(pid: int) -> list[int]:
 
 
 async def test_a_process_of_its_own_that_dies_ends_it():
-    async with serving(within=40) as server, running("bench", "--url", server.url, *ENDLESS) as command:
+    async with serving() as server, running("bench", "--url", server.url, *ENDLESS) as command:
         await _begun(server.url)
         os.kill(_children(command.process.pid)[0], signal.SIGKILL)
         code, out, said = await command.end()
@@ -365,7 +366,7 @@ async def test_a_process_of_its_own_that_dies_ends_it():
 
 
 async def test_nothing_is_left_when_it_is_killed():
-    async with serving(within=40) as server, running("bench", "--url", server.url, *ENDLESS) as command:
+    async with serving() as server, running("bench", "--url", server.url, *ENDLESS) as command:
         await _begun(server.url)
         children = _children(command.process.pid)
         assert len(children) == 2
@@ -394,7 +395,7 @@ async def generator(server: CrookedServer):
 @pytest.mark.parametrize(("is_stopped", "lost"), [(True, 0), (False, 3)])
 async def test_what_is_not_waited_for_is_not_lost(is_stopped, lost):
     server = CrookedServer()
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with server.on_sockets(), generator(server) as running:
             assert (await running.hear(Opened)).opened == 1
             await running.tell(Begin(0, 0))

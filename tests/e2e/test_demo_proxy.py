@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from browser import Browser, Page, open_browser
+from browser import Browser, Page
 from serving import ServerProcess, serving_as
 
 SCRIPT = str(Path(__file__).parents[2] / "scripts" / "demo-proxy")
@@ -31,15 +31,9 @@ class Demo(ServerProcess):
 
 
 @asynccontextmanager
-async def demo(*options: str, within: float = 90) -> AsyncIterator[Demo]:
-    async with serving_as(SCRIPT, *options, within=within, kind=Demo, stdin=subprocess.PIPE) as running:
+async def demo(*options: str) -> AsyncIterator[Demo]:
+    async with serving_as(SCRIPT, *options, kind=Demo, stdin=subprocess.PIPE) as running:
         yield running
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with open_browser() as browser:
-        yield browser
 
 
 async def finding(page: Page, pane: str, kind: str) -> str:

@@ -127,7 +127,7 @@ def cpu_seconds() -> Iterator[list[float]]:
 async def test_one_address_that_opens_thousands_holds_up_nobody(limits: dict[str, int], tls: dict[str, str]) -> None:
     """Each costs a fraction of what it would cost to be served, and leaves nothing behind."""
     count = 1000
-    async with serving(within=60, limits=limits, tls=tls) as server:
+    async with serving(limits=limits, tls=tls) as server:
         flood = seen_from(FIRST, server).replace("https:", "http:")  # no more than it takes to connect
         counters = server._runtime.counters
         with ExitStack() as wires, await subscribe("sse", seen_from(SECOND, server), "news") as stream:

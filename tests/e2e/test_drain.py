@@ -26,6 +26,7 @@ from clients import (
     read_answer,
     subscribe,
 )
+from clocks import HANG_SECONDS
 from serving import capturing_logger, failures, serving, serving_process, until
 from structlog.testing import LogCapture
 
@@ -231,7 +232,7 @@ async def test_grace_ends_what_does_not_end_itself() -> None:
 async def test_all_are_told_within_the_period_and_the_server_is_done() -> None:
     records = LogCapture()
     config = tricast.Config.model_validate({"server": {"port": 0}, "drain": {"period": "200ms", "grace": "10s"}})
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             server: tricast.Server = await nursery.start(
                 partial(tricast.serve, config, logger=capturing_logger(records))
@@ -286,7 +287,7 @@ async def told_to_come_back_in(subscriber: Subscription) -> float:
 
 async def test_cancelling_ends_all_at_once() -> None:
     config = tricast.Config.model_validate({"server": {"port": 0}})
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             server: tricast.Server = await nursery.start(
                 partial(tricast.serve, config, logger=capturing_logger(LogCapture()))
@@ -418,7 +419,7 @@ async def reset_around_a_drain(source: random.Random) -> None:
     config = tricast.Config.model_validate(
         {"server": {"port": 0}, "drain": drain, "limits": {"send_buffer": 4096}, "websocket": websocket}
     )
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             server: tricast.Server = await nursery.start(
                 partial(tricast.serve, config, logger=capturing_logger(records))

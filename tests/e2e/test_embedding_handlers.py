@@ -18,6 +18,7 @@ from clients import (
     open_websocket,
     subscribe,
 )
+from clocks import HANG_SECONDS
 from serving import capturing_logger, serving, until
 from structlog.testing import LogCapture
 
@@ -227,7 +228,7 @@ async def test_two_servers_in_one_program_are_apart() -> None:
 
 
 async def test_a_program_ends_its_server_with_the_nursery() -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             config = tricast.Config.model_validate({"server": {"port": 0}})
             server = await nursery.start(partial(tricast.serve, config, logger=capturing_logger(LogCapture())))
@@ -257,7 +258,7 @@ async def test_a_handler_that_is_not_there_is_a_config_error() -> None:
 
 async def test_the_default_logger_is_the_standard_librarys(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "tricast")
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             config = tricast.Config.model_validate({"server": {"port": 0}, "logging": {"access": True}})
             server = await nursery.start(tricast.serve, config)

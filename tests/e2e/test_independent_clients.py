@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio_websocket
 from clients import publish
+from clocks import HANG_SECONDS
 from httpx_sse import aconnect_sse
 from serving import ended, serving, until
 from websockets.exceptions import ConnectionClosedError
@@ -69,7 +70,7 @@ async def test_curl_publishes_and_polls(curl: str) -> None:
 async def test_curl_expects_100_before_a_large_body(curl: str) -> None:
     async with serving(publish={"max_body": "4MiB", "max_event": "4MiB"}) as server:
         large = json.dumps("x" * 2_000_000)
-        with trio.fail_after(10):
+        with trio.fail_after(HANG_SECONDS):
             process = await trio.run_process(
                 [curl, "-sS", "-H", "Expect: 100-continue", "--data-binary", "@-", f"{server.url}/publish?topic=news"],
                 stdin=large.encode(),
@@ -125,7 +126,7 @@ async def test_websockets() -> None:
                 return [first["data"], second]
 
         await server.hub.publish("news.a", {"n": 1})
-        with trio.fail_after(15):
+        with trio.fail_after(HANG_SECONDS):
             assert await trio.to_thread.run_sync(talk) == [{"n": 1}, {"ok": "ping"}]
         await until(lambda: server.connections == 0)
 

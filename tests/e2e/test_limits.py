@@ -26,7 +26,7 @@ from clients import (
     read_answer,
     subscribe,
 )
-from serving import metrics_of, serving, until
+from serving import metrics_of, pause, serving, until
 
 import tricast
 
@@ -108,7 +108,7 @@ async def counted(server: tricast.Server) -> set[str]:
 async def until_counted(server: tricast.Server, reason: str) -> None:
     """Returns when something was counted by this reason."""
     while reason not in await counted(server):
-        await trio.lowlevel.checkpoint()
+        await pause()
 
 
 def expect(answer: Answer, *, refused: int | None, code: str = "limit-exceeded") -> None:

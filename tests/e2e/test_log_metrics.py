@@ -1,8 +1,7 @@
 """What a server tells of its log, while Redis comes and goes."""
 
-import trio
 from services import RedisServer
-from serving import Metrics, about, metrics_of, serving
+from serving import Metrics, about, metrics_of, pause, serving
 from structlog.testing import LogCapture
 
 from tricast import Server
@@ -12,13 +11,13 @@ from tricast.errors import LogUnavailable
 async def told(server: Server, *, is_available: bool) -> Metrics:
     """The metrics, once they say whether the log is there."""
     while (metrics := await metrics_of(server.url))["log_available",] != is_available:
-        await trio.lowlevel.checkpoint()
+        await pause()
     return metrics
 
 
 async def test_a_log_that_comes_and_goes(redis: RedisServer) -> None:
     records = LogCapture()
-    async with serving(records=records, log={"url": redis.url, "shards": 2}, within=60) as server:
+    async with serving(records=records, log={"url": redis.url, "shards": 2}) as server:
         for number in range(10):
             await server.hub.publish(f"topic.{number}", number)
         before = await told(server, is_available=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import trio
-from browser import Browser, Page, open_browser
+from browser import Browser, Page
 
 import tricast
 
@@ -22,12 +22,6 @@ async def open_server(**sections: dict[str, Any]) -> AsyncIterator[Any]:
     async with trio.open_nursery() as nursery:
         yield await nursery.start(tricast.serve, config)
         nursery.cancel_scope.cancel()
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with open_browser() as browser:
-        yield browser
 
 
 async def open_tricast(browser: Browser, server: Any, query: str = "", width: int = 1440) -> Page:
@@ -214,7 +208,8 @@ async def test_a_topic_the_server_refuses_is_explained(browser: Browser) -> None
 async def test_the_command_on_the_page_publishes(browser: Browser) -> None:
     async with open_server() as server:
         page = await open_tricast(browser, server, "?topic=it's.é")
-        await browser.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+        permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+        await browser.call("Browser.grantPermissions", permissions=permissions, browserContextId=browser.profile)
         await page.click("#copy")
         await page.wait_for("document.getElementById('announcer').textContent === 'Command copied'")
         command = await page.evaluate("navigator.clipboard.readText()")

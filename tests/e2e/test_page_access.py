@@ -1,22 +1,14 @@
 """The page at ``/`` of a server that asks who somebody is."""
 
 import time
-from collections.abc import AsyncIterator
 
-import pytest
-from browser import Browser, Page, open_browser
+from browser import Browser, Page
 from credentials import AUTH, token
 from serving import failures, serving
 from structlog.testing import LogCapture
 
 ASKED = "!document.getElementById('identity').hidden"
 ALL_OPEN = "document.querySelectorAll('.pane[data-state=open]').length === 3"
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with open_browser() as browser:
-        yield browser
 
 
 async def give(page: Page, text: str) -> None:
@@ -36,7 +28,7 @@ async def received(page: Page, count: int) -> None:
 async def test_the_page_asks_for_a_token_and_shows_it_over_all_three_transports(browser: Browser) -> None:
     logged = LogCapture()
     given = [token(aud="another"), token(exp=time.time() + 5), token()]
-    async with serving(auth=AUTH, records=logged, logging={"access": True, "level": "debug"}, within=60) as server:
+    async with serving(auth=AUTH, records=logged, logging={"access": True, "level": "debug"}) as server:
         page = await browser.open_page(f"{server.url}/")
         await give(page, given[0])
         await page.wait_for(f"{ASKED} && document.getElementById('identity-why').className === 'problem'")
@@ -64,7 +56,7 @@ async def test_the_page_asks_for_a_token_and_shows_it_over_all_three_transports(
 
 
 async def test_the_page_works_with_a_cookie(browser: Browser) -> None:
-    async with serving(auth=AUTH | {"cookie": "tricast_token"}, within=40) as server:
+    async with serving(auth=AUTH | {"cookie": "tricast_token"}) as server:
         page = await browser.open_page(f"{server.url}/style.css")
         await page.evaluate(f"document.cookie = 'tricast_token={token()}; SameSite=Strict'")
         await page.navigate(f"{server.url}/")
@@ -75,7 +67,7 @@ async def test_the_page_works_with_a_cookie(browser: Browser) -> None:
 
 
 async def test_who_may_do_something_else_is_asked_for_another_token(browser: Browser) -> None:
-    async with serving(auth=AUTH, within=40) as server:
+    async with serving(auth=AUTH) as server:
         page = await browser.open_page(f"{server.url}/")
         await give(page, token(subscribe=["other"]))
         await page.wait_for(f"{ASKED} && document.getElementById('identity-why').textContent.includes('not cover')")
@@ -93,7 +85,7 @@ async def test_who_may_do_something_else_is_asked_for_another_token(browser: Bro
 
 
 async def test_who_may_read_and_not_publish_is_asked_then(browser: Browser) -> None:
-    async with serving(auth=AUTH | {"anonymous_subscribe": ["demo"]}, within=40) as server:
+    async with serving(auth=AUTH | {"anonymous_subscribe": ["demo"]}) as server:
         page = await browser.open_page(f"{server.url}/")
         await page.wait_for(ALL_OPEN)
         await page.click("#publish .primary")

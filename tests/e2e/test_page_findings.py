@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from browser import Browser, Page, open_browser
+from browser import Browser, Page
 from forwarding import forwarding
 from serving import serving
 
@@ -15,18 +15,12 @@ PANES = ("poll", "sse", "ws")
 ALL_OPEN = "document.querySelectorAll('.pane[data-state=open]').length === 3"
 
 
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with open_browser() as browser:
-        yield browser
-
-
 @asynccontextmanager
 async def behind(profile: str, **sections: dict[str, Any]) -> AsyncIterator[tuple[tricast.Server, str]]:
     """A server behind a proxy with this profile and these sections on top, and the proxy's URL."""
     async with (
-        serving(within=60) as server,
-        forwarding(server.url, within=60, proxy={"profile": profile}, **sections) as proxy,
+        serving() as server,
+        forwarding(server.url, proxy={"profile": profile}, **sections) as proxy,
     ):
         yield server, proxy.url
 
@@ -92,7 +86,7 @@ async def test_events_are_held_back_behind_those_that_came(browser: Browser) -> 
 async def test_a_server_that_goes_is_no_proxy_that_cuts(browser: Browser, says_goodbye: bool) -> None:
     # With a goodbye the stream comes back when it was told to, and then at the first attempt.
     drain = {"period": "0s", "retry_after": "2s"}
-    async with serving(within=60, sse={"retry": "100ms"}, drain=drain) as server:
+    async with serving(sse={"retry": "100ms"}, drain=drain) as server:
         port = server.port
         page = await browser.open_page(server.url)
         await page.wait_for(ALL_OPEN)
@@ -105,7 +99,7 @@ async def test_a_server_that_goes_is_no_proxy_that_cuts(browser: Browser, says_g
         for pane in PANES:
             requests = f"document.querySelector('#pane-{pane} [data-count=requests]').textContent"
             await page.wait_for(f"Number({requests}) >= 4")
-    async with serving(within=60, server={"port": port}) as server:
+    async with serving(server={"port": port}) as server:
         for pane in PANES:
             await page.wait_for(f"document.querySelector('#pane-{pane} .resumed')")
         await page.wait_for(ALL_OPEN)

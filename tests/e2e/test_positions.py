@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import trio
 from clients import TEXT, TRANSPORTS, WebSocket, WebSocketClosed, frame, open_websocket, subscribe
+from clocks import HANG_SECONDS
 from hub.fakes import DeafLog
 from serving import serving, until
 
@@ -127,7 +128,7 @@ async def test_nothing_follows_a_goodbye_that_waits_for_room(own: Callable[[Hand
 
 @pytest.mark.parametrize("how", ["cancelled", "drained"])
 async def test_whoever_waits_for_the_end_is_told(how: str) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             scope = trio.CancelScope()
 

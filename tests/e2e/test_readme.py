@@ -13,6 +13,7 @@ import httpx
 import pytest
 import trio
 from cli.running import COMMAND, Running, running
+from clocks import HANG_SECONDS
 from services import RedisServer
 from serving import serving
 
@@ -27,7 +28,7 @@ async def test_embedding_in_eight_lines() -> None:
     program = next(code for code in PYTHON if "tricast.serve" in code)
     assert len([line for line in program.splitlines() if line]) <= 8
     async with trio.open_nursery() as nursery:
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_SECONDS):
             command = [sys.executable, "-u", "-c", program]
             process = await nursery.start(partial(trio.run_process, command, stdout=PIPE, check=False))
             printed = b""
@@ -49,7 +50,7 @@ async def test_the_handler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "readme_app.py").write_text(next(code for code in PYTHON if "async def shout" in code))
     monkeypatch.syspath_prepend(tmp_path)
     entry = {"path": "/shout", "handler": "readme_app:shout"}
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_SECONDS):
         async with (
             serving(websocket={"handler": [entry]}) as server,
             open_websocket_url(f"{server.url.replace('http', 'ws')}/shout") as client,
@@ -68,7 +69,7 @@ async def test_two_servers_on_one_log_behind_a_round_robin(redis: RedisServer) -
         text = text.replace(f":{port}", f":{(free := free_port())}").replace(f"--port {port}", f"--port {free}")
     commands = [shlex.split(line.removesuffix("&")) for line in text.splitlines()]
     started: list[Running] = []
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with AsyncExitStack() as stack:
             for dollar, program, *arguments in commands:
                 assert (dollar, program) == ("$", ".venv/bin/tricast")
@@ -102,7 +103,7 @@ async def test_looking_into_the_log(tmp_path: Path) -> None:
             continue
         _, program, *arguments = shlex.split(line, comments=True)
         assert program == ".venv/bin/tricast"
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_SECONDS):
             done = await trio.run_process(
                 [*COMMAND, *(each for each in arguments if each != "--follow")],
                 cwd=tmp_path,

@@ -21,7 +21,7 @@ async def service(manager: Manager, workers: int, watchdog: float = 0.3, **drain
     environment = os.environ | manager.environment(watchdog) | settings
     options = {"env": environment, "start_new_session": True}
     command = (*COMMAND, "serve", "--port", "0", "--workers", str(workers))
-    async with serving_as(*command, within=40.0, **options) as server:
+    async with serving_as(*command, **options) as server:
         yield server
 
 
@@ -64,7 +64,7 @@ async def test_a_reload_is_told_of_with_its_end_whatever_comes_of_it(tmp_path: P
         command = (*COMMAND, "serve", "--config", str(file), "--port", "0", "--workers", "2")
         text = '[drain]\nperiod = "0s"\n'
         file.write_text(text)
-        async with serving_as(*command, within=40.0, **options) as server:
+        async with serving_as(*command, **options) as server:
             assert (await manager.next())["READY"] == "1"
             for changed in (text, "nonsense"):
                 file.write_text(changed)

@@ -6,7 +6,7 @@ import pytest
 import trio
 from clients import TEXT, Closed, Wire, frame, head, open_websocket, subscribe
 from encryption import tls_section
-from serving import about, harmless, metrics_of, serving
+from serving import about, harmless, metrics_of, serving, until
 
 import tricast
 
@@ -25,8 +25,7 @@ async def live(server: tricast.Server, transport: str) -> Wire:
     """Somebody who is there when much is published."""
     subscriber = await subscribe(transport, server.url, "news", receive_buffer=4096)
     if transport == "poll":
-        while not server.hub.statistics().subscribers:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: server.hub.statistics().subscribers > 0)
     await server.hub.publish("news", BLOCK)
     return subscriber.wire
 
@@ -107,7 +106,6 @@ async def test_many_that_read_nothing_cost_the_others_nothing() -> None:
         wires = [(await subscribe("sse", server.url, "news", receive_buffer=4096)).wire for _ in range(50)]
         for _ in range(4):
             await server.hub.publish("news", BLOCK)
-        while server.connections > 2:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: server.connections <= 2)
         for wire in wires:
             wire.close()

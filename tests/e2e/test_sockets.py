@@ -72,7 +72,7 @@ async def test_limits_on_those_who_come_over_a_unix_socket(tmp_path: Path) -> No
 async def test_a_program_on_a_unix_socket(workers: int, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     command = (*COMMAND, "serve", "--host", f"unix:{path}", "--workers", str(workers))
-    async with serving_as(*command, within=40, kind=OnSocket, env=os.environ | QUICK) as server:
+    async with serving_as(*command, kind=OnSocket, env=os.environ | QUICK) as server:
         assert server.url == f"unix:{path}"
         with await subscribe("sse", server.url, "news") as stream:
             await publish(server.url, "news", 1)
@@ -87,11 +87,11 @@ async def test_a_program_on_a_unix_socket(workers: int, tmp_path: Path) -> None:
 async def test_a_program_that_was_killed_can_be_started_again(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     command = (*COMMAND, "serve", "--host", f"unix:{path}")
-    async with serving_as(*command, within=40, kind=OnSocket) as server:
+    async with serving_as(*command, kind=OnSocket) as server:
         server.process.kill()
         await server.process.wait()
     assert path.is_socket()
-    async with serving_as(*command, within=40, kind=OnSocket) as server:
+    async with serving_as(*command, kind=OnSocket) as server:
         assert (await ask(server.url, "GET", "/healthz")).status == 200
 
 
@@ -125,7 +125,7 @@ async def test_a_restart_under_systemd_turns_nobody_away(workers: int, tmp_path:
         url, file_url = f"http://127.0.0.1:{tcp.getsockname()[1]}", f"unix:{tmp_path}/socket"
         command = activated(sockets, "tricast.socket:tricast.socket", "--host", "systemd:", "--workers", str(workers))
         options = {"pass_fds": [sock.fileno() for sock in sockets], "env": os.environ | QUICK}
-        async with serving_as(*command, within=40, **options) as server:
+        async with serving_as(*command, **options) as server:
             assert server.url == url
             await server.wait_said(f"listening on {file_url}")
             for where in (url, file_url):
@@ -136,7 +136,7 @@ async def test_a_restart_under_systemd_turns_nobody_away(workers: int, tmp_path:
         with await Wire.open(url) as one, await Wire.open(file_url) as other:
             for wire in (one, other):
                 await wire.send(head("GET", "/healthz"))
-            async with serving_as(*command, within=40, **options) as server:
+            async with serving_as(*command, **options) as server:
                 for wire in (one, other):
                     assert (await read_answer(wire)).status == 200
         assert (tmp_path / "socket").exists(), "it is systemd's"
@@ -148,7 +148,7 @@ async def test_by_name_for_clients_and_for_those_who_run_it(tmp_path: Path) -> N
         command = activated((admin, web), "admin:web", "--host", "systemd:web")
         environment = os.environ | QUICK | {"TRICAST_ADMIN__ENABLED": "true", "TRICAST_ADMIN__HOST": "systemd:admin"}
         pass_fds = [admin.fileno(), web.fileno()]
-        async with serving_as(*command, within=40, pass_fds=pass_fds, env=environment) as server:
+        async with serving_as(*command, pass_fds=pass_fds, env=environment) as server:
             assert server.url == f"http://127.0.0.1:{web.getsockname()[1]}"
             await server.wait_said("admin listening on")
             assert (await ask(server.url, "GET", "/readyz")).status == 404

@@ -27,7 +27,8 @@ from clients import (
     read_answer,
     subscribe,
 )
-from serving import ServerProcess, failures, serving, serving_process, until
+from clocks import HANG_SECONDS
+from serving import ServerProcess, failures, pause, serving, serving_process, until
 from structlog.testing import LogCapture
 
 import tricast
@@ -39,8 +40,8 @@ def url_of(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def process_at(path: Path, *, within: float = 60.0, **events: object):  # type: ignore[no-untyped-def]
-    return serving_process(within=within, log={"url": url_of(path)}, events=events)
+def process_at(path: Path, **events: object):  # type: ignore[no-untyped-def]
+    return serving_process(log={"url": url_of(path)}, events=events)
 
 
 @asynccontextmanager
@@ -205,7 +206,7 @@ def make_foreign(path: Path) -> Path:
 )
 async def test_a_server_without_its_log_does_not_begin(path: Path, make: Callable[[Path], Path], why: str) -> None:
     unusable = make(path)
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with running("serve", "--port", "0", "--log-url", url_of(unusable)) as server:
             status, out, said = await server.end()
     assert (status, out) == (1, "")
@@ -256,7 +257,7 @@ def locked(path: Path) -> Iterator[None]:
 async def until_ready(url: str) -> None:
     """Returns when the server says that it is ready; the test's deadline ends a vain wait."""
     while (await ask(url, "GET", "/readyz")).status != 200:
-        await trio.lowlevel.checkpoint()
+        await pause()
 
 
 def refused(answer: Answer, why: str) -> None:
@@ -284,7 +285,7 @@ async def test_answers_do_not_wait_for_what_is_published_behind_them(path: Path)
 async def test_publishing_while_the_file_is_locked(path: Path) -> None:
     why = "the database is locked by another program"
     records = LogCapture()
-    async with serving(records=records, within=40, log={"url": url_of(path)}) as server:
+    async with serving(records=records, log={"url": url_of(path)}) as server:
         with await subscribe("sse", server.url, "news") as subscriber:
             first = await publish(server.url, "news", 1)
             with locked(path):
@@ -323,7 +324,7 @@ async def refused_while_away(server: tricast.Server) -> None:
 
 async def test_a_poll_that_comes_back_while_the_file_is_away(path: Path) -> None:
     records = LogCapture()
-    async with serving(records=records, within=40, log={"url": url_of(path), "cache_size": "1B"}) as server:
+    async with serving(records=records, log={"url": url_of(path), "cache_size": "1B"}) as server:
         ids = [await publish(server.url, "news", n) for n in range(3)]
         with away(path):
             answer = await ask(server.url, "GET", f"/events?topic=news&last_id={ids[0]}")
@@ -342,7 +343,7 @@ async def test_who_stays_while_the_file_is_away_gets_everything_after_it(path: P
     def said(event: str) -> int:
         return [entry["event"] for entry in records.entries].count(event)
 
-    async with serving(records=records, within=60, log={"url": url_of(path), "cache_size": "1B"}) as server:
+    async with serving(records=records, log={"url": url_of(path), "cache_size": "1B"}) as server:
         ids = [await publish(server.url, "news", n) for n in range(3)]
         with await subscribe("sse", server.url, "news") as witness:
             with away(path):

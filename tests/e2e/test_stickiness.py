@@ -60,7 +60,7 @@ async def front_of(kind: str, urls: list[str]) -> AsyncIterator[str]:
         async with real_proxy("nginx", NGINX, **ports) as proxy:
             yield proxy.url
     else:
-        async with forwarding(*urls, within=60) as proxy:
+        async with forwarding(*urls) as proxy:
             yield proxy.url
 
 
@@ -69,7 +69,7 @@ async def three_behind(front: str, log: str, folder: Path) -> AsyncIterator[tupl
     """The URLs of three servers that share a log, and of the proxy in front of them."""
     with log_at(log, folder) as section:
         async with AsyncExitStack() as stack:
-            servers = [await stack.enter_async_context(serving(log=section, within=60)) for _ in range(SERVERS)]
+            servers = [await stack.enter_async_context(serving(log=section)) for _ in range(SERVERS)]
             urls = [server.url for server in servers]
             yield urls, await stack.enter_async_context(front_of(front, urls))
 

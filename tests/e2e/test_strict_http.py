@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 import trio
 from clients import WEBSOCKET_HEADERS, Answer, Wire, ask, head, read_answer
+from clocks import HANG_SECONDS
 from proxies.played.framing import PASSED, REFUSED, VECTORS, Vector
 from serving import harmless, serving, until
 from structlog.testing import LogCapture
@@ -287,7 +288,7 @@ async def refused(url: str, case: Case, send: Callable[..., object]) -> Answer:
 @pytest.mark.parametrize("send", WAYS)
 async def test_what_is_doubtful_is_refused_and_nothing_follows_it(send: Callable[..., object]) -> None:
     wrong = []
-    async with harmless(within=60) as server:
+    async with harmless() as server:
         refusals = server._runtime.counters.refusals
         for title, case in CASES.items():
             before = refusals.total()
@@ -304,7 +305,7 @@ async def test_what_is_doubtful_is_refused_and_nothing_follows_it(send: Callable
 async def test_the_proxys_vectors_are_refused_by_the_server_too(send: Callable[..., object]) -> None:
     """What must not pass the proxy, whose table is compared with real ones, must not be taken here either."""
     wrong = []
-    async with harmless(within=60) as server:
+    async with harmless() as server:
         for vector in VECTORS:
             if vector.rule and vector.strict == REFUSED:
                 answer = await refused(server.url, Case(vector.data("publish?topic=smuggled")), send)
@@ -374,7 +375,7 @@ OK = {
 @pytest.mark.parametrize("send", [send_whole, send_in_pieces])
 async def test_what_is_fine_is_answered(send: Callable[..., object]) -> None:
     wrong = []
-    async with harmless(within=60) as server:
+    async with harmless() as server:
         for title, (data, status, stays_open) in OK.items():
             with await Wire.open(server.url) as wire:
                 async with trio.open_nursery() as nursery:
@@ -513,7 +514,7 @@ async def test_nothing_that_a_client_sends_splits_an_answer() -> None:
         "server": {"cors_origins": ["https://app.example"]},
         "poll": {"timeout": "10ms"},
     }
-    async with harmless(**sections, within=60) as server:
+    async with harmless(**sections) as server:
         requests = [
             (method, target.replace("{}", split), ())
             for target in TARGETS
@@ -543,7 +544,7 @@ async def test_every_line_of_the_log_is_one_line_whatever_is_asked_for(form: str
     stream = io.StringIO()
     logger = program_logger(LoggingSection.model_validate({"format": form, "level": "debug"}), stream)
     config = tricast.Config.model_validate({"server": {"port": 0}, "logging": {"access": True}})
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             server = await nursery.start(partial(tricast.serve, config, logger=logger))
             for target in TARGETS:

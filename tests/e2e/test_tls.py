@@ -39,6 +39,7 @@ from clients import (
     read_head,
     subscribe,
 )
+from clocks import HANG_SECONDS
 from encryption import (
     TlsSocket,
     authority_file,
@@ -105,7 +106,7 @@ async def test_websockets() -> None:
                 assert connection.ping().wait(10)
                 return [len(message["data"]) for message in received if "data" in message]
 
-        with trio.fail_after(15):
+        with trio.fail_after(HANG_SECONDS):
             assert await trio.to_thread.run_sync(talk) == [50_000]
         await until(lambda: server.connections == 0)
 
@@ -136,7 +137,7 @@ def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("transport", ["ws", "sse", "poll"])
 async def test_the_command(configuration: str, transport: str) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with (
             serving_command("--config", configuration) as (server, url),
             running("subscribe", "news", "--url", url, "--transport", transport) as subscriber,
@@ -156,7 +157,7 @@ async def test_the_command(configuration: str, transport: str) -> None:
 
 async def test_the_command_trusts_not_everybody(configuration: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command("--config", configuration) as (_, url):
             code, _, said = await run("publish", "news", "1", "--url", url)
             assert code != 0

@@ -62,7 +62,7 @@ async def serving_files(folder: Path, pem: Path, *more: str, text: str = QUICK_T
     """``tricast serve`` with this certificate."""
     (folder / "server.toml").write_text(f'[tls]\ncertificate = "{pem}"\n' + text)
     command = (*COMMAND, "serve", "--config", "server.toml", "--port", "0", *more)
-    async with serving_as(*command, within=40.0, cwd=folder, start_new_session=True) as server:
+    async with serving_as(*command, cwd=folder, start_new_session=True) as server:
         yield server
     assert not server.said("Traceback"), server.lines
 

@@ -19,7 +19,7 @@ from cli.running import COMMAND, run
 from clients import TRANSPORTS, Answer, Closed, Ended, EventStream, Wire, ask, id_of, publish, read_answer, subscribe
 from credentials import SECRET, bearer, token
 from prometheus_client.parser import text_string_to_metric_families
-from serving import ServerProcess, serving, serving_as, serving_process
+from serving import ServerProcess, pause, serving, serving_as, serving_process, until
 from structlog.testing import LogCapture
 
 SLOW_TO_END = '[drain]\nperiod = "1h"\ngrace = "1h"\n'
@@ -56,9 +56,7 @@ class Workers(ServerProcess):
 
 
 @asynccontextmanager
-async def serving_workers(
-    folder: Path, text: str = QUICK_TO_END, *, workers: int = 2, within: float = 30.0
-) -> AsyncIterator[Workers]:
+async def serving_workers(folder: Path, text: str = QUICK_TO_END, *, workers: int = 2) -> AsyncIterator[Workers]:
     """``tricast serve`` with several workers and this configuration."""
     file, temporary = folder / "server.toml", folder / "temporary"
     file.write_text(text)
@@ -66,7 +64,7 @@ async def serving_workers(
     command = (*COMMAND, "serve", "--config", str(file), "--port", "0", "--workers", str(workers))
     environment = os.environ | {"TMPDIR": str(temporary)}
     options = {"cwd": folder, "env": environment, "start_new_session": True}
-    async with serving_as(*command, within=within, kind=Workers, **options) as server:
+    async with serving_as(*command, kind=Workers, **options) as server:
         server.file, server.temporary = file, temporary
         yield server
     assert not server.said("Traceback"), server.lines
@@ -84,7 +82,7 @@ async def samples(url: str, name: str) -> dict[str, float]:
 async def samples_when(url: str, name: str, are_right: Callable[[dict[str, float]], bool]) -> dict[str, float]:
     """The same, once it is as it should be."""
     while not are_right(found := await samples(url, name)):
-        await trio.lowlevel.checkpoint()
+        await pause()
     return found
 
 
@@ -347,9 +345,8 @@ class Knocking:
 
     async def answers(self, count: int) -> None:
         """Returns when so many more have come."""
-        until = self.answered + count
-        while self.answered < until:
-            await trio.lowlevel.checkpoint()
+        goal = self.answered + count
+        await until(lambda: self.answered >= goal)
 
 
 @asynccontextmanager
@@ -666,7 +663,7 @@ async def serving_in_a_terminal(how: str, workers: int, folder: Path) -> AsyncIt
     ours, theirs = (FileIO(fd) for fd in os.openpty())
     with ours, theirs:
         options = {"cwd": folder, "stdin": theirs, "start_new_session": True}
-        async with serving_as(*command, within=30.0, **options) as server:
+        async with serving_as(*command, **options) as server:
             yield server, ours
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 import trio
+from clocks import HANG_SECONDS
 
 from tricast.workers.control import Accept, Begin, Control, Drain, Failed, Message, Ready, Retire
 
@@ -63,7 +64,7 @@ async def test_there_is_room_again_when_the_other_side_listens(pair: tuple[Contr
         while await pair[1].next() != Accept([2]):
             pass
 
-    with trio.fail_after(5):
+    with trio.fail_after(HANG_SECONDS):
         while pair[0].tell(Accept([1])):
             pass
         async with trio.open_nursery() as nursery:
@@ -80,7 +81,7 @@ async def test_nobody_minds_one_who_is_gone(pair: tuple[Control, Control]) -> No
 
 async def test_a_message_may_be_long_and_one_that_is_too_long_is_an_error(pair: tuple[Control, Control]) -> None:
     pair[0].tell(Failed(["x" * 100_000]))
-    with trio.fail_after(5):
+    with trio.fail_after(HANG_SECONDS):
         assert await pair[1].next() == Failed(["x" * 100_000])
     with pytest.raises(OSError, match="too long"):
         pair[0].tell(Failed(["x" * 10_000_000]))

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 import structlog
 import trio
+from clocks import HANG_SECONDS
 
 from tricast.workers.control import Accept, Begin, Control, Drain
 from tricast.workers.process import Worker
@@ -34,7 +35,7 @@ async def test_a_worker_that_does_not_listen_for_long_learns_in_the_end_where_to
     worker.accept_from([0, 1, 2])
     worker.accept_from(last)
     told: list[list[int]] = []
-    with trio.fail_after(5):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(worker._tell_later)
             while not told or told[-1] != last:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import trio
-from serving import capturing_logger
+from clocks import HANG_SECONDS
+from serving import capturing_logger, until
 from structlog.testing import LogCapture
 
 import tricast
@@ -48,7 +49,7 @@ class Log(LogCapture):
 
 async def failure_of(config: tricast.Config) -> tuple[str, ...]:
     """Why it cannot begin."""
-    with trio.fail_after(20), pytest.RaisesGroup(tricast.WorkerFailed, flatten_subgroups=True) as caught:
+    with trio.fail_after(HANG_SECONDS), pytest.RaisesGroup(tricast.WorkerFailed, flatten_subgroups=True) as caught:
         await tricast.run(config, logger=capturing_logger(LogCapture()))
     (error,) = caught.value.exceptions
     while isinstance(error, ExceptionGroup):
@@ -60,7 +61,7 @@ async def failure_of(config: tricast.Config) -> tuple[str, ...]:
 async def test_a_worker_that_does_not_end_in_time_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_MARGIN_SECONDS", 0.2)
     log = Log()
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(tricast.run, config_of(), logger=capturing_logger(log)))
             pids = (await log.wait_said("workers"))["pids"]
@@ -73,7 +74,7 @@ async def test_a_worker_that_does_not_end_in_time_is_killed(monkeypatch: pytest.
 
 async def test_cancelling_kills_all() -> None:
     log = Log()
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(tricast.run, config_of(drain={"grace": "1h"}), logger=capturing_logger(log)))
             pids = (await log.wait_said("workers"))["pids"]
@@ -85,11 +86,10 @@ async def test_cancelling_kills_all() -> None:
 
 async def test_going_down_before_the_workers_are_there() -> None:
     log = Log()
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(tricast.run, config_of(), logger=capturing_logger(log)))
-            while signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-                await trio.lowlevel.checkpoint()
+            await until(lambda: signal.getsignal(signal.SIGTERM) != signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
     assert [entry["event"] for entry in log.entries] == ["draining", "stopped"]
 
@@ -101,11 +101,11 @@ def children() -> list[int]:
 
 async def test_all_processes_are_told_to_go_down_before_the_workers_are_there() -> None:
     log, before = Log(), set(children())
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(tricast.run, config_of(), logger=capturing_logger(log)))
-            while len(workers := set(children()) - before) < 2:
-                await trio.lowlevel.checkpoint()
+            await until(lambda: len(set(children()) - before) >= 2)
+            workers = set(children()) - before
             for pid in workers:
                 os.kill(pid, signal.SIGTERM)
             for pid in workers:
@@ -121,7 +121,7 @@ async def test_all_processes_are_told_to_go_down_before_the_workers_are_there() 
 
 async def test_a_reload_without_a_way_to_load_takes_the_same_again() -> None:
     log = Log()
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(tricast.run, config_of(), logger=capturing_logger(log)))
             before = (await log.wait_said("workers"))["pids"]
