@@ -222,10 +222,10 @@ async def test_interim_answers_do_not_put_the_end_off(name: str) -> None:
 
 
 async def test_the_time_for_an_answer_begins_when_all_of_the_request_was_sent() -> None:
-    async with origin(always(OK)) as server, forwarding(server.url, upstream={"response_timeout": "200ms"}) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url, upstream={"response_timeout": "3s"}) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("POST", "/", "Content-Length: 10") + b"12345")
-            await trio.sleep(0.4)
+            await trio.sleep(3.1)
             await wire.send(b"67890")
             assert (await read_answer(wire, "POST")).status == 200
 
@@ -244,16 +244,16 @@ async def test_of_an_answer_that_was_held_too_long_nothing_is_shown() -> None:
         assert (await ask(proxy.url, "GET", "/", "Connection: close")).status == 503
 
 
-@pytest.mark.parametrize("upstream", [{"read_timeout": "300ms"}, {"stream_idle_timeout": "300ms"}])
-async def test_what_goes_on_is_not_cut(upstream: dict[str, str]) -> None:
+async def test_what_goes_on_is_not_cut() -> None:
     async def drip(visit: Visit) -> None:
         await visit.request()
         await visit.wire.send(CHUNKED)
         for _ in range(8):
-            await trio.sleep(0.1)
+            await trio.sleep(0.4)
             await visit.wire.send(b"1\r\nx\r\n")
         await visit.wire.send(b"0\r\n\r\n")
 
+    upstream = {"read_timeout": "3s", "stream_idle_timeout": "3s"}
     async with origin(drip) as server, forwarding(server.url, upstream=upstream) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/"))
