@@ -182,8 +182,9 @@ async def test_a_server_that_does_not_answer_is_given_up(
     [
         ({"read_timeout": "100ms"}, "read-timeout"),
         ({"stream_idle_timeout": "100ms"}, "stream-idle"),
-        ({"response_timeout": "100ms"}, "response-timeout"),
-        ({"max_stream_duration": "100ms"}, "stream-duration"),
+        # Until then the beginning has to have come, on whatever machine.
+        ({"response_timeout": "2s"}, "response-timeout"),
+        ({"max_stream_duration": "2s"}, "stream-duration"),
     ],
 )
 @pytest.mark.parametrize("abort", ["fin", "rst"])
@@ -264,12 +265,12 @@ async def test_what_goes_on_is_not_cut() -> None:
 async def test_the_server_is_not_blamed_for_a_client_that_reads_slowly(buffering: str) -> None:
     size = 8 * 2**20
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
-    sections = {"upstream": {"read_timeout": "100ms"}, "response": {"buffering": buffering, "spool": "1MiB"}}
+    sections = {"upstream": {"read_timeout": "2s"}, "response": {"buffering": buffering, "spool": "1MiB"}}
     async with origin(always(answer)) as server, forwarding(server.url, **sections) as proxy:
         with await Wire.open(proxy.url, receive_buffer=8192) as wire:
             await wire.send(head("GET", "/"))
             await read_head(wire)
-            await trio.sleep(0.4)
+            await trio.sleep(2.2)
             assert len(await wire.exactly(size)) == size
         assert not proxy.counters.cuts
 
@@ -548,7 +549,7 @@ async def test_another_server_may_be_asked(
     failure: str, method: str, sections: dict[str, Any], is_retried: bool
 ) -> None:
     retry = {"on": [failure]} | sections.get("retry", {})
-    upstream = {"response_header_timeout": "100ms"}
+    upstream = {"response_header_timeout": "2s"}  # the good one answers within it, on whatever machine
     balance = {"method": "first"}
     async with (
         origin(FAILURES[failure]) as bad,
