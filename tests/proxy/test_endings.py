@@ -549,7 +549,7 @@ async def test_another_server_may_be_asked(
     failure: str, method: str, sections: dict[str, Any], is_retried: bool
 ) -> None:
     retry = {"on": [failure]} | sections.get("retry", {})
-    upstream = {"response_header_timeout": "2s"}  # the good one answers within it, on whatever machine
+    upstream = {"response_header_timeout": "1s"}  # the good one answers within it, on whatever machine
     balance = {"method": "first"}
     async with (
         origin(FAILURES[failure]) as bad,
