@@ -19,11 +19,12 @@ from types import TracebackType
 from typing import Self
 
 HOST = "127.0.0.1"
-#: Seconds a program may take to get ready.
-START_SECONDS = 60.0
+#: Seconds a program may take to get ready, on a machine that has much else to do.
+START_SECONDS = 300.0
 #: Seconds a program may take to end when told to; then it is killed.
 STOP_SECONDS = 10.0
-_POLL_SECONDS = 0.005
+#: Seconds from one look to the next: as soon as may be where it takes milliseconds, and not all the time where seconds.
+_SOONEST, _LATEST = 0.005, 0.05
 _LAST_LINES = 15
 #: Runs the command behind it when a line is read: what does not run before it is guarded cannot be left behind, however
 #: soon its starter is killed.
@@ -40,11 +41,12 @@ def wait_until(is_so: Callable[[], bool], what: str, within: float = START_SECON
     Raises:
         TimeoutError: it was not within so many seconds; the message is what was waited for.
     """
-    end = time.monotonic() + within
+    begin = time.monotonic()
     while not is_so():
-        if time.monotonic() > end:
+        waited = time.monotonic() - begin
+        if waited > within:
             raise TimeoutError(f"waited {within:.0f} s for {what}")
-        time.sleep(_POLL_SECONDS)
+        time.sleep(min(max(_SOONEST, waited / 20), _LATEST))
 
 
 class Port:

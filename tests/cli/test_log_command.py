@@ -379,7 +379,7 @@ async def test_several_shards_in_redis(redis: RedisServer, monkeypatch: pytest.M
     with trio.fail_after(HANG_SECONDS):
         async with serving_command() as (_, server), httpx.AsyncClient(base_url=server) as client:
             monkeypatch.setenv("TRICAST_LOG__SHARDS", "3")
-            code, _, said = await run("log", "info")
+            code, _, said = await run_here("log", "info")
             assert (code, said.partition(" (")[0]) == (
                 1,
                 "error: configuration: log.shards: expected 2, as on the servers that share this log in Redis",

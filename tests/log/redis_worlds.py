@@ -31,7 +31,7 @@ class Process:
     """A log, and what it has handed over."""
 
     def __init__(self, url: str, *, events: dict[str, Any] | None = None, **section: Any) -> None:
-        section = {"timeout": "2s", "reconnect": "10ms", "reconnect_max": "100ms"} | section
+        section = {"timeout": "20s", "reconnect": "10ms", "reconnect_max": "100ms"} | section
         config = tricast.Config.model_validate({"log": {"url": url} | section, "events": events or {}})
         parsed = parse_log_url(url)
         assert isinstance(parsed, RedisUrl)

@@ -242,6 +242,7 @@ async def test_what_memory_does_not_hold_is_read_from_redis(redis: RedisServer, 
     ids = await first.append(*["a", "b", "c"] * 20)
     second = await processes.begin(redis.url, cache_size=5000)
     for process in (first, second):
+        await process.came_to(ids[-1])
         assert await process.ids("a", "c") == [each for number, each in enumerate(ids) if number % 3 != 1]
         assert await process.ids(">", after=ids[10]) == ids[11:]
         assert await process.ids("b", after=ids[-2]) == []

@@ -38,7 +38,7 @@ class Process:
         found = parse_log_url(url)
         assert isinstance(found, RedisUrl)
         config = LogSection(
-            url=url, delivery="pubsub", **{"timeout": "2s", "reconnect": "10ms", "reconnect_max": "100ms", **settings}
+            url=url, delivery="pubsub", **{"timeout": "20s", "reconnect": "10ms", "reconnect_max": "100ms", **settings}
         )
         self.records = LogCapture()
         self.log = ChannelShard(

@@ -136,7 +136,7 @@ Begin = Callable[[str], AbstractAsyncContextManager[World]]
 async def begin(processes: Processes, delivery: str, namespace: str) -> Begin:
     @asynccontextmanager
     async def begun(url: str) -> AsyncIterator[World]:
-        settings = {"delivery": delivery, "namespace": namespace, "timeout": "1s"}
+        settings = {"delivery": delivery, "namespace": namespace, "timeout": "3s"}
         world = World(await processes.begin(url, **settings), await processes.begin(url, **settings))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.publisher.run)

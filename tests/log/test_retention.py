@@ -404,7 +404,7 @@ async def test_a_key_outlives_its_events(new_world: NewWorld) -> None:
 # Compared with the plainest log there could be
 
 
-@settings(deadline=None, max_examples=100, derandomize="CI" in os.environ)
+@settings(deadline=None, max_examples=30, derandomize="CI" in os.environ)
 @given(
     steps=st.lists(
         st.tuples(

@@ -1,9 +1,8 @@
 """What the probe advises, written into real proxies as it stands there, leaves nothing to be advised."""
 
 import re
-from urllib.parse import urlsplit
 
-import trio
+from probe.again import WITHIN, until_right
 from probe.probing import TOKEN, probed
 from proxies.real import real_proxy
 
@@ -50,23 +49,20 @@ CONFIGS = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy, "apache": apache,
 async def test_what_is_advised_helps():
     found: dict[str, Outcome] = {}
 
-    async def probe(kind: str, port: int) -> None:
-        async with real_proxy(kind, CONFIGS[kind](), origin_port=port) as proxy:
+    async def probe(kind: str, _: float) -> None:
+        async with real_proxy(kind, CONFIGS[kind](), origin_port=server.port) as proxy:
             found[kind] = Outcome(plan=Plan(url=proxy.url, token=TOKEN))
             await examine(found[kind])
 
-    async with probed() as (server, _), trio.open_nursery() as nursery:
-        port = urlsplit(server.url).port
-        assert port is not None
-        for kind in CONFIGS:
-            nursery.start_soon(probe, kind, port)
-    assert all(outcome.is_companion for outcome in found.values())
-    left = {
-        kind: [f"{f.title}: {f.summary}" for f in outcome.findings if f.verdict in (Verdict.ADVICE, Verdict.BROKEN)]
-        for kind, outcome in found.items()
-    }
-    # Whatever is configured, these two notice that a client has left only when there is something to write to it.
-    for kind in ("apache", "varnish"):
-        left[kind] = [words for words in left[kind] if not words.startswith(("poll leaving", "silent sse leaving"))]
-    assert left == {kind: [] for kind in CONFIGS}
-    assert {kind: outcome.proxies[:1] for kind, outcome in found.items()} == {kind: [kind] for kind in CONFIGS}
+    def check(kind: str) -> None:
+        assert found[kind].is_companion
+        assert found[kind].proxies[:1] == [kind]
+        faulty = (Verdict.ADVICE, Verdict.BROKEN)
+        left = [f"{f.title}: {f.summary}" for f in found[kind].findings if f.verdict in faulty]
+        # Whatever is configured, these two notice that a client has left only when there is something to write to it.
+        if kind in ("apache", "varnish"):
+            left = [words for words in left if not words.startswith(("poll leaving", "silent sse leaving"))]
+        assert left == []
+
+    async with probed(within=WITHIN) as (server, _):
+        await until_right(CONFIGS, probe, check)

@@ -3,12 +3,11 @@
 What is to be found is worked out from the configuration alone: no profile is looked up by its name.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
-import trio
 from forwarding import forwarding
+from probe.again import WITHIN, until_right
 from probe.probing import TOKEN, probed, target_of
 
 from tricast.probe.blame import Culprit
@@ -20,9 +19,6 @@ from tricast.probe.verdicts.timers import Timing, timers, timing
 from tricast_proxy.config import OFF, ProxyConfig, load_proxy_config
 from tricast_proxy.profiles import profile_names
 
-#: What is not as expected is measured again, more slowly and with less beside it: a machine may be too busy for all of
-#: it at once, but what is wrong stays wrong.
-SLOWER = (1.0, 1.5, 2.0, 2.0)
 CONFIGS = {name: load_proxy_config(overrides={"proxy": {"profile": name}}) for name in profile_names()}
 
 # What has no timers
@@ -107,24 +103,16 @@ async def test_upgrade_buffering_and_bodies() -> None:
         found[name] = Outcome(plan=Plan(url=url, token=TOKEN))
         await examine(found[name])
 
-    async def probe_behind(name: str, server: str) -> None:
-        async with forwarding(server, proxy={"profile": name}) as proxy:
+    async def probe_behind(name: str, _: float) -> None:
+        async with forwarding(server.url, proxy={"profile": name}) as proxy:
             await probe(name, proxy.url)
 
-    names, wrong = list(CONFIGS), ""
-    async with probed(within=150) as (server, _):
-        for _ in SLOWER:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(probe, "", server.url)
-                for name in names:
-                    nursery.start_soon(probe_behind, name, server.url)
-                    await trio.sleep(FLOWS_STAGGER_SECONDS)
-            checks = {name: (check_flows, (found[name], CONFIGS[name], found[""])) for name in names}
-            names = [name for name, check in checks.items() if faults({name: check})]
-            wrong = faults({name: checks[name] for name in names})
-            if not wrong:
-                break
-    assert not wrong, wrong
+    def check(name: str) -> None:
+        check_flows(found[name], CONFIGS[name], found[""])
+
+    async with probed(within=WITHIN) as (server, _):
+        await probe("", server.url)
+        await until_right(CONFIGS, probe_behind, check, stagger=FLOWS_STAGGER_SECONDS)
 
 
 # Timers
@@ -277,30 +265,14 @@ async def test_timers_and_who_cuts() -> None:
     runs = sorted((run for name in CONFIGS for run in runs_of(name)), key=lambda run: (not run.is_silent, run.speed))
     transports = {(run.profile, transport) for run in runs for transport in run.transports}
     assert transports == {(name, transport) for name in CONFIGS for transport in TRANSPORTS}
-    wrong: dict[Run, str] = {}
+    found: dict[Run, list[tuple[Timing, Run, list[Finding]]]] = {}
 
-    async def measure(run: Run, slower: float, server: str) -> None:
-        found = await measured(run._replace(speed=run.speed / slower), server)
-        wrong[run] = faults({f"{run.profile}, {each[0].transport}": (check_timer, each) for each in found})
+    async def measure(run: Run, slower: float) -> None:
+        found[run] = await measured(run._replace(speed=run.speed / slower), server.url)
 
-    async with probed(within=150) as (server, _):
-        for slower in SLOWER:
-            async with trio.open_nursery() as nursery:
-                for run in runs:
-                    nursery.start_soon(measure, run, slower, server.url)
-                    await trio.sleep(STAGGER_SECONDS)
-            runs = [run for run in runs if wrong[run]]
-            if not runs:
-                break
-    assert not runs, "\n".join(wrong[run] for run in runs)
+    def check(run: Run) -> None:
+        for each in found[run]:
+            check_timer(*each)
 
-
-def faults(checks: Mapping[str, tuple[Callable[..., None], tuple[Any, ...]]]) -> str:
-    """What is wrong with which: all of it, since a run takes long."""
-    found = []
-    for name, (check, arguments) in checks.items():
-        try:
-            check(*arguments)
-        except AssertionError as error:
-            found.append(f"{name}: {error}")
-    return "\n".join(found)
+    async with probed(within=WITHIN) as (server, _):
+        await until_right(runs, measure, check, stagger=STAGGER_SECONDS)

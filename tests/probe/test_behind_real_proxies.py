@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import msgspec
-import trio
+from probe.again import WITHIN, until_right
 from probe.probing import probed, target_of
 from proxies.real import DEFAULTS, real_proxy
 
@@ -138,10 +138,10 @@ def check(found: Found, real: Real) -> None:
 
 
 async def test_timers_and_who_has_them() -> None:
-    faults: list[str] = []
     found: dict[str, Found] = {}
 
-    async def measure(name: str, real: Real) -> None:
+    async def measure(name: str, _: float) -> None:
+        real = PROXIES[name]
         plan: Plan = plan_of(130, speed=SPEED, copies=2, transports=("ws", "sse", "poll"))
         # None of them forgets a connection in silence; without the rungs there are few enough to be measured well.
         plan = msgspec.structs.replace(plan, ladder=(), poll_ladder=())
@@ -153,15 +153,8 @@ async def test_timers_and_who_has_them() -> None:
         by_transport = {transport: timing(run.outcomes, transport, plan) for transport in plan.transports}
         found[name] = Found(by_transport, list(timers(run.outcomes, plan)), left)
 
-    async with probed(within=120) as (server, _), trio.open_nursery() as nursery:
-        for name, real in PROXIES.items():
-            nursery.start_soon(measure, name, real)
-    for name, real in PROXIES.items():
-        try:
-            check(found[name], real)
-        except AssertionError as error:
-            faults.append(f"{name}: {error}")
-    assert not faults, "\n".join(faults)
+    async with probed(within=WITHIN) as (server, _):
+        await until_right(PROXIES, measure, lambda name: check(found[name], PROXIES[name]))
     pools = {name: each.findings[-1] for name, each in found.items()}
     assert {each.check for each in pools.values()} == {"P17"}
     assert pools["nginx by default"].summary == "none is kept when its client has left"

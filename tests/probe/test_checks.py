@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import trio
 from clocks import HANG_SECONDS
+from probe.again import until_right
 from probe.misbehaving import relaying
 from probe.probing import TOKEN, probed, target_of
 
@@ -132,18 +133,18 @@ async def test_event_streams():
     """All at the same time, since they take seconds each."""
     found = {}
 
-    async def one(name, ports):
+    async def measure(name, _):
         found[name], _ = await checked(streams.check_streams, ports=ports, **STREAMS[name][0])
 
-    async with served() as ports, trio.open_nursery() as nursery:
-        for name in STREAMS:
-            nursery.start_soon(one, name, ports)
-    for name, (_, kind, plain, faulty) in STREAMS.items():
+    def check(name):
+        _, kind, plain, faulty = STREAMS[name]
         ours = by_title(found[name], "SSE")
         others = [finding for finding in found[name] if finding.title == "SSE without these fields"]
-        seen = (ours.detail["kind"], others[0].detail["kind"] if others else ours.detail["kind"])
-        assert seen == (kind, plain), name
-        assert titles(found[name]) == faulty, name
+        assert (ours.detail["kind"], others[0].detail["kind"] if others else ours.detail["kind"]) == (kind, plain)
+        assert titles(found[name]) == faulty
+
+    async with served() as ports:
+        await until_right(STREAMS, measure, check)
     assert by_title(found["in steps"], "SSE").detail["buffer_bytes"] == pytest.approx(4096, rel=0.05)
     assert 0.15 < by_title(found["collected"], "SSE").detail["period"] < 1.0
     assert by_title(found["held unless told"], "SSE without these fields").verdict is Verdict.INFO

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import trio
-from cli.running import run, running
+from cli.running import run, run_here, running
 from probe.misbehaving import relaying
 from probe.probing import TOKEN, probed
 from serving import serving
@@ -237,7 +237,7 @@ async def test_what_speaks_no_http():
     ],
 )
 async def test_wrong_usage(args, words):
-    code, out, err = await run("probe", "http://127.0.0.1:1", *args)
+    code, out, err = await run_here("probe", "http://127.0.0.1:1", *args)
     assert (code, out) == (2, "")
     assert words in " ".join(err.split())
 
@@ -269,9 +269,9 @@ def test_whose_path_it_would_be(url, server):
 
 
 async def test_what_help_tells():
-    _, commands, _ = await run("--help")
+    _, commands, _ = await run_here("--help")
     assert "Find out what a proxy in front does.\n" in commands
-    _, out, _ = await run("probe", "--help")
+    _, out, _ = await run_here("probe", "--help")
     assert "130 when it was interrupted" in " ".join(out.split())
 
 
@@ -285,7 +285,7 @@ async def test_websocket_is_ws():
 
 
 async def test_nothing_to_probe():
-    code, out, err = await run("probe")
+    code, out, err = await run_here("probe")
     assert (code, out) == (2, "")
     assert "Missing argument 'URL'" in err
     assert "Traceback" not in err

@@ -10,7 +10,7 @@ from clients import Wire, ask, frame, head, open_websocket, read_head
 from encryption import client_context, tls_section
 from probe.probing import TOKEN, probed, target_of
 from probe.relays import Fault, relay
-from serving import serving, serving_process, until
+from serving import pause, serving, serving_process, until
 from structlog.testing import LogCapture
 
 from tricast import Config, ConfigError, load_config
@@ -34,7 +34,7 @@ BEARER = f"Authorization: Bearer {TOKEN}"
 async def ended(target: Target, nonce: str) -> Record:
     """The record of this nonce, once its connection has ended."""
     while (seen := (await reports(target, [nonce])).get(nonce)) is None or seen.record.end is None:
-        await trio.lowlevel.checkpoint()
+        await pause()
     return seen.record
 
 
@@ -261,7 +261,7 @@ async def test_a_poll_comes_late_and_its_client_may_leave() -> None:
         with await Wire.open(str(target.endpoint)) as wire:
             await wire.send(head("GET", "/.tricast/probe/poll?delay=60&nonce=reset", BEARER))
             while "reset" not in await reports(target, ["reset"]):
-                await trio.lowlevel.checkpoint()
+                await pause()
             wire.reset()
         assert (await ended(target, "reset")).end == "rst"
 

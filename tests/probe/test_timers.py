@@ -137,8 +137,7 @@ async def test_it_ends_early_when_all_is_known_and_tells_so_far() -> None:
         assert run.elapsed() == 0
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run.run)
-            while not [bound for bound in run.bounds() if bound.seconds]:
-                await trio.lowlevel.checkpoint()
+            await until(lambda: any(bound.seconds for bound in run.bounds()))
             (bound,) = run.bounds()
             assert (bound.transport, bound.is_done) == ("ws", False)
             assert bound.open > 0

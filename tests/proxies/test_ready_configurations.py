@@ -63,19 +63,26 @@ async def behind_each(check: Check, *, idle: int = 0, **sections: object) -> Non
 
 
 async def test_events_arrive_at_once_over_every_transport() -> None:
-    """Each before the next is published, while the stream stays open, and faster than HAProxy by itself sends them."""
+    """Each before the next is published, while the stream stays open, and faster than HAProxy by itself sends any."""
+    alone = trio.Lock()  # what one has to do would be late for another
 
     async def check(kind: str, server: tricast.Server, url: str) -> None:
-        for transport in TRANSPORTS:
-            start = await publish(url, "news", "before")
-            with await subscribe(transport, url, "news", last_id=start) as subscriber:
+        async with alone:
+            for transport in TRANSPORTS:
+                await check_transport(transport, url)
+
+    async def check_transport(transport: str, url: str) -> None:
+        start = await publish(url, "news", "before")
+        with await subscribe(transport, url, "news", last_id=start) as subscriber:
+            took = []
+            for n in range(60):
                 before = trio.current_time()
-                for n in range(60):
-                    event_id = await publish(url, "news", n)
-                    event = await subscriber.event()
-                    assert (event.id, event.data) == (event_id, n)
-                # It takes some 100 ms. Each alone waits 200 ms behind HAProxy without http-no-delay, 12 s together.
-                assert trio.current_time() - before < 10, transport
+                event_id = await publish(url, "news", n)
+                event = await subscriber.event()
+                assert (event.id, event.data) == (event_id, n)
+                took.append(trio.current_time() - before)
+            # Behind HAProxy without http-no-delay, each alone waits 200 ms; a machine is not always busy.
+            assert min(took) < 0.15, transport
 
     await behind_each(check)
 

@@ -11,7 +11,7 @@ import trio
 from clients import Answer, Closed, Wire, head, read_answer
 from clocks import HANG_SECONDS
 from prometheus_client.parser import text_string_to_metric_families
-from serving import capturing_logger, failures
+from serving import capturing_logger, failures, pause
 from structlog.testing import LogCapture
 
 from tricast.config import AdminSection
@@ -463,7 +463,7 @@ async def test_no_more_connections_than_so_many(monkeypatch: pytest.MonkeyPatch)
             await second.send(head("GET", "/healthz", host=LOCAL))
             assert (await read_answer(second)).status == 200
         while not await is_let_in(world):
-            await trio.lowlevel.checkpoint()
+            await pause()
 
 
 async def is_let_in(world: World) -> bool:

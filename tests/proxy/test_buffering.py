@@ -454,17 +454,17 @@ async def unblock_when_all_wait(sink: FakeSink) -> None:
 
 
 @pytest.mark.parametrize(
-    "keys",
+    ("keys", "volume"),
     [
-        {},
-        {"buffering": "nginx", "spool": "8MiB"},
-        {"buffering": "full", "spool": "8MiB"},
-        {"buffering": "fixed", "buffer_size": "64KiB", "flush_interval": "1s"},
+        ({}, 2**30),
+        ({"buffering": "nginx", "spool": "8MiB"}, 2**28),  # a file of a fraction of it is written again and again
+        ({"buffering": "full", "spool": "8MiB"}, 2**30),
+        ({"buffering": "fixed", "buffer_size": "64KiB", "flush_interval": "1s"}, 2**30),
     ],
     ids=["off", "nginx", "full", "fixed"],
 )
-async def test_memory_is_bounded_for_any_body(keys: dict[str, Any]) -> None:
-    source = EndlessSource(2**30, piece=bytes(2**17))
+async def test_memory_is_bounded_for_any_body(keys: dict[str, Any], volume: int) -> None:
+    source = EndlessSource(volume, piece=bytes(2**17))
     sink = FakeSink(keeps=False)
     widest = 0
 
@@ -483,7 +483,7 @@ async def test_memory_is_bounded_for_any_body(keys: dict[str, Any]) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert sink.taken == 2**30
+    assert sink.taken == volume
     assert widest <= 9 * 2**20
     assert peak < 3 * 2**20
 

@@ -182,8 +182,9 @@ async def test_a_server_that_does_not_answer_is_given_up(
     [
         ({"read_timeout": "100ms"}, "read-timeout"),
         ({"stream_idle_timeout": "100ms"}, "stream-idle"),
-        ({"response_timeout": "100ms"}, "response-timeout"),
-        ({"max_stream_duration": "100ms"}, "stream-duration"),
+        # Until then the beginning has to have come, on whatever machine.
+        ({"response_timeout": "2s"}, "response-timeout"),
+        ({"max_stream_duration": "2s"}, "stream-duration"),
     ],
 )
 @pytest.mark.parametrize("abort", ["fin", "rst"])
@@ -222,10 +223,10 @@ async def test_interim_answers_do_not_put_the_end_off(name: str) -> None:
 
 
 async def test_the_time_for_an_answer_begins_when_all_of_the_request_was_sent() -> None:
-    async with origin(always(OK)) as server, forwarding(server.url, upstream={"response_timeout": "200ms"}) as proxy:
+    async with origin(always(OK)) as server, forwarding(server.url, upstream={"response_timeout": "3s"}) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("POST", "/", "Content-Length: 10") + b"12345")
-            await trio.sleep(0.4)
+            await trio.sleep(3.1)
             await wire.send(b"67890")
             assert (await read_answer(wire, "POST")).status == 200
 
@@ -244,16 +245,16 @@ async def test_of_an_answer_that_was_held_too_long_nothing_is_shown() -> None:
         assert (await ask(proxy.url, "GET", "/", "Connection: close")).status == 503
 
 
-@pytest.mark.parametrize("upstream", [{"read_timeout": "300ms"}, {"stream_idle_timeout": "300ms"}])
-async def test_what_goes_on_is_not_cut(upstream: dict[str, str]) -> None:
+async def test_what_goes_on_is_not_cut() -> None:
     async def drip(visit: Visit) -> None:
         await visit.request()
         await visit.wire.send(CHUNKED)
         for _ in range(8):
-            await trio.sleep(0.1)
+            await trio.sleep(0.4)
             await visit.wire.send(b"1\r\nx\r\n")
         await visit.wire.send(b"0\r\n\r\n")
 
+    upstream = {"read_timeout": "3s", "stream_idle_timeout": "3s"}
     async with origin(drip) as server, forwarding(server.url, upstream=upstream) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/"))
@@ -264,12 +265,12 @@ async def test_what_goes_on_is_not_cut(upstream: dict[str, str]) -> None:
 async def test_the_server_is_not_blamed_for_a_client_that_reads_slowly(buffering: str) -> None:
     size = 8 * 2**20
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
-    sections = {"upstream": {"read_timeout": "500ms"}, "response": {"buffering": buffering, "spool": "1MiB"}}
+    sections = {"upstream": {"read_timeout": "2s"}, "response": {"buffering": buffering, "spool": "1MiB"}}
     async with origin(always(answer)) as server, forwarding(server.url, **sections) as proxy:
         with await Wire.open(proxy.url, receive_buffer=8192) as wire:
             await wire.send(head("GET", "/"))
             await read_head(wire)
-            await trio.sleep(1)
+            await trio.sleep(2.2)
             assert len(await wire.exactly(size)) == size
         assert not proxy.counters.cuts
 
@@ -548,7 +549,7 @@ async def test_another_server_may_be_asked(
     failure: str, method: str, sections: dict[str, Any], is_retried: bool
 ) -> None:
     retry = {"on": [failure]} | sections.get("retry", {})
-    upstream = {"response_header_timeout": "100ms"}
+    upstream = {"response_header_timeout": "1s"}  # the good one answers within it, on whatever machine
     balance = {"method": "first"}
     async with (
         origin(FAILURES[failure]) as bad,

@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 import pytest
 import trio
 from clients import WEBSOCKET_HEADERS, Closed, Wire, ask, head, read_answer, read_head
+from clocks import HANG_SECONDS
 from encryption import tls_section
 from forwarding import forwarding
 from proxy.origins import OK, Origin, Visit, origin
@@ -347,7 +348,7 @@ async def test_nothing_is_left_of_ten_thousand_ends() -> None:
                 await kind(wire)
         done += 1
 
-    async with origin(obey) as server, forwarding(server.url, within=240, **_TIMERS) as proxy:
+    async with origin(obey) as server, forwarding(server.url, within=4 * HANG_SECONDS, **_TIMERS) as proxy:
         world = World(proxy, server)
         assert (await ask(proxy.url, "GET", "/ok/go")).status == 200
         await server.wait_left()

@@ -22,7 +22,7 @@ async def test_speed_divides_what_is_waited_for() -> None:
     async with origin(silent) as server, forwarding(server.url, **sections) as proxy:
         began = trio.current_time()
         assert (await ask(proxy.url, "GET", "/")).status == 504
-        assert 0.2 <= trio.current_time() - began < 5
+        assert 0.2 <= trio.current_time() - began < 20
 
 
 def stacked(*names: str, upstream: str) -> list[ProxyConfig]:

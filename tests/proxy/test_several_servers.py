@@ -24,7 +24,7 @@ from clients import (
 )
 from encryption import tls_section
 from forwarding import administer, forwarding
-from serving import serving, serving_process, until
+from serving import pause, serving, serving_process, until
 from structlog.testing import LogCapture
 
 from tricast_proxy.config import load_proxy_config
@@ -187,7 +187,7 @@ async def test_a_server_that_is_gone_is_tried_again_after_its_time() -> None:
             assert await whos(proxy, 2) == "bb"
             async with origin("a", port):
                 while await who(proxy) != "a":
-                    pass
+                    await pause()
                 assert set(await whos(proxy, 2)) == {"a", "b"}
     changes = [(entry["event"], entry["reason"]) for entry in records.entries if entry.get("server") == "one"]
     assert changes == [("server is down", "exchanges fail"), ("server is up", "exchanges succeed")]
@@ -318,16 +318,16 @@ async def test_a_server_that_is_not_well_gets_nothing_until_it_is() -> None:
 
         a.status = 503
         while await told() != ["down", "up"]:
-            pass
+            await pause()
         assert await whos(proxy, 4) == "bbbb"
         b.status = 500
         while await told() != ["down", "down"]:
-            pass
+            await pause()
         assert await who(proxy) == "503"
         assert (await administer(proxy, "GET", "/readyz")).status == 503
         a.status = b.status = 200
         while await told() != ["up", "up"]:
-            pass
+            await pause()
         assert set(await whos(proxy, 4)) == {"a", "b"}
         assert proxy.servers[0].counts["failed"] == 0, "clients have noticed nothing of it"
 

@@ -40,8 +40,11 @@ async def test_what_is_done_for_clients_can_be_seen() -> None:
             """The only connection, once it is in a state."""
             is_busy = state not in (State.IDLE, State.HEAD)
             expected = (state, received, is_busy, is_busy)
-            while [(v.state, v.received, bool(v.server), bool(v.request)) for v in proxy.connections()] != [expected]:
-                await trio.lowlevel.checkpoint()
+            await until(
+                lambda: (
+                    [(v.state, v.received, bool(v.server), bool(v.request)) for v in proxy.connections()] == [expected]
+                )
+            )
             [view] = proxy.connections()
             return view
 
