@@ -426,10 +426,7 @@ class LongPoll(Subscription):
         assert body["last_id"] == self._position
         items: list[Item] = [Event(**event) for event in body["events"]]
         if "gap" in body:
-            # Here it has no place among the events, so it says what belongs before it.
-            gap = Gap(**body["gap"])
-            before = sum(id_of(event.id) <= id_of(gap.resumed_at) for event in items if isinstance(event, Event))
-            items.insert(before, gap)
+            items.insert(0, Gap(**body["gap"]))
         assert items
         self._items.extend(items)
 

@@ -187,6 +187,7 @@ class Follower:
         items: numbers of entries; ``-1 - n`` is the note n.
         notes: what else there was.
         position: the last that it was told, in each shard.
+        floor: what is behind it comes; of what is within a gap, some may be there still, and comes after the gap.
         start: where it began; None before it was told.
         is_retired: whether it has left before the end.
     """
@@ -198,6 +199,7 @@ class Follower:
         self.items = array("q")
         self.notes: list[Note] = []
         self.position: Place = {}
+        self.floor: Place = {}
         self.start: Place | None = None
         self.is_retired = False
         self._wanted: dict[str, bool] = {}
@@ -243,9 +245,9 @@ class Follower:
             self._violate("id", f"{text} tells nothing of shard {shard}, in which {publication.topic} is")
             return
         number = self.journal.note(Entry(publication.topic, shard, found[shard], name))
-        if found[shard] <= self.position.get(shard, ZERO):
+        if found[shard] <= self.floor.get(shard, ZERO):
             rule = "twice" if number in self.items else "order"
-            self._violate(rule, f"{text} came behind {written(self.position[shard])} of shard {shard}")
+            self._violate(rule, f"{text} came behind {written(self.floor[shard])} of shard {shard}")
         self.items.append(number)
         self._move(found, f"the id {text}")
 
@@ -254,17 +256,20 @@ class Follower:
         self.note(at, f"GAP {gap.reason}, after {gap.after}, resumed at {gap.resumed_at}", gap)
         if self.start is None:
             self.start = dict(place_of(gap.after))
+        floor = dict(self.floor)
         self._move(place_of(gap.resumed_at), f"the gap's end {gap.resumed_at}")
+        self.floor = floor
 
     def _move(self, place: Place, what: str) -> None:
         # What is told of shards in which nothing is for it may go back: another server has come less far there.
         shards = {shard for topic, shard in self.journal.shards.items() if self.wants(topic)}
         for shard in place.keys() & shards:
-            event_id, before = place[shard], self.position.get(shard, ZERO)
+            event_id, before = place[shard], self.floor.get(shard, ZERO)
             if event_id < before:
                 self._violate("order", f"{what} is before {written(before)} in shard {shard}")
             else:
-                self.position[shard] = event_id
+                self.floor[shard] = event_id
+                self.position[shard] = max(event_id, self.position.get(shard, ZERO))
 
     def _violate(self, rule: str, text: str) -> None:
         self.journal.violations.append(Violation(rule, text, self, len(self.items)))

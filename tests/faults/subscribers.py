@@ -23,7 +23,7 @@ from clients import (
     read_head,
     subscription_headers,
 )
-from faults.history import BEGINNING, Follower, Gap, Id, Violation, place_of
+from faults.history import BEGINNING, Follower, Gap, Id, Violation
 
 TRANSPORTS = ("poll", "sse", "sse-envelope", "ws")
 #: What the end of a connection, or its absence, looks like.
@@ -158,13 +158,9 @@ class FaultySubscriber:
     def _take_poll(self, body: dict[str, Any]) -> None:
         events = [Event(**event) for event in body["events"]]
         gap = Gap(**body["gap"]) if "gap" in body else None
-        # In an answer a gap has no place among the events, so it says itself what belongs before it.
-        before = len(events) if gap is None else sum(_is_before(event, gap.resumed_at) for event in events)
-        for event in events[:before]:
-            self._take(event)
         if gap is not None:
             self._take(gap)
-        for event in events[before:]:
+        for event in events:
             self._take(event)
 
     def _take(self, item: Item | Gap) -> None:
@@ -184,9 +180,3 @@ class FaultySubscriber:
     def _check(answer: Answer, status: int) -> None:
         if answer.status != status:
             raise Refused(answer)
-
-
-def _is_before(event: Event, resumed_at: str) -> bool:
-    """Whether an event belongs before a gap: in every shard it is no further than where the gap ends."""
-    end = place_of(resumed_at)
-    return all(shard in end and event_id <= end[shard] for shard, event_id in place_of(event.id).items())

@@ -1,6 +1,5 @@
 """A subscriber with a wire of limited room instead of a socket, and what its client has got over it."""
 
-import re
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, TypeVar
@@ -139,7 +138,7 @@ class FakeSubscriber(Subscriber):
     def _send(self, data: bytes) -> Sent:
         if self.tail:
             return Sent.NOTHING
-        count = len(data) if self.room is None else _cut(data, self.room)
+        count = len(data) if self.room is None else min(len(data), self.room)
         if self.room is not None:
             self.room -= count
         self._arrive(data[:count])
@@ -243,15 +242,3 @@ class DeafLog(MemoryLog):
                 committed(events)
 
         return super().open(hand_over, skipped)
-
-
-def _cut(data: bytes, room: int) -> int:
-    """How many of the bytes are taken.
-
-    A gap in one topic may stand behind kept events of others, and only what comes with it makes them contiguous; so
-    the announcement and the events before it arrive together, or none of them does.
-    """
-    gap = re.search(rb"\ngap [^\n]*\n", data)
-    if gap is not None and room < gap.end():
-        return 0
-    return min(room, len(data))

@@ -54,7 +54,7 @@ class Client:
         self.excused: frozenset[EventId] = frozenset()
 
     def take(self, published: list[Got]) -> None:
-        """Looks at what has arrived."""
+        """Looks at what has arrived, any of which may be the last that does on this connection."""
         items, self.subscriber.items = self.subscriber.items, []
         for item in items:
             if isinstance(item, Switched):
@@ -69,6 +69,7 @@ class Client:
                 assert item.id > (self.received[-1] if self.received else self.start), "twice, or out of order"
                 self.received.append(item.id)
                 self.resume = item.id
+            self.check(self.resume, published)
 
     def take_gap(self, gap: Gap) -> None:
         if gap.reason is GapReason.UNKNOWN_ID:

@@ -22,7 +22,7 @@ async def _wait() -> None:
 
 def test_what_the_forms_write_is_read_back() -> None:
     lines = FORMS[0].block([ONE, TWO], GAP).splitlines()
-    assert [decode(line) for line in lines] == [Got(ONE.id, "a.1"), GAP, Got(TWO.id, "b")]
+    assert [decode(line) for line in lines] == [GAP, Got(ONE.id, "a.1"), Got(TWO.id, "b")]
     assert decode(b"switched 1-0 a b.*") == Switched(EventId(1, 0), TopicSet(["a", "b.*"]))
     with pytest.raises(AssertionError):
         decode(b"event-ish 1-0 a")
@@ -60,18 +60,6 @@ def test_a_cut_wire_loses_what_had_not_arrived_whole() -> None:
     subscriber.cut()
     subscriber.push(FORMS[0].block([TWO]))
     assert subscriber.ids == [TWO.id]
-
-
-def test_a_gap_arrives_together_with_the_events_before_it() -> None:
-    block = FORMS[0].block([ONE, TWO], GAP)
-    subscriber = FakeSubscriber()
-    subscriber.block(block.index(b"gap") + 3)
-    assert subscriber.push(block) is Sent.PART
-    assert subscriber.items == []
-    subscriber.cut()
-    subscriber.block(block.index(b"\nevent", 1) + 4)
-    assert subscriber.push(block) is Sent.PART
-    assert subscriber.items == [Got(ONE.id, "a.1"), GAP]
 
 
 def test_a_broken_wire_raises_and_failures_are_kept() -> None:

@@ -127,11 +127,10 @@ class Client:
         self.is_online = False
 
     def take(self, world: "Processes") -> None:
-        """Looks at what has arrived. It may be all that ever arrives on this connection."""
+        """Looks at what has arrived, any of which may be the last that does on this connection."""
         items, self.subscriber.items = self.subscriber.items, []
         for item in items:
             self._take(item, world)
-        if items:
             self.check(parts_of(self.resume), world)
 
     def _take(self, item: Item, world: "Processes") -> None:
@@ -176,7 +175,7 @@ class Client:
                 lost |= {(shard, EventId(begin.ms, each)) for each in range(begin.counter + 1, end.counter + 1)}
         assert lost or gap.reason is GapReason.UNKNOWN_ID
         self.excused |= lost
-        self._told(gap.resumed_at, resumed)
+        self.resume = gap.resumed_at  # but what there is still within it comes behind it
 
     def _told(self, position: Position, parts: Parts) -> None:
         self.resume = position

@@ -78,7 +78,7 @@ def test_binary_pong_and_ping_frames() -> None:
 def test_a_block_is_a_frame_for_each_event_and_gap() -> None:
     events = [Event(EventId(n, 0), "news", "message", b'"%b"' % (b"x" * n)) for n in (2, 70000)]
     gap = Gap(GapReason.RESTARTED, EventId(1, 0), EventId(2, 0))
-    first, announced, second = map(json.loads, received(FORM.block(events, gap)))
+    announced, first, second = map(json.loads, received(FORM.block(events, gap)))
     assert first == {"id": "2-0", "topic": "news", "type": "message", "data": "xx"}
     assert announced == {"gap": {"reason": "restarted", "after": "1-0", "resumed_at": "2-0"}}
     assert second["id"] == "70000-0"

@@ -7,7 +7,6 @@ from tricast.client.exchange import Answer, Exchange, retry_after
 from tricast.client.failures import ClientError, Lost
 from tricast.client.inbox import Inbox, Wish
 from tricast.client.items import PollAnswer, decode, event_from, gap_from
-from tricast.event import Event
 
 #: What a poll that was taken is answered with, sooner or later.
 _TAKEN_STATUSES = frozenset({200, 204})
@@ -96,15 +95,6 @@ def _position_in(answer: Answer) -> str:
 async def _deliver(answer: PollAnswer, inbox: Inbox) -> None:
     events = [event_from(wire) for wire in answer.events]
     if answer.gap is not None:
-        gap = gap_from(answer.gap)
-        # A gap in one topic may lie behind events of another.
-        earlier = [event for event in events if event.id <= gap.resumed_at]
-        await _deliver_events(earlier, inbox)
-        await inbox.gap(gap)
-        events = events[len(earlier) :]
-    await _deliver_events(events, inbox)
-
-
-async def _deliver_events(events: list[Event], inbox: Inbox) -> None:
+        await inbox.gap(gap_from(answer.gap))
     for event in events:
         await inbox.event(event)

@@ -156,6 +156,7 @@ class Reader {
     this.row = ledger.readers.push(this) - 1;
     this.view = view;
     this.position = null;
+    this.floor = null; // events that come now are behind it: within a gap, some may be there still
     this.excused = []; // [after, to] ranges that were announced as gaps
     this.counts = { received: 0, requests: 0, bytes: 0, missed: 0, twice: 0, gaps: 0 };
     this.state = { name: "connecting", text: "connecting" };
@@ -176,7 +177,7 @@ class Reader {
   }
 
   startAt(id) {
-    this.position = id;
+    this.position = this.floor = id;
     this.quietSince = performance.now();
     this.excused.push(["0-0", id]);
   }
@@ -191,7 +192,8 @@ class Reader {
     const arrivedAt = performance.now();
     this.heardAt = this.quietSince = arrivedAt;
     this.counts.received += 1;
-    const isRepeated = compareIds(id, this.position) <= 0;
+    const isRepeated = compareIds(id, this.floor) <= 0;
+    if (!isRepeated) this.floor = id;
     const column = this.ledger.column(id);
     if (isRepeated) this.counts.twice += 1;
     if (column) {
@@ -219,8 +221,8 @@ class Reader {
     this.ledger.excuse(this, after, resumedAt);
     this.excused.push([after, resumedAt]);
     if (this.excused.length > ROWS) this.excused.shift();
-    // With a pattern for a topic, what is left of the gap comes before its announcement. Only a server that has never
-    // been where this pane is sets it back.
+    // Only a server that has never been where this pane is sets it back.
+    if (reason === "unknown_id") this.floor = resumedAt;
     if (reason === "unknown_id" || compareIds(resumedAt, this.position) > 0) this.position = resumedAt;
     this.view.add({ kind: "gap", reason, after, resumedAt });
     announce(`${this.view.name}: gap announced, ${GAP_REASONS[reason] ?? reason}`);
@@ -405,10 +407,8 @@ async function longPoll(reader, signal) {
     reader.counts.bytes += utf8Size(body);
     if (response.status === 200) {
       const { events, gap } = JSON.parse(body);
-      const isCovered = ({ id }) => gap && compareIds(id, gap.resumed_at) <= 0;
-      events.filter(isCovered).forEach((event) => reader.event(event));
       if (gap) reader.gap(gap);
-      events.filter((event) => !isCovered(event)).forEach((event) => reader.event(event));
+      events.forEach((event) => reader.event(event));
     }
     const next = response.headers.get("Last-Event-ID");
     if (next) reader.moveTo(next);

@@ -1,6 +1,5 @@
 """The wire form: how events become one block of bytes that all subscribers of a kind share."""
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -23,7 +22,9 @@ class Form(Protocol):
 
         Args:
             events: in id order; may be empty only when there is a gap.
-            gap: announced behind the events up to ``gap.resumed_at`` and before the others.
+            gap: announced before them, also where some of them are within it, being kept when others were not: who is
+                cut off between the two comes back for what follows upon an event, and would not be told of what was
+                missing before it.
         """
         ...
 
@@ -58,7 +59,7 @@ class StreamForm:
         """See ``Form.block``."""
         pieces = [self._piece(event) for event in events]
         if gap is not None:
-            pieces.insert(bisect_right(events, gap.resumed_at, key=event_id), self._encode_gap(gap))
+            pieces.insert(0, self._encode_gap(gap))
         return self._frame(b"".join(pieces))
 
     def _piece(self, event: Event) -> bytes:
@@ -66,11 +67,6 @@ class StreamForm:
         if piece is None:
             piece = event.encoded[self.name] = self._encode(event)
         return piece
-
-
-def event_id(event: Event) -> Position:
-    """The key by which events are ordered."""
-    return event.id
 
 
 def encode_id(position: Position) -> bytes:
