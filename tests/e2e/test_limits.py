@@ -412,7 +412,7 @@ async def read_slowly(server: tricast.Server, is_beyond: bool) -> None:
         await server.hub.publish("news", BLOCK)
         if is_beyond:
             with pytest.raises(Closed):
-                await read_at(subscriber.wire, 2**10, 0.005)
+                await read_at(subscriber.wire, 2**10, 0.05)
         else:
             while len(subscriber.wire.buffer) < len(BLOCK):
                 await subscriber.wire.exactly(0)

@@ -9,7 +9,7 @@ import trio
 from clocks import HANG_SECONDS
 from log.redis_worlds import Process, Processes
 from services import RedisCluster, RedisSentinel, RedisServer
-from serving import until
+from serving import pause, until
 
 from tricast.errors import LogUnavailable
 from tricast.log.base import IdempotencyKey
@@ -148,7 +148,7 @@ async def is_refused(server: RedisServer, delivery: str, right: str, **section: 
     process = Process(as_user(server.url), delivery=delivery, **section)
     with trio.fail_after(HANG_SECONDS), pytest.raises(LogUnavailable, match="lacks a right") as info:
         async with process.open():
-            await process.append("a")
+            await _append_for_ever(process)
     why = info.value.why
     assert right in why or ("ACL LOG" in why and right.encode() == denied(server)[0])
     assert "password" not in why
@@ -179,3 +179,10 @@ async def test_what_was_refused_can_be_published_again(redis: RedisServer, proce
     await process.is_back()
     await process.append("a", key=key)
     await has_got(process, 1)
+
+
+async def _append_for_ever(process: Process) -> None:
+    """Until that is refused: what there is no right to may be wanted only after the first time."""
+    while True:
+        await process.append("a")
+        await pause()

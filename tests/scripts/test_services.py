@@ -179,7 +179,11 @@ def test_another_broker_leads_when_one_is_gone() -> None:
 
 @pytest.mark.parametrize(
     ("line", "why"),
-    [("num.io.threads=many", "could not format its storage"), ("metric.reporters=nobody", "ended with status 1")],
+    [
+        # The first one on a machine is formatted with Kafka's tool, which sees it sooner.
+        ("num.io.threads=many", "could not format its storage|ended with status 1"),
+        ("metric.reporters=nobody", "ended with status 1"),
+    ],
 )
 def test_kafka_says_why_it_did_not_start(line: str, why: str) -> None:
     with pytest.raises(NotStarted, match=why) as raised, KafkaServer(config=[line]):
