@@ -69,11 +69,12 @@ class Pump:
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
-        if flow.failure is not None:
+        failure, flow.failure = flow.failure, None
+        if failure is not None:
             try:
-                raise flow.failure
+                raise failure
             finally:
-                del flow  # its traceback holds this frame
+                del failure  # its traceback holds this frame, and the flow
 
     def _step(self, descriptor: int, flow: _Flow) -> None:
         try:

@@ -1,8 +1,9 @@
 """The task that passes on what comes: whose turn it is, whom it tells of an end, and what cancelling leaves."""
 
 import socket
+import weakref
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
 import trio
@@ -103,6 +104,22 @@ async def test_what_fails_fails_in_its_own_task() -> None:
                 await pump.flow(its.fileno(), fail)
             other.send(b"goes on.")
         assert taker.taken == b"goes on."
+
+
+async def test_nothing_is_left_of_what_has_failed() -> None:
+    class Fails:
+        def step(self) -> bool:
+            raise OSError("no more")
+
+    with pair() as (mine, its):
+        fails = Fails()
+        left = weakref.ref(fails)
+        async with pumping() as pump:
+            mine.send(b"x")
+            with suppress(OSError):
+                await pump.flow(its.fileno(), fails.step)
+        del fails
+        assert left() is None  # without waiting for the collector of cycles
 
 
 async def test_a_flow_that_another_one_ends_in_the_same_turn_takes_no_step() -> None:
