@@ -125,7 +125,7 @@ class ServerBody:
         self.watch.touch(UPSTREAM)
         if data:
             self._upstream.data += data
-        elif self._reader.ends_with_connection:
+        elif self._reader.ends_with_connection and not self._upstream.was_reset:
             self._reader.is_complete = True
         else:
             raise Cut("the server closed in the middle of its answer")
