@@ -3,13 +3,14 @@
 import socket
 import weakref
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tricast_proxy.pump import Pump
+from tricast_proxy.timers import UPSTREAM, Rule, Timers, Watch
 
 
 @contextmanager
@@ -173,3 +174,33 @@ async def test_others_have_their_turn_while_it_is_busy() -> None:
             while turns < 100:
                 await trio.lowlevel.checkpoint()
                 turns += 1
+
+
+async def test_all_that_have_something_are_heard_before_a_timer_blames_them(mock_clock: MockClock) -> None:
+    timers = Timers()
+    watches = [Watch(timers) for _ in range(200)]
+
+    async def flow(pump: Pump, sock: socket.socket, watch: Watch) -> None:
+        def step() -> bool:
+            watch.touch(UPSTREAM)
+            return sock.recv(1) != b"."
+
+        with watch.scope:
+            await pump.flow(sock.fileno(), step)
+
+    with ExitStack() as pairs:
+        async with pumping() as pump, trio.open_nursery() as nursery:
+            nursery.start_soon(timers.run)
+            senders = []
+            for watch in watches:
+                mine, its = pairs.enter_context(pair())
+                senders.append(mine)
+                watch.obey(Rule("silence", 1.0, by_upstream=True))
+                nursery.start_soon(flow, pump, its, watch)
+            await wait_all_tasks_blocked()
+            for mine in senders:
+                mine.send(b"x")
+            mock_clock.jump(2)  # and all that time nobody looked
+            await wait_all_tasks_blocked()
+            assert sum(bool(watch.expired) for watch in watches) == 0
+            nursery.cancel_scope.cancel()
