@@ -144,7 +144,8 @@ class Attempt:
             self._is_sent = await self._send_request()
         except ConnectionLost as lost:
             # Where it has closed, its answer may be there all the same: a server may refuse a request before all of it
-            # has come (RFC 9112 9.3).
+            # has come (RFC 9112 9.3). A pipe that is broken is no reset: then its end came before.
+            self._upstream.was_reset = isinstance(lost.__context__, ConnectionResetError)
             if lost.reason == "write-timeout":
                 self._fail(failure_of(self._config, "timeout", f"{self._upstream.server.label}: {lost}"))
         if self._is_sent:

@@ -11,9 +11,6 @@ from collections.abc import Callable
 
 import trio
 
-#: Others have their turn then.
-_MOST_AT_ONCE = 64
-
 
 class _Flow:
     """What is done whenever something comes, and the task that wants to be told of its end."""
@@ -40,7 +37,9 @@ class Pump:
         """Keeps them going until cancelled."""
         while True:
             await trio.lowlevel.wait_readable(self._epoll)
-            for descriptor, _ in self._epoll.poll(0, _MOST_AT_ONCE):
+            # A step for each that has something, as trio would give each task: a timer that has run out meanwhile must
+            # not come before some of them.
+            for descriptor, _ in self._epoll.poll(0, max(1, len(self._flows))):
                 flow = self._flows.get(descriptor)
                 if flow is not None:  # a step of another one may have ended it
                     self._step(descriptor, flow)
@@ -69,11 +68,12 @@ class Pump:
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
-        if flow.failure is not None:
+        failure, flow.failure = flow.failure, None
+        if failure is not None:
             try:
-                raise flow.failure
+                raise failure
             finally:
-                del flow  # its traceback holds this frame
+                del failure  # its traceback holds this frame, and the flow
 
     def _step(self, descriptor: int, flow: _Flow) -> None:
         try:

@@ -5,7 +5,6 @@ corks, compresses or shares has modules of its own, made of the same two things.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Protocol
 
 from tricast_proxy.heads import Fields, ResponseHead
@@ -60,12 +59,12 @@ class Source(Protocol):
         """As ``receive``, without waiting; None when nothing is there yet.
 
         Raises:
-            Cut: it breaks off here; so it does whenever it is asked again.
+            Cut: it breaks off here.
         """
         ...
 
     async def pour(self, take: Callable[[bytes], bool]) -> bool:
-        """Gives ``take`` what comes as it comes, for as long as that returns True; returns whether it has all.
+        """Gives ``take`` what comes as it comes, for as long as that returns True; returns whether it did to the end.
 
         Cancelling loses none.
 
@@ -137,12 +136,16 @@ async def relay_at_once(source: Source, sink: Sink) -> None:
         Cut: the server broke off.
         ConnectionLost: the client is gone.
     """
-    payload = None
-    with suppress(Cut):  # it is cut again below, when the head is on its way
+    payload, cut = None, None
+    try:
         # What came together goes on together: a call less, and the client is not woken for a head alone.
         payload = source.receive_now()
+    except Cut as error:
+        cut = error
     if payload is None:
         await sink.begin()
+    if cut is not None:
+        raise cut
     if payload != b"":
         if payload:
             await sink.send(payload)

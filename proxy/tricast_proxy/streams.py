@@ -95,10 +95,13 @@ class ServerBody:
 
     async def pour(self, take: Callable[[bytes], bool]) -> bool:
         """See ``Source.pour``."""
+        has_room = True
 
         def step() -> bool:
-            payload = self.receive_now()
-            return take(payload) and not self.is_complete if payload else payload is None
+            nonlocal has_room
+            if payload := self.receive_now():
+                has_room = take(payload)
+            return has_room and not self.is_complete
 
         if not self.is_complete:
             descriptor = self._upstream.connection.descriptor
@@ -108,7 +111,7 @@ class ServerBody:
                 await self._pump.flow(descriptor, step)
             finally:
                 self.watch.stand_still()
-        return self.is_complete
+        return has_room and self.is_complete
 
     def _taken(self) -> bytes:
         if not self._upstream.data:
@@ -122,7 +125,7 @@ class ServerBody:
         self.watch.touch(UPSTREAM)
         if data:
             self._upstream.data += data
-        elif self._reader.ends_with_connection:
+        elif self._reader.ends_with_connection and not self._upstream.was_reset:
             self._reader.is_complete = True
         else:
             raise Cut("the server closed in the middle of its answer")

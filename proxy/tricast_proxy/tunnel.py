@@ -11,7 +11,7 @@ from functools import partial
 import trio
 
 from tricast.errors import ConnectionLost
-from tricast.sent import ALL
+from tricast.sent import ALL, NOTHING
 from tricast_proxy.config import TunnelSection
 from tricast_proxy.faults import Duplex
 from tricast_proxy.pump import Pump
@@ -129,16 +129,22 @@ class Tunnel:
 
     async def _flow(self, source: Duplex, sink: Duplex, touch: Callable[[], None]) -> None:
         """Passes bytes on for as long as nobody has to wait for room; does nothing where they are not to go at once."""
+        unsent = b""
 
         def step() -> bool:
+            nonlocal unsent
             data = source.receive_now()
-            if data:
-                touch()
-            return data is None or (bool(data) and sink.send_now(data) is ALL)
+            if not data:
+                return data is None
+            touch()
+            sent = sink.send_now(data)
+            if sent is NOTHING:  # TLS has something of its own to say, which waits for room
+                unsent = data
+            return sent is ALL
 
         if source.descriptor is not None and sink.sends_at_once:
             await self._pump.flow(source.descriptor, step)
-            await sink.drain()
+            await (sink.send(unsent) if unsent else sink.drain())
 
     async def _cut(self) -> None:
         """Ends it as a timer does."""

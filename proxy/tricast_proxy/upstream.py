@@ -44,15 +44,17 @@ class Upstream:
         server: which.
         data: what came in and nobody has taken yet.
         served: how many requests it has had.
+        was_reset: whether sending found it reset: the kernel tells that once, and whoever receives then sees an end.
     """
 
-    __slots__ = ("connection", "data", "served", "server")
+    __slots__ = ("connection", "data", "served", "server", "was_reset")
 
     def __init__(self, connection: Connection, server: Server) -> None:
         self.connection = connection
         self.server = server
         self.data = bytearray()
         self.served = 0
+        self.was_reset = False
 
     def end(self, *, with_reset: bool) -> None:
         """Closes it, with a reset or without."""

@@ -1,6 +1,7 @@
 """How exchanges end that do not go well: timers, broken answers, clients and servers that leave."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from encryption import tls_section
 from forwarding import forwarding
 from proxy.origins import OK, Origin, Visit, always, once, origin, read_any, read_chunk, silent
 from serving import until
+from trio.testing import wait_all_tasks_blocked
 
 from tricast_proxy.config import UpstreamSection
 from tricast_proxy.errand import Clock, rules_before_the_head, rules_behind_the_head
@@ -69,6 +71,39 @@ async def test_a_reset_is_not_the_end_of_an_answer() -> None:
             await wire.send(head("GET", "/"))
             with pytest.raises(Closed):
                 await read_any(wire)
+
+
+async def test_a_reset_is_not_the_end_of_an_answer_either_where_it_was_found_by_sending() -> None:
+    shown = trio.Event()
+
+    async def answer_early(visit: Visit) -> None:
+        await visit.head()
+        await visit.wire.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        await shown.wait()
+        visit.wire.reset()
+
+    async def send_for_ever(wire: Wire) -> None:
+        with suppress(Closed):
+            while True:
+                await wire.send(b"x" * 2**20)
+
+    async with origin(answer_early) as server, forwarding(server.url) as proxy:
+        for _ in range(10):  # who finds it first is a matter of chance
+            shown = trio.Event()
+            with await Wire.open(proxy.url) as wire:
+                async with trio.open_nursery() as nursery:
+                    await wire.send(head("POST", "/", "Content-Length: 1000000000"))
+                    nursery.start_soon(send_for_ever, wire)
+                    await read_head(wire)
+                    assert await read_chunk(wire) == b"hello"
+                    await wait_all_tasks_blocked()
+                    shown.set()
+                    rest = b""
+                    with suppress(Closed):
+                        rest = await wire.rest()
+                    assert rest == b""
+                    nursery.cancel_scope.cancel()
+        assert proxy.counters.cuts == {"cut": 10}
 
 
 @pytest.mark.parametrize("on_cut", ["truncate", "clean", "rst"])

@@ -135,6 +135,29 @@ async def test_how_a_connection_ends(after: str, how: str, kind: str) -> None:
         assert proxy.clients == ()
 
 
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 5\r\n\r\n|hello", b"Transfer-Encoding: chunked\r\n\r\n|5\r\nhello\r\n0\r\n\r\n"]
+)
+async def test_a_delay_loses_nothing_of_a_body_that_comes_behind_its_head(framing: bytes) -> None:
+    fields, _, body = framing.partition(b"|")
+    has_head = trio.Event()
+
+    async def in_two_pieces(visit: Visit) -> None:
+        await visit.request()
+        await visit.wire.send(b"HTTP/1.1 200 OK\r\n" + fields)
+        await has_head.wait()
+        await visit.wire.send(body)
+        await visit.wire.rest()
+
+    fault = {"delay_down": "1ms"}
+    async with origin(in_two_pieces) as server, forwarding(server.url, fault=[fault]) as proxy:
+        with await Wire.open(proxy.url) as wire:
+            await wire.send(head("GET", "/", "Connection: close"))
+            await read_head(wire)
+            has_head.set()
+            assert await wire.rest() == body
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_nothing_is_left_of_what_was_to_come_later(kind: str) -> None:
     later = {"reset_after": "1h", "close_after": "2h", "blackhole_after": "3h", "delay_down": "1ms"}

@@ -1,14 +1,16 @@
 """The task that passes on what comes: whose turn it is, whom it tells of an end, and what cancelling leaves."""
 
 import socket
+import weakref
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tricast_proxy.pump import Pump
+from tricast_proxy.timers import UPSTREAM, Rule, Timers, Watch
 
 
 @contextmanager
@@ -105,6 +107,22 @@ async def test_what_fails_fails_in_its_own_task() -> None:
         assert taker.taken == b"goes on."
 
 
+async def test_nothing_is_left_of_what_has_failed() -> None:
+    class Fails:
+        def step(self) -> bool:
+            raise OSError("no more")
+
+    with pair() as (mine, its):
+        fails = Fails()
+        left = weakref.ref(fails)
+        async with pumping() as pump:
+            mine.send(b"x")
+            with suppress(OSError):
+                await pump.flow(its.fileno(), fails.step)
+        del fails
+        assert left() is None  # without waiting for the collector of cycles
+
+
 async def test_a_flow_that_another_one_ends_in_the_same_turn_takes_no_step() -> None:
     with pair() as (mine, its), pair() as (other, others):
         taken: list[socket.socket] = []
@@ -156,3 +174,33 @@ async def test_others_have_their_turn_while_it_is_busy() -> None:
             while turns < 100:
                 await trio.lowlevel.checkpoint()
                 turns += 1
+
+
+async def test_all_that_have_something_are_heard_before_a_timer_blames_them(mock_clock: MockClock) -> None:
+    timers = Timers()
+    watches = [Watch(timers) for _ in range(200)]
+
+    async def flow(pump: Pump, sock: socket.socket, watch: Watch) -> None:
+        def step() -> bool:
+            watch.touch(UPSTREAM)
+            return sock.recv(1) != b"."
+
+        with watch.scope:
+            await pump.flow(sock.fileno(), step)
+
+    with ExitStack() as pairs:
+        async with pumping() as pump, trio.open_nursery() as nursery:
+            nursery.start_soon(timers.run)
+            senders = []
+            for watch in watches:
+                mine, its = pairs.enter_context(pair())
+                senders.append(mine)
+                watch.obey(Rule("silence", 1.0, by_upstream=True))
+                nursery.start_soon(flow, pump, its, watch)
+            await wait_all_tasks_blocked()
+            for mine in senders:
+                mine.send(b"x")
+            mock_clock.jump(2)  # and all that time nobody looked
+            await wait_all_tasks_blocked()
+            assert sum(bool(watch.expired) for watch in watches) == 0
+            nursery.cancel_scope.cancel()

@@ -247,6 +247,21 @@ async def test_it_can_be_ended(autojump_clock: MockClock) -> None:
         assert len(world.timers) <= 1
 
 
+async def test_what_comes_while_something_else_waits_for_room_waits_behind_it(autojump_clock: MockClock) -> None:
+    async with tunnelling() as world:
+        await world.upstream.send(b"first")
+        assert await world.client.receive() == b"first"
+        await trio.testing.wait_all_tasks_blocked()
+        world.client.connection.send_now(b"x" * 2**22)  # as TLS answers by itself now and then
+        assert world.client.connection.has_tail
+        await world.upstream.send(b"last")
+        received = b""
+        with trio.move_on_after(1):
+            while len(received) < 2**22 + 4:
+                received += await world.client.receive()
+        assert received == b"x" * 2**22 + b"last"
+
+
 def test_before_it_runs_there_is_nothing_to_end() -> None:
     async def main() -> None:
         world = World()
