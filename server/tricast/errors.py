@@ -19,10 +19,15 @@ This module knows nothing of sockets, HTTP parsing or Trio. Errors of libraries 
 enter: ``connection.py`` for OSError, ``wire/heads.py`` for h11, ``transports/websocket.py`` for wsproto.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 Error = TypeVar("Error", bound=Exception)
+
+_ADDRESS = r"[^\s,;'\"()]+:[0-9]{1,5}(?![0-9])(?:/[^\s,:;'\"()]+)?"
+#: Hosts with their ports, as this program, Redis and librdkafka write them, and the colon where they begin a reason.
+_ADDRESSES = re.compile(rf"{_ADDRESS}(?:, {_ADDRESS})*(?P<begins>:\s+)?")
 
 
 class TricastError(Exception):
@@ -215,13 +220,19 @@ class Unavailable(TricastError):
 class LogUnavailable(Unavailable):
     """The log cannot be written or read at the moment. What it acknowledged before stays acknowledged.
 
+    As text, it is for those who run the server. Where the log's servers are is none of a client's business.
+
     Attributes:
-        why: the detail without the beginning that all of these have.
+        detail: without addresses.
+        why: the whole reason, without the beginning that all of these have.
     """
 
     def __init__(self, why: str) -> None:
-        super().__init__(f"the log is not available: {why}", code="log-unavailable")
+        super().__init__(_not_available(_without_addresses(why)), code="log-unavailable")
         self.why = why
+
+    def __str__(self) -> str:
+        return _not_available(self.why)
 
 
 class ConnectionLost(TricastError):
@@ -236,6 +247,14 @@ class ConnectionLost(TricastError):
     def __init__(self, detail: str, *, reason: str = "reset") -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+def _not_available(why: str) -> str:
+    return f"the log is not available: {why}"
+
+
+def _without_addresses(text: str) -> str:
+    return _ADDRESSES.sub(lambda found: "" if found["begins"] else "a server", text)
 
 
 def leaf(group: ExceptionGroup[Error]) -> Error:

@@ -433,9 +433,12 @@ class _Bell:
 
 
 async def _flush_forever(hub: Hub, bell: _Bell) -> None:
+    flushed_at = trio.current_time()
     while True:
         rung_at = await bell.wait()
-        await share_out(hub.flush(), rung_at)
+        # While the flush before was at work, nobody else was.
+        await share_out(hub.flush(), max(rung_at, flushed_at))
+        flushed_at = trio.current_time()
 
 
 def _tick_of(config: Config) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from cli.running import run, running, serving_command
+from cli.running import run, run_here, running, serving_command
 from encryption import authority, authority_file, certificate_file
 
 CONFIG = f"""
@@ -68,6 +68,17 @@ async def test_files_that_cannot_be_used(option: str, tmp_path: Path) -> None:
         code, _, said = await run(*command, url, option, str(garbage))
         assert code == status
         assert said.startswith(f"error: cannot use {garbage}: ")
+
+
+async def test_the_key_that_cannot_be_used_is_named(shown: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "Mine"  # with a capital, as it has to be said
+    folder.mkdir()
+    authority().issue_cert("other@example.org").private_key_pem.write_to_path(folder / "other.pem")
+    command = ["publish", "news", "1", "--url", "https://127.0.0.1:1", *shown[:2], "--key"]
+    code, _, said = await run_here(*command, str(folder / "none.pem"))
+    assert (code, said) == (1, f"error: cannot read {folder}/none.pem: no such file or directory\n")
+    code, _, said = await run_here(*command, str(folder / "other.pem"))
+    assert (code, said) == (1, f"error: cannot use {shown[1]} and {folder}/other.pem: key values mismatch\n")
 
 
 async def test_a_key_without_a_certificate() -> None:

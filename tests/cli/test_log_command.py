@@ -439,9 +439,10 @@ async def test_what_is_only_passed_on_can_be_followed(redis: RedisServer, monkey
             trio.open_nursery() as nursery,
         ):
             published: list[str] = []
+            is_over = trio.Event()
 
             async def publish() -> None:
-                while True:
+                while not is_over.is_set():  # rather than until cancelled, which httpx leaves the body half sent at
                     answer = await client.post("/publish", params={"topic": "a"}, content="1")
                     published.append(answer.json()["id"])
                     await pause()
@@ -451,7 +452,7 @@ async def test_what_is_only_passed_on_can_be_followed(redis: RedisServer, monkey
             first = json.loads(await tail.out.next())["id"]
             second = json.loads(await tail.out.next())["id"]
             await tail.out.next()  # so the answer to the one before has come
-            nursery.cancel_scope.cancel()
+            is_over.set()
         assert published.index(second) == published.index(first) + 1
         for args in (("tail",), ("info",), ("trim", "--keep", "1", "--yes")):
             code, _, said = await run_here("log", *args)

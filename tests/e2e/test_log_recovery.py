@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
-from clients import publish, subscribe
+from clients import ask, open_websocket, publish, subscribe
 from services import RedisServer
 from serving import serving, until
 from structlog.testing import LogCapture
@@ -85,3 +85,18 @@ async def test_redis_is_back(redis: RedisServer) -> None:
             redis.start()
             assert [event.id for event in await one.events(2)] == ids[1:]
             assert (await other.event()).id == ids[2]
+
+
+async def test_clients_are_not_told_where_it_is(redis: RedisServer) -> None:
+    records = LogCapture()
+    section = {"url": redis.url, "reconnect": "10ms", "reconnect_max": "50ms"}
+    async with serving(log=section, records=records) as server:
+        redis.kill()
+        why = "no connection to Redis: Connection refused"
+        await until(lambda: server.hub.problem == f"{redis.address}: {why}")
+        for method, target in (("GET", "/readyz"), ("POST", "/publish?topic=a")):
+            answer = await ask(server.url, method, target)
+            assert (answer.status, answer.json()["detail"]) == (503, f"the log is not available: {why}")
+        with await open_websocket(server.url, "/ws") as websocket:
+            reply = await websocket.operate(op="publish", topic="a", data=1)
+            assert reply["error"]["message"] == f"the log is not available: {why}"

@@ -168,3 +168,14 @@ async def test_what_is_no_layout(redis: RedisServer) -> None:
     with pytest.raises(LogUnavailable, match="the wrong kind of value"):
         async with Process(redis.url).open():
             pytest.fail("it was opened")
+
+
+@pytest.mark.usefixtures("watchful")
+@pytest.mark.parametrize("spoil", [("HDEL", KEY, "shards"), ("HSET", KEY, "shards", "many"), ("HDEL", KEY, "since")])
+async def test_half_a_layout_is_written_anew(redis: RedisServer, processes: Processes, spoil: tuple[str, ...]) -> None:
+    process = await processes.begin(redis.url, **STREAM)
+    before = written(redis)
+    redis.execute(*spoil)
+    await until(lambda: written(redis) == before)
+    await process.append("a")
+    assert process.log.problem is None

@@ -304,35 +304,18 @@ class PollSplitter:
         position = answer.head.headers.get(b"last-event-id", b"")
         if b'"gap":{' not in answer.body:
             return self._reader.read(answer.body, position)
-        return self._reader.read(_with_gap_in_place(answer.body), position)
-
-
-class _WireEvent(msgspec.Struct):
-    id: str
-    data: msgspec.Raw
-
-
-class _WireGap(msgspec.Struct):
-    resumed_at: str
+        return self._reader.read(_with_gap_first(answer.body), position)
 
 
 class _PollBody(msgspec.Struct):
-    events: list[_WireEvent]
+    events: list[msgspec.Raw]
     gap: msgspec.Raw
 
 
-def _with_gap_in_place(body: bytes) -> bytes:
-    """The body's events with the gap where it belongs: behind those up to its end. The member is the body's last."""
+def _with_gap_first(body: bytes) -> bytes:
+    """The gap and the events behind it, as on all other transports; in the body it is the last member."""
     try:
         found = msgspec.json.decode(body, type=_PollBody)
-        end = _as_number(msgspec.json.decode(found.gap, type=_WireGap).resumed_at)
-        before = [bytes(event.data) for event in found.events if _as_number(event.id) <= end]
-        behind = [bytes(event.data) for event in found.events if _as_number(event.id) > end]
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Malformed(f"an answer to a poll that is none: {error}") from None
-    return b"\n".join([*before, bytes(found.gap), *behind])
-
-
-def _as_number(event_id: str) -> tuple[int, int]:
-    ms, _, counter = event_id.partition("-")
-    return int(ms), int(counter)
+    return b"\n".join(map(bytes, (found.gap, *found.events)))

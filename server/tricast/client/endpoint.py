@@ -8,6 +8,8 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -88,10 +90,11 @@ class Certificates(NamedTuple):
         Raises:
             ClientError: a file cannot be used.
         """
-        context = _with_file(self.cacert, lambda: ssl.create_default_context(cafile=self.cacert or None))
+        context = _with_files([self.cacert], lambda: ssl.create_default_context(cafile=self.cacert or None))
         if self.cert:
             # A key with a passphrase is refused: OpenSSL would ask the terminal for it.
-            _with_file(self.cert, lambda: context.load_cert_chain(self.cert, self.key or None, password=lambda: b""))
+            load = partial(context.load_cert_chain, self.cert, self.key or None, password=lambda: b"")
+            _with_files([self.cert, self.key], load)
         return context
 
 
@@ -106,13 +109,18 @@ def settings_with(certificates: Mapping[str, str]) -> ClientSettings:
     return ClientSettings(ssl_context=Certificates(**certificates).context())
 
 
-def _with_file(file: str, load: Callable[[], Loaded]) -> Loaded:
+def _with_files(files: Iterable[str], load: Callable[[], Loaded]) -> Loaded:
+    named = list(filter(None, files))
     try:
+        for file in named:
+            with Path(file).open("rb"):  # OpenSSL does not say which one it cannot read
+                pass
         return load()
     except ssl.SSLError as error:
-        raise ClientError(f"cannot use {file}: {error.reason or 'no certificate in PEM format'}".lower()) from None
+        reason = (error.reason or "").replace("_", " ").lower() or "not in PEM format"
+        raise ClientError(f"cannot use {' and '.join(named)}: {reason}") from None
     except OSError as error:
-        raise ClientError(f"cannot read {file}: {_reason(error)}") from None
+        raise ClientError(f"cannot read {error.filename}: {_reason(error)}") from None
 
 
 #: Opens a byte stream to a server, mapping errors to ``Lost`` and ``ClientError``.

@@ -25,20 +25,20 @@ from tricast.logs import Logger
 
 _WATCH_SECONDS = 2.0
 
-#: Writes a layout down where there is none, or one that was written later; returns what is there then.
+#: Writes a layout down where there is none, or half of one, or one that was written later; returns what is there then.
 #: KEYS: the layout. ARGV: shards, delivery, and since when this is it, in ms; 0 for now.
 _CLAIM = Script(
     FUNCTIONS
     + """
 local layout, since = KEYS[1], tonumber(ARGV[3])
 if since == 0 then since = now_ms() end
-local written = tonumber(redis.call('HGET', layout, 'since'))
-if not written or since < written then
-  redis.call('HSET', layout, 'shards', ARGV[1], 'delivery', ARGV[2], 'since', string.format('%.0f', since))
-end
-return {
-  redis.call('HGET', layout, 'shards'), redis.call('HGET', layout, 'delivery'), redis.call('HGET', layout, 'since')
-}
+local written = {}
+for index, name in ipairs({'shards', 'delivery', 'since'}) do written[index] = redis.call('HGET', layout, name) end
+local is_whole = tonumber(written[1]) and written[2] and tonumber(written[3])
+if is_whole and since >= tonumber(written[3]) then return written end
+written = {ARGV[1], ARGV[2], string.format('%.0f', since)}
+redis.call('HSET', layout, 'shards', written[1], 'delivery', written[2], 'since', written[3])
+return written
 """
 )
 
