@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 from clients import ask, open_websocket, publish, subscribe
+from clocks import HANG_SECONDS
 from services import RedisServer
 from serving import serving, until
 from structlog.testing import LogCapture
@@ -23,7 +24,7 @@ TRANSPORTS = ("sse", "ws")
 async def patient(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """Nobody looks again by himself."""
     monkeypatch.setattr(Runtime, "jitter", lambda _, seconds: seconds + 1e6)
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         yield
 
 

@@ -53,6 +53,7 @@ async def until_right(
         left, wrong = list(faults), "\n".join(f"{name}: {fault}" for name, fault in faults.items())
         if not left:
             return
+        print(f"{slower:g} x slower, {at_once} at a time, wrong:\n{wrong}")
     raise AssertionError(wrong)
 
 
