@@ -39,10 +39,15 @@ class Pump:
             await trio.lowlevel.wait_readable(self._epoll)
             # A step for each that has something, as trio would give each task: a timer that has run out meanwhile must
             # not come before some of them.
-            for descriptor, _ in self._epoll.poll(0, max(1, len(self._flows))):
+            for descriptor in self._ready():
                 flow = self._flows.get(descriptor)
                 if flow is not None:  # a step of another one may have ended it
                     self._step(descriptor, flow)
+
+    def _ready(self) -> list[int]:
+        if len(self._flows) == 1:  # it is that one
+            return [*self._flows]
+        return [descriptor for descriptor, _ in self._epoll.poll(0, max(1, len(self._flows)))]
 
     def close(self) -> None:
         """Gives its descriptor back."""
@@ -55,7 +60,7 @@ class Pump:
 
         Args:
             descriptor: of a socket.
-            step: takes what has come in. Must not wait.
+            step: takes what has come in, which may be nothing after all. Must not wait.
 
         Raises:
             Exception: what ``step`` raised.
