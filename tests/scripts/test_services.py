@@ -105,7 +105,8 @@ def test_a_cluster_comes_back_with_its_data() -> None:
 
 
 def test_sentinels_elect_another_primary() -> None:
-    with RedisSentinel() as redis:
+    # Long enough that on a busy machine none is taken to be gone that is there.
+    with RedisSentinel(down_after_ms=4000) as redis:
         first, second = redis.primary, redis.replica
         first.execute("XADD", "stream", "*", "name", "value")
         wait_until(lambda: second.execute("XLEN", "stream") == 1, "the replica to have it")
