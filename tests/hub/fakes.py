@@ -1,8 +1,11 @@
 """A subscriber with a wire of limited room instead of a socket, and what its client has got over it."""
 
+import os
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, TypeVar
+
+from hypothesis import HealthCheck, settings
 
 from tricast.event import BEGINNING, Event, Gap, GapReason, Position, TopicSet, parse_position, whole
 from tricast.hub import Feed, Hub, Subscriber
@@ -12,6 +15,16 @@ from tricast.sent import Sent
 from tricast.wire.form import StreamForm
 
 T = TypeVar("T")
+
+#: How state tests of the hub look for examples.
+STATES = settings(
+    deadline=None,
+    max_examples=300,
+    stateful_step_count=50,
+    derandomize="CI" in os.environ,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
 
 
 class Got(NamedTuple):

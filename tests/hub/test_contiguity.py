@@ -4,12 +4,10 @@ The real hub over the real log; clients that join, block, fall behind, leave, co
 moment, also in the middle of a flush.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 
 import pytest
-from hub.fakes import FORMS, FakeSubscriber, Got, Switched, at_once
-from hypothesis import HealthCheck, settings
+from hub.fakes import FORMS, STATES, FakeSubscriber, Got, Switched, at_once
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -313,13 +311,4 @@ class Contiguity(RuleBasedStateMachine):
 def test_contiguous_or_a_gap_was_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tricast.hub, "SENDS_PER_TURN", 1)
     monkeypatch.setattr(tricast.hub, "CATCH_UP_BYTES", SLICE_BYTES)
-    run_state_machine_as_test(
-        Contiguity,
-        settings=settings(
-            deadline=None,
-            max_examples=300,
-            stateful_step_count=50,
-            derandomize="CI" in os.environ,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-        ),
-    )
+    run_state_machine_as_test(Contiguity, settings=STATES)

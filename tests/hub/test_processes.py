@@ -5,14 +5,12 @@ go from one process to another with the last id they were told, at any moment: w
 order and contiguous, or a gap was announced; nothing comes twice; and on one connection ids never go back.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from random import Random
 
 import pytest
-from hub.fakes import FORMS, FakeSubscriber, Got, Item, Switched, at_once
+from hub.fakes import FORMS, STATES, FakeSubscriber, Got, Item, Switched, at_once
 from hub.shards import Content, Shard
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -411,14 +409,4 @@ class Processes(RuleBasedStateMachine):
 def test_contiguous_or_a_gap_was_announced_whichever_process_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tricast.hub, "SENDS_PER_TURN", 1)
     monkeypatch.setattr(tricast.hub, "CATCH_UP_BYTES", BLOCK_BYTES)
-    run_state_machine_as_test(
-        Processes,
-        settings=settings(
-            deadline=None,
-            max_examples=300,
-            stateful_step_count=50,
-            derandomize="CI" in os.environ,
-            report_multiple_bugs=False,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-        ),
-    )
+    run_state_machine_as_test(Processes, settings=STATES)

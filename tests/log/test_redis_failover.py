@@ -8,7 +8,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 import trio
-from clocks import HANG_SECONDS
 from log.redis_worlds import Process, Processes, data_of
 from services import RedisCluster, RedisSentinel, RedisServer
 
@@ -21,14 +20,6 @@ from tricast.log.redis_servers import slot_of
 
 #: What a test publishes before and after something happens.
 MANY = 30
-
-
-@pytest.fixture
-async def processes() -> AsyncIterator[Processes]:
-    with trio.fail_after(HANG_SECONDS):
-        async with trio.open_nursery() as nursery:
-            yield Processes(nursery)
-            nursery.cancel_scope.cancel()
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from tricast.config import Config, LogSection
 from tricast.errors import ConfigError, ConfigProblem, LogUnavailable
 from tricast.event import Draft, Position, TopicSet
 from tricast.log.base import Committed, IdempotencyKey, Log, Skipped, Slice, ignore
+from tricast.log.redis_link import beside
 from tricast.log.redis_scripts import FUNCTIONS, Script
 from tricast.log.redis_servers import Servers
 from tricast.log.statistics import Statistics
@@ -164,17 +165,8 @@ class LaidOutLog:
             problems = await self._compare(redis)
         if problems:
             raise ConfigError(problems)
-        failure: Exception | None = None
-        # Raised outside, where the nursery makes no group of it.
-        async with self._log.open(committed, skipped), trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
-            try:
-                yield
-            except Exception as error:  # noqa: BLE001 - raised below
-                failure = error
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        async with self._log.open(committed, skipped), beside(self._watch):
+            yield
 
     async def append(self, drafts: Sequence[Draft], key: IdempotencyKey | None = None) -> Sequence[Position]:
         """See ``Log.append``."""

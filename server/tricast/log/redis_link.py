@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
@@ -11,6 +12,22 @@ from tricast.log.statistics import Statistics
 from tricast.logs import Logger
 
 _NOT_OPEN = "the log is not open"
+
+
+@asynccontextmanager
+async def beside(work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """A scope beside which work goes on, until the scope is left. What is raised in it comes out as it is."""
+    failure: Exception | None = None
+    # Raised outside, where the nursery makes no group of it.
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised below
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 class Link:
@@ -57,26 +74,16 @@ class Link:
             LogUnavailable: the first attempt failed.
         """
         self._outcome = trio.Event()
-        failure: Exception | None = None
-        # Raised outside, where the nursery makes no group of it.
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._keep, work, fail)
+            async with beside(partial(self._keep, work, fail)):
                 await self._outcome.wait()
-                if self._is_open:
-                    try:
-                        yield
-                    except Exception as error:  # noqa: BLE001 - raised below
-                        failure = error
-                else:
-                    failure = LogUnavailable(self.problem or _NOT_OPEN)
-                nursery.cancel_scope.cancel()
+                if not self._is_open:
+                    raise LogUnavailable(self.problem or _NOT_OPEN)
+                yield
         finally:
             self._is_open = False
             self.problem = _NOT_OPEN
             fail(_NOT_OPEN)
-        if failure is not None:
-            raise failure
 
     async def _keep(self, work: Callable[[], Awaitable[None]], fail: Callable[[str], None]) -> None:
         delay = self._config.reconnect
