@@ -6,8 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -113,9 +114,22 @@ async def pause() -> None:
     await trio.sleep(_LOOK_AGAIN_SECONDS)
 
 
-def open_descriptors() -> int:
-    """How many descriptors this process has open."""
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - iterdir holds one open while it counts
+def open_descriptors() -> Counter[str]:
+    """What the descriptors of this process lead to.
+
+    Who looks for what was left open subtracts what there was before, and so does not count what has gone since: a test
+    before this one may have left something to the garbage collector.
+    """
+    found = Counter[str]()
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - what iterdir gives is no better here
+        with suppress(FileNotFoundError):  # the one that this list was read from
+            found[os.readlink(f"/proc/self/fd/{name}")] += 1  # noqa: PTH115 - a link that leads to no path
+    return found
+
+
+def what_is_open() -> Counter[str]:
+    """The tasks of this run of Trio, and what the descriptors of this process lead to; to be subtracted likewise."""
+    return open_descriptors() + Counter(tasks=trio.lowlevel.current_statistics().tasks_living)
 
 
 @contextmanager

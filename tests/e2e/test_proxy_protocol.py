@@ -179,7 +179,7 @@ async def test_who_leaves_in_the_middle_leaves_nothing_behind(data: bytes, leave
                 await until(lambda: server.connections > 0)
                 getattr(wire, leave)()
                 await until(lambda: settled(server))
-        assert open_descriptors() == before
+        assert not open_descriptors() - before
         assert not server._runtime.counters.failed
         assert not server._runtime.counters.refusals
 
@@ -205,7 +205,7 @@ async def test_being_cut_off_in_the_middle_leaves_nothing_behind() -> None:
         await until(lambda: server.connections == 1)
     wire.close()
     assert server.connections == 0
-    assert open_descriptors() == before
+    assert not open_descriptors() - before
 
 
 async def test_who_runs_the_server_needs_no_introduction() -> None:

@@ -642,7 +642,7 @@ async def test_when_it_is_closed_nothing_is_left(redis: RedisServer) -> None:
                 await trio.testing.wait_all_tasks_blocked()
                 nursery.cancel_scope.cancel()
         redis.resume()
-        assert open_descriptors() == before
+        assert not open_descriptors() - before
         assert not process.shard._appends._unanswered
     async with process.open():
         assert process.log.last_id >= last
@@ -658,7 +658,7 @@ async def test_it_is_cancelled_at_any_time(redis: RedisServer, processes: Proces
             async with process.open():
                 while True:
                     await process.append("a")
-        assert open_descriptors() == before
+        assert not open_descriptors() - before
     (last,) = await other.append("a")
     await other.came_to(last)
     ids = ids_of(other.committed)

@@ -1,6 +1,7 @@
 """Faults in a proxy that runs: what clients and servers see of each, and that nothing is left of it."""
 
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -24,7 +25,7 @@ from clients import (
 from clocks import HANG_SECONDS
 from forwarding import administer, forwarding
 from proxy.origins import OK, Visit, always, origin, read_any, silent
-from serving import open_descriptors, serving, until
+from serving import serving, until, what_is_open
 from trio.testing import wait_all_tasks_blocked
 
 import tricast
@@ -92,22 +93,18 @@ async def publish_forever(server: tricast.Server) -> None:
 class Books:
     """What there is of tasks and descriptors, to see that there is no more of them later."""
 
-    def __init__(self, before: tuple[int, int]) -> None:
+    def __init__(self, before: Counter[str]) -> None:
         self._before = before
 
     @classmethod
     async def opened(cls) -> Self:
         """As it is when everything has begun."""
         await wait_all_tasks_blocked()
-        return cls(_tasks_and_descriptors())
+        return cls(what_is_open())
 
     async def balanced(self) -> None:
-        """Returns when there is as much as there was."""
-        await until(lambda: _tasks_and_descriptors() == self._before)
-
-
-def _tasks_and_descriptors() -> tuple[int, int]:
-    return trio.lowlevel.current_statistics().tasks_living, open_descriptors()
+        """Returns when there is no more than there was."""
+        await until(lambda: not what_is_open() - self._before)
 
 
 def close_kept(proxy: Proxy) -> None:
