@@ -11,6 +11,8 @@ from engines.resp import ReplyError
 
 _SLOTS = 16384
 _SECONDS = 60.0
+#: Redis gives up a failover that it was told to make after five seconds.
+_FAILOVER_SECONDS = 6.0
 
 
 class ClusterNode(RedisServer):
@@ -146,8 +148,9 @@ class RedisCluster(Service):
 
     def promote(self, replica: ClusterNode) -> None:
         """Makes a replica the master, in order and without loss, and returns when all know."""
-        replica.execute("CLUSTER", "FAILOVER")
-        wait_until(lambda: replica.role == "master", f"{replica.name} to be a master")
+        wait_until(
+            lambda: _ask_to_be_master(replica) and _becomes_master(replica), f"{replica.name} to be a master"
+        )
         self.wait_whole()
 
     def _living(self) -> list[ClusterNode]:
@@ -169,6 +172,23 @@ class RedisCluster(Service):
         for number, node in enumerate(self.nodes[self._masters :]):
             master = masters[number % len(masters)].id
             wait_until(partial(_follow, node, master), f"{node.name} to follow its master")
+
+
+def _ask_to_be_master(replica: ClusterNode) -> bool:
+    """Whether it could be told to: it needs a connection to its master, which is back a moment after a pause."""
+    try:
+        return bool(replica.execute("CLUSTER", "FAILOVER") == b"OK")
+    except ReplyError:
+        return replica.role == "master"
+
+
+def _becomes_master(replica: ClusterNode) -> bool:
+    """Whether it does, in the time that Redis gives it; then it has to be told again."""
+    try:
+        wait_until(lambda: replica.role == "master", "", _FAILOVER_SECONDS)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _follow(node: ClusterNode, master: str) -> bool:

@@ -22,7 +22,7 @@ import trio
 
 from tricast import metrics
 from tricast.access.access import Access
-from tricast.access.tickets import SharedUses
+from tricast.access.uses import SharedUses
 from tricast.certificates import open_keys
 from tricast.config import UNIX_HOST, Config, ServerTlsSection, differences, workers_of
 from tricast.connection import Connection

@@ -16,7 +16,7 @@ from structlog.testing import LogCapture
 from tricast.access.access import Access, Credentials
 from tricast.access.identity import Identity
 from tricast.access.jwks import Fetch
-from tricast.access.tickets import Uses
+from tricast.access.uses import Uses
 from tricast.config import AuthSection
 
 NOW = 1_800_000_000.0

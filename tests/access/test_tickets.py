@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tricast.access.identity import Identity
-from tricast.access.tickets import OwnUses, SharedUses, Tickets, Uses
+from tricast.access.tickets import Tickets
+from tricast.access.uses import OwnUses, SharedUses, Uses
 from tricast.errors import LimitExceeded, Unauthorized
 
 BOB = Identity("sub:bob", "bob", ("users.bob.>", "open"), ("chat.*",), NOW + 600.5)
@@ -201,7 +202,7 @@ def test_processes_that_have_memory_in_common(clock: Clock, capacity: int) -> No
 
 _TAKING = """
 import sys
-from tricast.access.tickets import NoRoom, SharedUses
+from tricast.access.uses import NoRoom, SharedUses
 
 def take(ticket):
     while True:

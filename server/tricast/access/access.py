@@ -2,22 +2,25 @@
 
 How credentials are checked is in ``tokens.py``, ``api_keys.py`` and ``tickets.py``.
 """
+# ruff: noqa: PLC0415 - what needs cryptography, 9 MB of a process, is imported where there is something to check.
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from tricast.access.api_keys import PREFIX, ApiKeys
 from tricast.access.identity import ANYBODY, Identity
-from tricast.access.jwks import Fetch, RemoteKeys, fetching_in_threads
-from tricast.access.keys import load_keys
-from tricast.access.tickets import OwnUses, Tickets, Uses
-from tricast.access.tokens import Tokens
+from tricast.access.uses import OwnUses, Uses
 from tricast.config import AuthSection
 from tricast.errors import Forbidden, Unauthorized
 from tricast.event import covers, shorten
 from tricast.logs import Logger
+
+if TYPE_CHECKING:
+    from tricast.access.jwks import Fetch, RemoteKeys
+    from tricast.access.tickets import Tickets
+    from tricast.access.tokens import Tokens
 
 #: So many patterns are told to who asked for what none of them covers.
 _MAX_TOLD = 5
@@ -56,7 +59,6 @@ class Access:
         is_on: whether anybody is asked who they are; where not, everybody may do everything.
         anonymous: who shows nothing, and what that one may do.
         remote: the keys of the JWKS URL; None where there is none.
-        tokens: the checks of tokens.
         api_keys: the API keys.
 
     Raises:
@@ -70,22 +72,41 @@ class Access:
         clock: Callable[[], float],
         logger: Logger,
         uses: Uses | None = None,
-        fetch: Fetch | None = None,
+        fetch: "Fetch | None" = None,
     ) -> None:
         self.is_on = auth.is_on
         self.anonymous = ANYBODY
         if self.is_on:
             self.anonymous = Identity("", None, auth.anonymous_subscribe, auth.anonymous_publish, is_anonymous=True)
-        keys = load_keys(auth)
-        self.remote = None
-        if auth.jwks_url:
-            fetch = fetching_in_threads() if fetch is None else fetch
-            self.remote = RemoteKeys(auth, logger=logger, fetch=fetch, changed=self._forget_tokens)
-        self.tokens = Tokens(auth, keys, self.remote, clock=clock)
+        self._auth = auth
+        self._clock = clock
+        self._uses = OwnUses(auth.max_tickets) if uses is None else uses
+        self.remote = self._remote_keys(fetch, logger) if auth.jwks_url else None
         self.api_keys = ApiKeys(auth.api_key)
         # Publishers mostly publish to the same topics again.
         self._remembering = lru_cache(_REMEMBERED)(_is_covered)
-        self._tickets = Tickets(auth, OwnUses(auth.max_tickets) if uses is None else uses, clock=clock)
+        if self.is_on:
+            _ = self.tokens  # keys that cannot be used are told of now
+
+    @cached_property
+    def tokens(self) -> "Tokens":
+        """The checks of tokens."""
+        from tricast.access.keys import load_keys
+        from tricast.access.tokens import Tokens
+
+        return Tokens(self._auth, load_keys(self._auth), self.remote, clock=self._clock)
+
+    def _remote_keys(self, fetch: "Fetch | None", logger: Logger) -> "RemoteKeys":
+        from tricast.access.jwks import RemoteKeys, fetching_in_threads
+
+        fetch = fetching_in_threads() if fetch is None else fetch
+        return RemoteKeys(self._auth, logger=logger, fetch=fetch, changed=self._forget_tokens)
+
+    @cached_property
+    def _tickets(self) -> "Tickets":
+        from tricast.access.tickets import Tickets
+
+        return Tickets(self._auth, self._uses, clock=self._clock)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 import msgspec
 import trio
 
-from tricast.access.tickets import SharedUses
+from tricast.access.uses import SharedUses
 from tricast.certificates import Encryption, load_encryption, successor_of
 from tricast.config import Config, differences
 from tricast.descriptors import raise_soft_limit

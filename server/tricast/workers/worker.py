@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from tricast.access.tickets import SharedUses
+from tricast.access.uses import SharedUses
 from tricast.config import Config, ServerTlsSection
 from tricast.errors import ConfigError, TricastError, leaves
 from tricast.logs import Logger, log_problems, program_logger
