@@ -148,9 +148,7 @@ class RedisCluster(Service):
 
     def promote(self, replica: ClusterNode) -> None:
         """Makes a replica the master, in order and without loss, and returns when all know."""
-        wait_until(
-            lambda: _ask_to_be_master(replica) and _becomes_master(replica), f"{replica.name} to be a master"
-        )
+        wait_until(lambda: _ask_to_be_master(replica) and _becomes_master(replica), f"{replica.name} to be a master")
         self.wait_whole()
 
     def _living(self) -> list[ClusterNode]:
