@@ -10,6 +10,7 @@ import pytest
 import trio
 from log.redis_worlds import Process, Processes, data_of
 from services import RedisCluster, RedisSentinel, RedisServer
+from serving import pause
 
 from engines.daemon import wait_until
 from engines.redis import ADMINISTRATOR
@@ -69,6 +70,7 @@ class Publisher:
             else:
                 self.acknowledged[self._number] = position
                 self._progress.unpark_all()
+                await pause()
 
     async def goes_on(self) -> None:
         """Returns when so many more are acknowledged."""
