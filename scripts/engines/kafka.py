@@ -7,7 +7,6 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -67,10 +66,11 @@ class KafkaTopics(ABC):
     def internal_address(self) -> str:
         """Without TLS and without users, whatever there is at the address for clients."""
 
-    @cached_property
-    def admin(self) -> AdminClient:
-        """A client that may do anything."""
-        return AdminClient({"bootstrap.servers": self.internal_address, "log_level": 0})
+    @contextmanager
+    def admin(self) -> Iterator[AdminClient]:
+        """A client that may do anything. It opens and closes connections as it likes, and has none behind the block."""
+        client = AdminClient({"bootstrap.servers": self.internal_address, "log_level": 0})
+        yield client
 
     def topic_url(self, topic: str) -> str:
         """The topic as ``tricast serve --log-url`` takes it."""
@@ -83,35 +83,44 @@ class KafkaTopics(ABC):
             KafkaException: Kafka refused it.
         """
         new = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=dict(config or {}))
-        wait_until(lambda: self._is_created(new), f"brokers for {topic}")
-        wait_until(
-            lambda: [self.leader_id(topic, number) >= 0 for number in range(partitions)] == [True] * partitions,
-            f"leaders of {topic}",
-        )
-
-    def _is_created(self, new: NewTopic) -> bool:
-        try:
-            self.admin.create_topics([new])[new.topic].result()
-        except KafkaException as error:
-            # A broker that came late with a heartbeat does not count until the next.
-            if error.args[0].code() != KafkaError.INVALID_REPLICATION_FACTOR:
-                raise
-            return False
-        return True
+        with self.admin() as admin:
+            wait_until(lambda: _is_created(admin, new), f"brokers for {topic}")
+            wait_until(
+                lambda: all(_leader_id(admin, topic, number) >= 0 for number in range(partitions)),
+                f"leaders of {topic}",
+            )
 
     def delete_topic(self, topic: str) -> None:
         """Removes a topic with all that is in it."""
-        self.admin.delete_topics([topic])[topic].result()
+        with self.admin() as admin:
+            admin.delete_topics([topic])[topic].result()
 
     def delete_records(self, topic: str, partition: int, before: int) -> None:
         """Removes what is before an offset, as retention does."""
         part = TopicPartition(topic, partition, before)
-        self.admin.delete_records([part])[part].result()
+        with self.admin() as admin:
+            admin.delete_records([part])[part].result()
 
     def leader_id(self, topic: str, partition: int = 0) -> int:
         """Which broker leads a partition; -1 when none does."""
-        found = self.admin.list_topics(topic, timeout=_SECONDS).topics[topic].partitions.get(partition)
-        return -1 if found is None else found.leader
+        with self.admin() as admin:
+            return _leader_id(admin, topic, partition)
+
+
+def _is_created(admin: AdminClient, new: NewTopic) -> bool:
+    try:
+        admin.create_topics([new])[new.topic].result()
+    except KafkaException as error:
+        # A broker that came late with a heartbeat does not count until the next.
+        if error.args[0].code() != KafkaError.INVALID_REPLICATION_FACTOR:
+            raise
+        return False
+    return True
+
+
+def _leader_id(admin: AdminClient, topic: str, partition: int) -> int:
+    found = admin.list_topics(topic, timeout=_SECONDS).topics[topic].partitions.get(partition)
+    return -1 if found is None else found.leader
 
 
 class KafkaBroker(Daemon):
@@ -277,14 +286,15 @@ class KafkaServer(Service, KafkaTopics):
             NotStarted: they were not within so many seconds.
         """
         try:
-            wait_until(self.is_whole, "the brokers to know each other", within)
+            with self.admin() as admin:
+                wait_until(lambda: self._is_whole(admin), "the brokers to know each other", within)
         except TimeoutError as error:
             raise NotStarted("\n".join([str(error), *(broker.log[-1000:] for broker in self.brokers)])) from error
 
-    def is_whole(self) -> bool:
+    def _is_whole(self, admin: AdminClient) -> bool:
         """Whether a client is told of all brokers that run, and of no other."""
         try:
-            known = self.admin.list_topics(timeout=1).brokers
+            known = admin.list_topics(timeout=1).brokers
         except KafkaException:
             return False
         return set(known) == {broker.id for broker in self.brokers if broker.is_running and not broker.is_paused}
@@ -296,7 +306,8 @@ class KafkaServer(Service, KafkaTopics):
 
     def in_sync(self, topic: str, partition: int = 0) -> set[int]:
         """The ids of the brokers that have all of a partition."""
-        return set(self.admin.list_topics(topic, timeout=_SECONDS).topics[topic].partitions[partition].isrs)
+        with self.admin() as admin:
+            return set(admin.list_topics(topic, timeout=_SECONDS).topics[topic].partitions[partition].isrs)
 
 
 def _new_id() -> str:

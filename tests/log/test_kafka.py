@@ -9,6 +9,7 @@ import trio
 import trio.testing
 from log.kafka_worlds import KafkaWorld, idempotency_key, kafka_config, kafka_world, new_topic, write
 from services import KafkaTopics
+from serving import open_descriptors, until
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import Draft, Event, EventId, GapReason, ShardedId, TopicSet
@@ -381,9 +382,11 @@ async def test_a_source_that_is_not_there(kafka: KafkaTopics) -> None:
 async def test_a_topic_that_is_not_there(kafka: KafkaTopics) -> None:
     world = KafkaWorld(kafka_config(kafka, "missing", shards=3))
     expected = "there is no topic missing: kafka-topics.sh --create --topic missing --partitions 3"
+    before = open_descriptors()
     with pytest.raises(LogUnavailable, match=expected):
         async with world.open():
             pass
+    await until(lambda: not open_descriptors() - before)
 
 
 async def test_too_few_partitions(kafka: KafkaTopics) -> None:
@@ -420,6 +423,20 @@ async def test_it_opens_again(kafka: KafkaTopics) -> None:
         await world.handed_over(2)
         assert [event.topic for event in await world.read_all("a", "b")] == ["a", "b"]
         assert world.log.statistics.lags == {0: 0}
+
+
+async def test_when_it_is_closed_nothing_is_left(kafka: KafkaTopics) -> None:
+    world = KafkaWorld(kafka_config(kafka, new_topic(kafka)))
+    before = open_descriptors()
+    for _ in range(2):
+        async with world.open():
+            await world.append("a")
+            await world.append("b", "c")
+            await world.handed_over(3)
+            await world.read_all("a", "b")
+        # What librdkafka lets go of, threads of its own close.
+        await until(lambda: not open_descriptors() - before)
+        world.committed.clear()
 
 
 async def test_a_look_that_finds_nothing_wrong_changes_nothing(kafka: KafkaTopics) -> None:

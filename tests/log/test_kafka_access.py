@@ -12,9 +12,6 @@ from services import KafkaServer
 
 from tricast.errors import LogUnavailable
 
-#: One process has it all, or each would start a Kafka.
-pytestmark = pytest.mark.xdist_group("a Kafka with users")
-
 _USERS = {"app": "a secret", "limited": "another secret"}
 _CONFIG = (
     "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -77,8 +74,9 @@ async def test_what_a_user_has_to_be_allowed(guarded_kafka: KafkaServer) -> None
 
     async def allow(kind: ResourceType, name: str, pattern: ResourcePatternType, operation: AclOperation) -> None:
         binding = AclBinding(kind, name, pattern, "User:limited", "*", operation, AclPermissionType.ALLOW)
-        (future,) = guarded_kafka.admin.create_acls([binding]).values()
-        await trio.to_thread.run_sync(future.result)
+        with guarded_kafka.admin() as admin:
+            (future,) = admin.create_acls([binding]).values()
+            await trio.to_thread.run_sync(future.result)
 
     literal = ResourcePatternType.LITERAL
     assert "authorization failed" in await refusal(guarded_kafka, topic, settings)

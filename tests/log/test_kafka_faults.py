@@ -16,9 +16,6 @@ from tricast.errors import LogUnavailable
 from tricast.event import GapReason
 from tricast.log.kafka_clients import Seen, Topic
 
-#: One process has it all, or each would start a Kafka.
-pytestmark = pytest.mark.xdist_group("a Kafka that fails")
-
 
 @pytest.fixture(scope="module")
 def own_kafka() -> Iterator[KafkaServer]:

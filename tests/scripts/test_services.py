@@ -162,7 +162,8 @@ def test_kafka_keeps_what_it_acknowledged() -> None:
         kafka.start()
         assert produce(kafka.address, "topic", **settings) == 1
         kafka.restart(keep_data=False)
-        assert "topic" not in kafka.admin.list_topics(timeout=10).topics
+        with kafka.admin() as admin:
+            assert "topic" not in admin.list_topics(timeout=10).topics
 
 
 def test_another_broker_leads_when_one_is_gone() -> None:

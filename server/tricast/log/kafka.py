@@ -183,11 +183,12 @@ class KafkaLog:
         self._lost.clear()
         begun = trio.current_time()
         history = self._history = History(self._clients.history_consumer, self._config.timeout)
-        seen = await trio.to_thread.run_sync(self._look_at_all, abandon_on_cancel=True)
-        positions = self._begin(seen)
-        threads = self._threads = await trio.to_thread.run_sync(_Threads, self, self._clients, self._config, post)
-        self._clients.tell = lambda why: post(self.doubted, why)
+        threads = None
         try:
+            seen = await trio.to_thread.run_sync(self._look_at_all, abandon_on_cancel=True)
+            positions = self._begin(seen)
+            threads = self._threads = await trio.to_thread.run_sync(_Threads, self, self._clients, self._config, post)
+            self._clients.tell = lambda why: post(self.doubted, why)
             threads.start()
             threads.reader.move(positions)
             await self._come_to_end()
@@ -200,14 +201,21 @@ class KafkaLog:
                 raise LogUnavailable(f"{self._url.topic}: {self._problem}")
         finally:
             self._threads, self._committed = None, ignore
-            threads.stop()
+            if threads is not None:
+                threads.stop()
             for call in list(self._jobs):
                 call.resolve(LogUnavailable("the log is not open"))
             history.close()
             with trio.move_on_after(_LAST_SECONDS, shield=True):
-                await trio.to_thread.run_sync(threads.join, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(self._leave, threads, abandon_on_cancel=True)
 
     # In threads
+
+    def _leave(self, threads: "_Threads | None") -> None:
+        if threads is not None:
+            threads.join()
+        # Its clients and this log refer to each other, and would wait for the garbage collector.
+        self._clients.close()
 
     def look(self, places: Collection[Place]) -> Seen:
         """Looks at the topics, and at these partitions, in whatever thread.

@@ -118,9 +118,8 @@ class Clients:
         Raises:
             LogUnavailable: one is not there, or a partition of one cannot be used now, or Kafka does not answer.
         """
-        if self._admin is None:
-            self._admin = self._made(AdminClient, self._common)
-        futures = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=timeout)
+        # In no variable of its own: the traceback of an error would keep it beyond ``close``.
+        futures = self._describer().describe_topics(TopicCollection(list(topics)), request_timeout=timeout)
         found = {}
         for name, future in futures.items():
             try:
@@ -133,14 +132,22 @@ class Clients:
             found[name] = Topic(str(description.topic_id), len(description.partitions))
         return found
 
+    def close(self) -> None:
+        """Lets go of the connections for ``describe``; may take a moment. Who describes later makes new ones."""
+        self._admin = None
+
+    def _describer(self) -> AdminClient:
+        if self._admin is None:
+            self._admin = self._made(AdminClient, self._common)
+        return self._admin
+
     def _without(self, name: str, error: KafkaError) -> str:
         """Why a topic is not described."""
         if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             is_own = name == self._url.topic
             hint = f": kafka-topics.sh --create --topic {name} --partitions {self._shards}" if is_own else ""
             return f"there is no topic {name}{hint}"
-        assert self._admin is not None
-        self._admin.poll(0)  # it hears the reason then
+        self._describer().poll(0)  # it hears the reason then
         nodes = ", ".join(map(str, self._url.nodes))
         return f"{nodes}: {self._why or in_words(error)}"
 

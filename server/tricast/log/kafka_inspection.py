@@ -47,6 +47,7 @@ async def inspecting(config: Config, url: KafkaUrl, *, logger: Logger) -> AsyncI
         yield Inspected(await _in_thread(_partitions, config, url, clients, history, admin), is_sharded=True)
     finally:
         history.close()
+        clients.close()
 
 
 def _partitions(
