@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 from cli.running import run, run_here, running, serving_command
+from clocks import HANG_SECONDS
 from encryption import authority, authority_file, certificate_file
 
 CONFIG = f"""
@@ -30,7 +31,7 @@ async def test_publish_subscribe_bench_and_probe(shown: list[str], tmp_path: Pat
     config = tmp_path / "server.toml"
     config.write_text(CONFIG)
     trusting = ["--cacert", authority_file()]
-    with trio.fail_after(90):
+    with trio.fail_after(HANG_SECONDS):
         async with serving_command("--config", str(config)) as (_, url):
             code, _, said = await run("publish", "news", "1", "--url", url)
             assert (code, "its certificate is not trusted" in said) == (1, True)

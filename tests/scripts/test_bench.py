@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
+from clocks import HANG_SECONDS
 
 from answers import AnswerError, measure_answer
 from attackers import SILENT, SLOW, Kind, Mob, Speech, Standing
@@ -172,7 +173,7 @@ def test_events_are_counted_however_they_are_cut(serve: Callable[[Script], Targe
         read_request(sock)
         sock.sendall(b'begun mark "ma')
         for part in (b"rk mark m", b"a", b"r", b"k marmark"):
-            step.acquire(timeout=10)
+            step.acquire(timeout=HANG_SECONDS)
             sock.sendall(part)
 
     opened = crowd.open(serve(script), [Opening(READ, b"begun")])
@@ -363,7 +364,7 @@ def test_what_a_measurement_leaves_behind_is_ended() -> None:
         "print(answer, list_descendants(os.getpid()))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=BENCH, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], cwd=BENCH, capture_output=True, text=True, timeout=HANG_SECONDS, check=True
     )
     assert done.stdout == "None []\n"
     assert not Path(f"/proc/{int(done.stderr)}").exists()
@@ -537,7 +538,7 @@ def test_check_prints_verdicts_and_says_so_with_its_status(tmp_path: Path, tls: 
     make_results(tls=tls).save(tmp_path)
     (tmp_path / "hundred-thousand.json").write_text(json.dumps(HELD), encoding="utf-8")
     command = [sys.executable, BENCH / "check", tmp_path / "results.json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert (done.returncode, done.stderr) == (status, "")
     assert done.stdout.count("REACHED ") == 16 - status
     assert done.stdout.count("FALLS SHORT") == status
@@ -545,7 +546,7 @@ def test_check_prints_verdicts_and_says_so_with_its_status(tmp_path: Path, tls: 
 
 def test_check_says_what_makes_results(tmp_path: Path) -> None:
     command = [sys.executable, BENCH / "check", tmp_path / "results.json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 2
     assert "scripts/bench/run makes it" in done.stderr
 
@@ -715,25 +716,25 @@ def test_how_an_attack_goes(gather: Gather) -> None:
 def test_a_run_measures_and_reports(tmp_path: Path) -> None:
     command = [sys.executable, BENCH / "runner.py", "--quick", "--repetitions", "1", "--peer", "Tricast"]
     command += ["--scenario", "publish", "--no-plots", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=True)
     assert re.match(r"\[1/1\] publish #1 Tricast: CPU µs per event \S+, events/s \S+\n$", done.stdout)
     results = read_results(tmp_path / "results.json")
     assert [one.failed for one in results.measurements] == [""]
     assert results.pick("publish", "", "Tricast", "cpu_us")[1] > 0
     assert "quick run" in (tmp_path / "results.md").read_text(encoding="utf-8")
     mixed = subprocess.run(
-        [*command, "--resume", "--nice", "5"], capture_output=True, text=True, timeout=60, check=False
+        [*command, "--resume", "--nice", "5"], capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
     assert mixed.returncode == 1
     assert "another --nice" in mixed.stderr
-    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=60, check=True)
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=HANG_SECONDS, check=True)
     assert again.stdout == ""
 
 
 def test_connections_are_held_and_nothing_is_lost(tmp_path: Path) -> None:
     command = [sys.executable, BENCH / "hundred_thousand.py", "--connections", "31", "--seconds", "2", "--idle", "0.5"]
     command += ["--every", "0.5", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "hundred-thousand.json").read_text(encoding="utf-8"))
     wanted = {"connections": 31, "events": 3, "lost": 0, "duplicated": 0, "dropped": 0}
@@ -786,7 +787,7 @@ def test_what_a_log_takes_is_measured(tmp_path: Path) -> None:
     command = [sys.executable, BENCH / "log_capacity.py", "--repetitions", "1", "--seconds", "0.2", "--out", tmp_path]
     command += ["--subscribers", "20", "--events", "3", "--only", "latency", "deliveries"]
     environment = {**os.environ, "PYTHONPATH": str(BENCH.parent)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False, env=environment)
     figures = json.loads((tmp_path / "log-capacity.json").read_text(encoding="utf-8"))
     assert (tmp_path / "log-capacity.md").read_text(encoding="utf-8") == done.stdout
     assert set(figures["results"]) == {"latency over 1 nodes", "latency over 2 nodes", MEMORY, REDIS}
@@ -797,7 +798,7 @@ def test_what_a_log_takes_is_measured(tmp_path: Path) -> None:
 def test_who_means_no_good_is_measured(tmp_path: Path) -> None:
     command = [sys.executable, BENCH / "hostile.py", "--slow", "6", "--silent", "4", "--subscribers", "5"]
     command += ["--seconds", "0.5", "--settle", "0", "--repetitions", "1", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "hostile.json").read_text(encoding="utf-8"))
     without, attacked = (figures["runs"][name][0] for name in ("without", "with"))
@@ -812,7 +813,7 @@ def test_what_a_proxy_costs_is_measured_and_judged(tmp_path: Path) -> None:
     command += ["--requests", "5", "--tunnels", "7", "--mebibytes", "2", "--check"]
     command += ["--only", "events", "tunnels", "bodies"]
     done = subprocess.run(
-        [*command, "--json", tmp_path / "cost.json"], capture_output=True, text=True, timeout=120, check=False
+        [*command, "--json", tmp_path / "cost.json"], capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
     results = json.loads((tmp_path / "cost.json").read_text(encoding="utf-8"))["results"]
     kinds = ("event_", "tunnel_", "down_", "up_")

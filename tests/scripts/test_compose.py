@@ -12,6 +12,7 @@ import pytest
 import trio
 import yaml
 from clients import ask, publish, subscribe
+from clocks import HANG_SECONDS
 from proxies.ready import edited
 from proxies.real import real_proxy
 from services import KafkaServer
@@ -47,7 +48,7 @@ def test_the_image_has_all_that_the_package_is_built_from(tmp_path: Path) -> Non
         else:
             shutil.copy(source, tmp_path / part)
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path / "dist"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=HANG_SECONDS)
     [wheel] = (tmp_path / "dist").iterdir()
     with ZipFile(wheel) as archive:
         [name] = (name for name in archive.namelist() if name.endswith("/METADATA"))
@@ -60,7 +61,7 @@ def test_the_server_understands_what_it_is_told() -> None:
     tricast = SERVICES["tricast-1"]
     assert SERVICES["tricast-2"] == tricast
     command = [sys.executable, "-m", "tricast", *tricast["command"], "--help"]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=HANG_SECONDS)
     assert "server tricast-1:8080;" in COMPOSE["configs"]["nginx"]["content"]
     assert tricast["command"][-2:] == ["--port", "8080"]
 

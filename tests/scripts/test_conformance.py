@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 #: The suite of a test: it takes the URL out of its specification, and reports what it was told to.
@@ -41,7 +42,7 @@ def test_a_folder_that_is_something_else_stays_as_it_is(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 1
     assert "is there already, and is not Autobahn's suite" in done.stderr
@@ -60,7 +61,7 @@ def conformance(folder: Path, told: Any, *arguments: str) -> subprocess.Complete
     (programs / "python").chmod(0o755)
     (programs / "told.json").write_text(json.dumps(told), encoding="utf-8")
     command = [sys.executable, str(ROOT / "scripts" / "conformance.py"), "--suite", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
 
 
 def case(behavior: str, closing: str = "OK") -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from clocks import HANG_SECONDS
 
 from tricast.config import Config
 
@@ -44,7 +45,9 @@ exec(script)
 
 
 def call(command: Sequence[object]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False, timeout=HANG_SECONDS
+    )
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -104,7 +107,7 @@ def test_more_than_the_kernel_grants_is_capped_and_told() -> None:
 def test_script_becomes_the_command() -> None:
     command = [*PYTHON, str(SCRIPT), "--", *PYTHON, "-c", "import os; print(os.getpid())"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=HANG_SECONDS)
     assert printed == f"{process.pid}\n"
 
 

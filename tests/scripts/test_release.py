@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from clocks import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 RELEASE = ROOT / "scripts" / "release.py"
@@ -44,7 +45,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def release(repository: Path, output: Path, *arguments: str, umask: int = 0o022) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(RELEASE), *arguments, "--repository", str(repository), "--output", str(output)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, umask=umask)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_SECONDS, umask=umask)
 
 
 def test_two_who_build_a_commit_get_the_same_bytes(repository: Path, tmp_path: Path) -> None:

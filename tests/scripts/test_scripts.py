@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from clocks import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "scripts" / "bench"
@@ -71,7 +72,7 @@ def test_program_can_be_executed(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHELL, ids=relative)
 def test_shell_can_be_parsed(path: Path) -> None:
-    result = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False, timeout=60)
+    result = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -120,7 +121,7 @@ def in_environment(commands: str, *arguments: object) -> str:
     """What commands print that know the functions of environment.sh."""
     source = f"set -euo pipefail; source {ROOT}/scripts/environment.sh; {commands}"
     command = ["bash", "-c", source, "test", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=HANG_SECONDS).stdout
 
 
 def test_no_service_is_started_while_packages_are_installed(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import coredis
 import pytest
 import trio
+from clocks import HANG_SECONDS
 from confluent_kafka import KafkaException, Producer
 from coredis.connection import TCPLocation
 from encryption import authority_file, certificate_file
@@ -216,7 +217,7 @@ def test_a_killed_process_leaves_nothing_running() -> None:
 def services(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [str(part) for part in (ROOT / "scripts" / "services", *arguments)]
     return subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=120
+        command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
     )
 
 
@@ -332,7 +333,9 @@ def test_help_and_wrong_usage_need_nothing_that_is_installed(
     tmp_path: Path, arguments: tuple[str, ...], status: int, said: str
 ) -> None:
     scripts = shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    done = subprocess.run([scripts / "services", *arguments], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [scripts / "services", *arguments], capture_output=True, text=True, check=False, timeout=HANG_SECONDS
+    )
     assert done.returncode == status
     assert said in done.stdout + done.stderr
     assert "install" not in done.stderr

@@ -7,6 +7,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from clocks import HANG_SECONDS
 
 CONFIG = Path(__file__).parents[2] / "config"
 #: Of 100, as systemd-analyze(1) counts it; a service without a sandbox has 96.
@@ -25,7 +26,7 @@ def units(tmp_path: Path) -> Path:
 
 def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = ["systemd-analyze", "--man=no", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
 
 
 def test_systemd_knows_every_line(units: Path) -> None:
