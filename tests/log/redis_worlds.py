@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Any
 
 import trio
-from log.worlds import PLENTY, held, ids_of
+from log.worlds import PLENTY, ids_of
 from serving import capturing_logger, until
 from structlog.testing import LogCapture
 
 import tricast
+from tricast.errors import LogUnavailable
 from tricast.event import BEGINNING, Draft, Event, EventId, Position, TopicSet
 from tricast.log.base import IdempotencyKey, Log, Slice
 from tricast.log.redis import RedisShard, redis_log
@@ -91,12 +92,22 @@ class Processes:
         return process
 
     async def run(self, process: Process) -> trio.CancelScope:
-        """Opens its log; cancelling the scope is its end."""
+        """Opens its log, and tries again where a test's short timeout is too short for a busy machine.
+
+        Cancelling the scope is its end.
+        """
         scope = trio.CancelScope()
 
         async def hold(task_status: trio.TaskStatus[None]) -> None:
             with scope:
-                await held(process.open(), task_status)
+                async with AsyncExitStack() as opened:
+                    is_open = False
+                    while not is_open:
+                        with suppress(LogUnavailable):
+                            await opened.enter_async_context(process.open())
+                            is_open = True
+                    task_status.started()
+                    await trio.sleep_forever()
 
         await self._nursery.start(hold)
         return scope

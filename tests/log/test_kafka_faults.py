@@ -82,7 +82,7 @@ async def test_a_broker_that_is_killed_and_comes_back(own_kafka: KafkaServer) ->
 
 async def test_a_broker_that_stalls(own_kafka: KafkaServer) -> None:
     topic = new_topic(own_kafka)
-    async with kafka_world(own_kafka, topic, timeout="1s", cache_size=1) as world:
+    async with kafka_world(own_kafka, topic, timeout="3s", cache_size=1) as world:
         (first,) = await world.append("a", data=b"0")
         await world.handed_over(1)
         own_kafka.pause()
@@ -268,7 +268,7 @@ async def test_too_much_is_waiting(own_kafka: KafkaServer, monkeypatch: pytest.M
         except LogUnavailable as error:
             refusals.append(error.why)
 
-    async with kafka_world(own_kafka, new_topic(own_kafka), timeout="1s") as world:
+    async with kafka_world(own_kafka, new_topic(own_kafka), timeout="3s") as world:
         own_kafka.pause()
         try:
             async with trio.open_nursery() as nursery:

@@ -293,7 +293,7 @@ async def test_a_position_that_was_told_by_a_process_that_is_further(
 async def test_a_process_that_does_not_come_so_far(
     redis: RedisServer, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = await processes.begin(redis.url, timeout="1s")
+    process = await processes.begin(redis.url, timeout="3s")
     (last,) = await process.append("a")
     await process.came_to(last)
     redis.execute("HSET", KEYS.meta, "last", f"{last.ms + 1}-0")  # as if it was there, and did not come

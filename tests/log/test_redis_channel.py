@@ -360,7 +360,7 @@ async def test_data_that_are_deleted_while_all_are_connected(redis: RedisServer,
 
 
 async def test_deleted_data_are_noticed_by_who_only_listens(redis: RedisServer, processes: Processes) -> None:
-    process = await processes.begin(redis.url, timeout="200ms")
+    process = await processes.begin(redis.url, timeout="2s")
     redis.execute("FLUSHALL")
     await away_and_back(process)
     assert len(process.skipped) == 1
@@ -401,7 +401,7 @@ async def test_positions_that_go_back_while_all_are_connected(redis: RedisServer
 
 
 async def test_what_does_not_come_in(redis: RedisServer, processes: Processes) -> None:
-    process = await processes.begin(redis.url, timeout="200ms")
+    process = await processes.begin(redis.url, timeout="2s")
     (key,) = redis.execute("KEYS", "*:position")
     _, server = redis.execute("GET", key).split()
     redis.execute("SET", key, b"9000000000000-7 " + server)
@@ -411,7 +411,7 @@ async def test_what_does_not_come_in(redis: RedisServer, processes: Processes) -
 
 
 async def test_redis_that_stands_still(redis: RedisServer, processes: Processes) -> None:
-    process = await processes.begin(redis.url, timeout="300ms")
+    process = await processes.begin(redis.url, timeout="2s")
     (told,) = await process.publish("1")
     redis.pause()
     with pytest.raises(LogUnavailable):
@@ -454,7 +454,7 @@ async def test_no_redis_at_the_start() -> None:
 
 async def test_a_subscription_to_which_nothing_comes(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connection, "send_command", lambda *_: None)
-    process = Process(redis.url, timeout="200ms")
+    process = Process(redis.url, timeout="2s")
     with trio.fail_after(HANG_SECONDS), pytest.raises(LogUnavailable, match="does not pass on"):
         async with process.log.open(process.events.extend):
             pass

@@ -84,7 +84,7 @@ async def test_what_is_being_appended_when_it_goes_away_is_not_said_to_be_kept(
 
 
 async def test_a_redis_that_has_stopped_is_given_up_after_its_time(redis: RedisServer, processes: Processes) -> None:
-    process = await processes.begin(redis.url, timeout="1s")
+    process = await processes.begin(redis.url, timeout="3s")
     (last,) = await process.append("a")
     redis.pause()
     with pytest.raises(LogUnavailable, match="does not answer"):
@@ -407,7 +407,7 @@ async def disconnect(process: Process) -> None:
 async def test_what_was_acknowledged_and_never_read(redis: RedisServer, processes: Processes, tmp_path: Path) -> None:
     with RedisServer() as other:
         servers = Swapped(redis.url, other.url)  # nothing is read
-        process = Process(redis.url, timeout="1s")
+        process = Process(redis.url, timeout="3s")
         process.shard._servers = servers  # type: ignore[assignment]
         await processes.run(process)
         before = process.log.last_id
@@ -612,7 +612,7 @@ async def test_a_read_that_finds_the_connection_dead(redis: RedisServer, process
 async def test_without_the_replicas_that_are_wanted_nothing_is_acknowledged(
     redis: RedisServer, processes: Processes
 ) -> None:
-    process = await processes.begin(redis.url, replicas=1, timeout="1s")
+    process = await processes.begin(redis.url, replicas=1, timeout="3s")
     with pytest.raises(LogUnavailable, match="only 0 of 1 replicas"):
         await process.append("a")
     await until(lambda: len(process.committed) == 1)  # it is there nevertheless
@@ -648,19 +648,20 @@ async def test_when_it_is_closed_nothing_is_left(redis: RedisServer) -> None:
         assert process.log.last_id >= last
 
 
-async def test_it_is_cancelled_at_any_time(redis: RedisServer, processes: Processes) -> None:
+async def test_it_is_cancelled_at_any_time(redis: RedisServer) -> None:
     """Whatever it is at, cancelling it leaves no connections, nor a log that somebody else cannot use."""
-    other = await processes.begin(redis.url)
     before = open_descriptors()
-    for milliseconds in range(40):
-        process = Process(redis.url)
-        with trio.move_on_after(milliseconds / 2000):
-            async with process.open():
-                while True:
-                    await process.append("a")
-        assert not open_descriptors() - before
-    (last,) = await other.append("a")
-    await other.came_to(last)
+    other = Process(redis.url)
+    async with other.open():
+        for milliseconds in range(40):
+            process = Process(redis.url)
+            with trio.move_on_after(milliseconds / 2000):
+                async with process.open():
+                    while True:
+                        await process.append("a")
+        (last,) = await other.append("a")
+        await other.came_to(last)
+    assert not open_descriptors() - before
     ids = ids_of(other.committed)
     assert ids == sorted(set(ids))
     assert other.skipped == []
@@ -824,7 +825,7 @@ async def test_a_repetition_is_not_acknowledged_either_without_the_replicas(proc
         RedisServer(program=program, config=[f"replicaof 127.0.0.1 {primary.port}"]) as replica,
     ):
         await until(lambda: b"master_link_status:up" in replica.execute("INFO", "replication"))  # type: ignore[operator]
-        both = [await processes.begin(primary.url, replicas=1, timeout="1s") for _ in range(2)]
+        both = [await processes.begin(primary.url, replicas=1, timeout="3s") for _ in range(2)]
         await both[0].append("a")
         replica.pause()
         key = IdempotencyKey(b"k", b"1", 60.0, 10)
