@@ -68,7 +68,7 @@ class KafkaTopics(ABC):
 
     @contextmanager
     def admin(self) -> Iterator[AdminClient]:
-        """A client that may do anything. It opens and closes connections as it likes, and has none behind the block."""
+        """A client that may do anything. It opens and closes connections as it likes, until nobody has it any more."""
         client = AdminClient({"bootstrap.servers": self.internal_address, "log_level": 0})
         yield client
 

@@ -123,10 +123,11 @@ def objects() -> Counter[str]:
     return Counter({name: n for name, n in names.items() if not name.startswith(("tricast.event.", "tricast.log."))})
 
 
-async def census(server: tricast.Server) -> Counter[str]:
+async def census(server: tricast.Server) -> tuple[dict[str, int], Counter[str]]:
     """How much there is of all that a connection could leave behind, once nothing is under way.
 
-    There may be less later: what tests before this one left may be tidied up meanwhile.
+    First the server's own, and then the process's, of which there may be less later: what tests before this one left
+    may be tidied up meanwhile.
     """
     await trio.testing.wait_all_tasks_blocked()
     gc.collect()  # also what other tests in this process have left to it
@@ -140,9 +141,9 @@ async def census(server: tricast.Server) -> Counter[str]:
         "wheel": len(runtime.wheel),
         "inside": acceptor._inside,
         "refusing": acceptor._refusing,
-        "quotas": sum(len(each) for each in gc.get_objects() if isinstance(each, Tally)),
     }
-    return Counter(held) + what_is_open() + objects()
+    quotas = Counter(quotas=sum(len(each) for each in gc.get_objects() if isinstance(each, Tally)))
+    return held, quotas + what_is_open() + objects()
 
 
 # Where they are when they end
@@ -246,11 +247,13 @@ async def ends_in(phase: Phase, **sections: Any) -> None:
             await until(lambda: counters.accepted == accepted and server.connections == 0)
 
         await come_and_go()  # what is kept for all has been made then
-        before = await census(server)
+        held, before = await census(server)
         with as_in_a_program():
             for _ in range(ENDS // CROWD):
                 await come_and_go()
-        assert not await census(server) - before
+        held_now, now = await census(server)
+        assert held_now == held
+        assert not now - before
         rounds = ENDS // CROWD + 1
         assert counters.accepted == rounds * CROWD
         assert counters.lost.total() == (rounds * CROWD if phase.is_lost else 0)

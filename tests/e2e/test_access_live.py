@@ -57,7 +57,8 @@ async def refresh(server: tricast.Server, stream: EventStream, seconds: float = 
 
 def be_late(server: tricast.Server) -> None:
     """Lets a minute go by for all that is asked of who was let in; no connection has been ended for that yet."""
-    server._runtime.access.tokens._clock = lambda: time.time() + 60
+    access = server._runtime.access
+    access._clock = access.tokens._clock = lambda: time.time() + 60
 
 
 def let_out(server: tricast.Server) -> None:

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 import trio
 from log.worlds import PLENTY, ids_of
-from serving import capturing_logger, until
+from serving import capturing_logger, pause, until
 from structlog.testing import LogCapture
 
 import tricast
@@ -80,6 +80,10 @@ class Process:
         return log._log
 
 
+#: How often a log is opened at most.
+_TRIES = 4
+
+
 class Processes:
     """Makes them."""
 
@@ -101,11 +105,15 @@ class Processes:
         async def hold(task_status: trio.TaskStatus[None]) -> None:
             with scope:
                 async with AsyncExitStack() as opened:
-                    is_open = False
-                    while not is_open:
-                        with suppress(LogUnavailable):
+                    for further in reversed(range(_TRIES)):
+                        try:
                             await opened.enter_async_context(process.open())
-                            is_open = True
+                        except LogUnavailable:
+                            if not further:
+                                raise
+                            await pause()
+                        else:
+                            break
                     task_status.started()
                     await trio.sleep_forever()
 

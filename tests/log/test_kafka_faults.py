@@ -6,9 +6,11 @@ from contextlib import suppress
 import pytest
 import trio
 import trio.testing
+from clocks import HANG_SECONDS
 from confluent_kafka import KafkaError, KafkaException, Producer
 from log.kafka_worlds import KafkaWorld, kafka_config, kafka_world, new_topic
 from services import KafkaServer
+from serving import open_descriptors, until
 
 from engines.daemon import Port
 from tricast.config import Config
@@ -279,6 +281,24 @@ async def test_too_much_is_waiting(own_kafka: KafkaServer, monkeypatch: pytest.M
         assert "too many publishes" in refusals[0]
         assert len(refusals) == 3
         await recovered(world)
+
+
+async def test_opening_it_is_cancelled_while_kafka_stalls(own_kafka: KafkaServer) -> None:
+    world = KafkaWorld(kafka_config(own_kafka, new_topic(own_kafka)))
+    before = open_descriptors()
+    own_kafka.pause()
+    try:
+        with trio.move_on_after(0.5) as scope:
+            async with world.open():
+                pass
+        assert scope.cancelled_caught
+    finally:
+        own_kafka.resume()
+    with trio.fail_after(HANG_SECONDS):
+        await until(lambda: not open_descriptors() - before)
+    async with world.open():  # and it can be used
+        await world.append("a")
+        await world.handed_over(1)
 
 
 async def test_who_is_waiting_when_it_closes_is_told(own_kafka: KafkaServer) -> None:

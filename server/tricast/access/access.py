@@ -2,7 +2,7 @@
 
 How credentials are checked is in ``tokens.py``, ``api_keys.py`` and ``tickets.py``.
 """
-# ruff: noqa: PLC0415 - what needs cryptography, 9 MB of a process, is imported where there is something to check.
+# ruff: noqa: PLC0415 - what needs cryptography, 9 MB of a process, is imported where access control is on.
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -149,7 +149,7 @@ class Access:
         """
         if identity is ANYBODY:
             return
-        self.tokens.check_not_over(identity)
+        self._check_not_over(identity)
         for name in names:
             if not self._covers(identity.subscribe, name) and not self._covers(self.anonymous.subscribe, name):
                 raise _refusal(identity, "subscribe to", "subscribe", identity.subscribe, name)
@@ -164,7 +164,7 @@ class Access:
         if identity is ANYBODY:
             return
         # A body may take its time, and a connection that is being ended for this may still be read from.
-        self.tokens.check_not_over(identity)
+        self._check_not_over(identity)
         if not self._covers(identity.publish, topic) and not self._covers(self.anonymous.publish, topic):
             raise _refusal(identity, "publish to", "publish", identity.publish, topic)
 
@@ -183,6 +183,11 @@ class Access:
             LimitExceeded: so many were used just now that no more can be remembered.
         """
         return self._tickets.redeem(ticket)
+
+    def _check_not_over(self, identity: Identity) -> None:
+        # Who has a certificate is somebody also where access control is off, and needs no checks of tokens.
+        if identity.expires_at is not None and self._clock() >= identity.expires_at:
+            self.tokens.check_not_over(identity)
 
     def _covers(self, patterns: tuple[str, ...], name: str) -> bool:
         return (self._remembering if len(name) <= _MAX_REMEMBERED_CHARS else _is_covered)(patterns, name)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Protocol
 
-#: By its nonce a ticket is remembered.
+#: Bytes of a ticket's nonce, by which it is remembered.
 NONCE_BYTES = 12
 #: A slot: the ticket's nonce, and when it expires. A bucket is what is locked and read at once.
 _SLOT = struct.Struct(f"<{NONCE_BYTES}sd")

@@ -184,6 +184,7 @@ class KafkaLog:
         begun = trio.current_time()
         history = self._history = History(self._clients.history_consumer, self._config.timeout)
         threads = None
+        self._clients.open()
         try:
             seen = await trio.to_thread.run_sync(self._look_at_all, abandon_on_cancel=True)
             positions = self._begin(seen)
@@ -212,10 +213,12 @@ class KafkaLog:
     # In threads
 
     def _leave(self, threads: "_Threads | None") -> None:
-        if threads is not None:
-            threads.join()
-        # Its clients and this log refer to each other, and would wait for the garbage collector.
-        self._clients.close()
+        try:
+            if threads is not None:
+                threads.join()
+        finally:
+            # Its clients and this log refer to each other, and would wait for the garbage collector.
+            self._clients.close()
 
     def look(self, places: Collection[Place]) -> Seen:
         """Looks at the topics, and at these partitions, in whatever thread.

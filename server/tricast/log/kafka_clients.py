@@ -68,6 +68,9 @@ class Clients:
         self._shards = config.shards
         self._library_log: Any = _LibraryLog(logger)
         self._why = ""
+        # Who looks in an abandoned thread may do so when everything was closed.
+        self._lock = threading.Lock()
+        self._is_closed = False
         self._admin: AdminClient | None = None
         #: Is told why Kafka cannot be used; called in any thread.
         self.tell: Callable[[str], None] = _ignore
@@ -132,14 +135,22 @@ class Clients:
             found[name] = Topic(str(description.topic_id), len(description.partitions))
         return found
 
+    def open(self) -> None:
+        """Lets ``describe`` make connections again."""
+        self._is_closed = False
+
     def close(self) -> None:
-        """Lets go of the connections for ``describe``; may take a moment. Who describes later makes new ones."""
-        self._admin = None
+        """Lets go of the connections for ``describe``, which makes none from now on; may take a moment."""
+        with self._lock:
+            self._is_closed, self._admin = True, None
 
     def _describer(self) -> AdminClient:
-        if self._admin is None:
-            self._admin = self._made(AdminClient, self._common)
-        return self._admin
+        with self._lock:
+            if self._is_closed:
+                raise LogUnavailable("the log is not open")
+            if self._admin is None:
+                self._admin = self._made(AdminClient, self._common)
+            return self._admin
 
     def _without(self, name: str, error: KafkaError) -> str:
         """Why a topic is not described."""
@@ -147,7 +158,9 @@ class Clients:
             is_own = name == self._url.topic
             hint = f": kafka-topics.sh --create --topic {name} --partitions {self._shards}" if is_own else ""
             return f"there is no topic {name}{hint}"
-        self._describer().poll(0)  # it hears the reason then
+        admin = self._admin
+        if admin is not None:
+            admin.poll(0)  # it hears the reason then
         nodes = ", ".join(map(str, self._url.nodes))
         return f"{nodes}: {self._why or in_words(error)}"
 

@@ -46,8 +46,8 @@ async def inspecting(config: Config, url: KafkaUrl, *, logger: Logger) -> AsyncI
         admin = AdminClient(settings(url, config.log))
         yield Inspected(await _in_thread(_partitions, config, url, clients, history, admin), is_sharded=True)
     finally:
-        history.close()
         clients.close()
+        history.close()
 
 
 def _partitions(
