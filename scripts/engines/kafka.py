@@ -69,8 +69,7 @@ class KafkaTopics(ABC):
     @contextmanager
     def admin(self) -> Iterator[AdminClient]:
         """A client that may do anything. It opens and closes connections as it likes, until nobody has it any more."""
-        client = AdminClient({"bootstrap.servers": self.internal_address, "log_level": 0})
-        yield client
+        yield AdminClient({"bootstrap.servers": self.internal_address, "log_level": 0})
 
     def topic_url(self, topic: str) -> str:
         """The topic as ``tricast serve --log-url`` takes it."""

@@ -2,14 +2,16 @@
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
+from clocks import HANG_SECONDS
 from confluent_kafka import Producer
 from services import KafkaTopics
-from serving import capturing_logger
+from serving import capturing_logger, open_descriptors, until
 from structlog.testing import LogCapture
 
 from tricast.config import Config
@@ -120,6 +122,12 @@ async def kafka_world(server: KafkaTopics, topic: str, **settings: Any) -> Async
     """A log in this topic that is open."""
     async with KafkaWorld(kafka_config(server, topic, **settings)).open() as world:
         yield world
+
+
+async def nothing_left(before: Counter[str]) -> None:
+    """Returns when no descriptors are open that were not before. What librdkafka has, threads of its own close."""
+    with trio.fail_after(HANG_SECONDS):
+        await until(lambda: not open_descriptors() - before)
 
 
 def idempotency_key(name: bytes = b"k", fingerprint: bytes = b"f") -> IdempotencyKey:

@@ -1,12 +1,12 @@
 """Logs in a Redis, each as if in a process of its own, with what they handed over and what they said."""
 
 import json
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import trio
-from log.worlds import PLENTY, ids_of
+from log.worlds import PLENTY, held, ids_of
 from serving import capturing_logger, pause, until
 from structlog.testing import LogCapture
 
@@ -84,6 +84,22 @@ class Process:
 _TRIES = 4
 
 
+@asynccontextmanager
+async def _opened(process: Process) -> AsyncIterator[None]:
+    """Its log, open. Tried again where a test's short timeout is too short for a busy machine."""
+    async with AsyncExitStack() as stack:
+        for further in reversed(range(_TRIES)):
+            try:
+                await stack.enter_async_context(process.open())
+            except LogUnavailable:
+                if not further:
+                    raise
+                await pause()
+            else:
+                break
+        yield
+
+
 class Processes:
     """Makes them."""
 
@@ -96,26 +112,12 @@ class Processes:
         return process
 
     async def run(self, process: Process) -> trio.CancelScope:
-        """Opens its log, and tries again where a test's short timeout is too short for a busy machine.
-
-        Cancelling the scope is its end.
-        """
+        """Opens its log; cancelling the scope is its end."""
         scope = trio.CancelScope()
 
         async def hold(task_status: trio.TaskStatus[None]) -> None:
             with scope:
-                async with AsyncExitStack() as opened:
-                    for further in reversed(range(_TRIES)):
-                        try:
-                            await opened.enter_async_context(process.open())
-                        except LogUnavailable:
-                            if not further:
-                                raise
-                            await pause()
-                        else:
-                            break
-                    task_status.started()
-                    await trio.sleep_forever()
+                await held(_opened(process), task_status)
 
         await self._nursery.start(hold)
         return scope

@@ -7,10 +7,9 @@ from functools import partial
 import pytest
 import trio
 import trio.testing
-from clocks import HANG_SECONDS
-from log.kafka_worlds import KafkaWorld, idempotency_key, kafka_config, kafka_world, new_topic, write
+from log.kafka_worlds import KafkaWorld, idempotency_key, kafka_config, kafka_world, new_topic, nothing_left, write
 from services import KafkaTopics
-from serving import open_descriptors, until
+from serving import open_descriptors
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import Draft, Event, EventId, GapReason, ShardedId, TopicSet
@@ -387,8 +386,7 @@ async def test_a_topic_that_is_not_there(kafka: KafkaTopics) -> None:
     with pytest.raises(LogUnavailable, match=expected):
         async with world.open():
             pass
-    with trio.fail_after(HANG_SECONDS):
-        await until(lambda: not open_descriptors() - before)
+    await nothing_left(before)
 
 
 async def test_too_few_partitions(kafka: KafkaTopics) -> None:
@@ -436,9 +434,7 @@ async def test_when_it_is_closed_nothing_is_left(kafka: KafkaTopics) -> None:
             await world.append("b", "c")
             await world.handed_over(3)
             await world.read_all("a", "b")
-        # What librdkafka lets go of, threads of its own close.
-        with trio.fail_after(HANG_SECONDS):
-            await until(lambda: not open_descriptors() - before)
+        await nothing_left(before)
         world.committed.clear()
 
 

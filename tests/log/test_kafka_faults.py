@@ -6,11 +6,10 @@ from contextlib import suppress
 import pytest
 import trio
 import trio.testing
-from clocks import HANG_SECONDS
 from confluent_kafka import KafkaError, KafkaException, Producer
-from log.kafka_worlds import KafkaWorld, kafka_config, kafka_world, new_topic
+from log.kafka_worlds import KafkaWorld, kafka_config, kafka_world, new_topic, nothing_left
 from services import KafkaServer
-from serving import open_descriptors, until
+from serving import open_descriptors
 
 from engines.daemon import Port
 from tricast.config import Config
@@ -294,8 +293,7 @@ async def test_opening_it_is_cancelled_while_kafka_stalls(own_kafka: KafkaServer
         assert scope.cancelled_caught
     finally:
         own_kafka.resume()
-    with trio.fail_after(HANG_SECONDS):
-        await until(lambda: not open_descriptors() - before)
+    await nothing_left(before)
     async with world.open():  # and it can be used
         await world.append("a")
         await world.handed_over(1)

@@ -186,7 +186,7 @@ class Access:
 
     def _check_not_over(self, identity: Identity) -> None:
         # Who has a certificate is somebody also where access control is off, and needs no checks of tokens.
-        if identity.expires_at is not None and self._clock() >= identity.expires_at:
+        if identity.is_over(self._clock()):
             self.tokens.check_not_over(identity)
 
     def _covers(self, patterns: tuple[str, ...], name: str) -> bool:

@@ -23,6 +23,10 @@ class Identity(NamedTuple):
     expires_at: float | None = None
     is_anonymous: bool = False
 
+    def is_over(self, now: float) -> bool:
+        """Whether this is nobody any more, at these unix seconds."""
+        return self.expires_at is not None and now >= self.expires_at
+
 
 class Certified(NamedTuple):
     """Who somebody is by a client certificate that one of ``tls.client_ca`` vouches for.

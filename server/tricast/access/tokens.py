@@ -249,7 +249,7 @@ class Tokens:
         Raises:
             Unauthorized: the token has expired since.
         """
-        if identity.expires_at is not None and self._clock() >= identity.expires_at:
+        if identity.expires_at is not None and identity.is_over(self._clock()):
             self._check_not_over(identity.expires_at - self._auth.leeway)
 
     def _check_not_over(self, exp: float) -> None:
