@@ -5,6 +5,7 @@ import time
 import pytest
 import trio
 from client.scripted import EAGER, take, take_events
+from clocks import HANG_SECONDS
 from credentials import API_KEY, API_KEY_HASH, AUTH, token
 from serving import serving, until
 
@@ -18,18 +19,26 @@ TRANSPORTS = ["auto", "ws", "sse", "poll"]
 class Tokens:
     """Gives one token after the other, and then the last again and again.
 
+    Args:
+        seconds: after how many, from when the first is asked for, each is over.
+        ahead: how many more they are good for: how far the clock runs ahead by which who was let in is let out.
+
     Attributes:
         given: those that it gave.
     """
 
-    def __init__(self, *seconds: float) -> None:
-        begun = time.time()
-        self._tokens = [token(exp=begun + each) for each in seconds]
-        self._ends = [begun + each for each in seconds]
+    def __init__(self, *seconds: float, ahead: float = 0.0) -> None:
+        self._seconds = seconds
+        self._ahead = ahead
+        self._tokens: list[str] = []
+        self._ends: list[float] = []
         self.given: set[str] = set()
 
     async def __call__(self) -> str:
-        while len(self._tokens) > 1 and time.time() >= self._ends[0]:
+        if not self._tokens:
+            self._ends = [time.time() + each for each in self._seconds]
+            self._tokens = [token(exp=end + self._ahead) for end in self._ends]
+        elif len(self._tokens) > 1 and time.time() >= self._ends[0]:
             del self._tokens[0], self._ends[0]
         self.given.add(self._tokens[0])
         return self._tokens[0]
@@ -69,8 +78,11 @@ async def test_with_an_api_key():
 
 
 async def test_newer_tokens_are_shown_and_nothing_is_missed():
+    ahead = 60.0
     async with serving(auth=AUTH) as server:
-        tokens = {transport: Tokens(1.5, 60) for transport in ("ws", "sse", "poll")}
+        # However late the first token comes, it is good, and what it lets in ends in a moment.
+        server._runtime._clock = lambda: time.time() + ahead
+        tokens = {transport: Tokens(0.5, HANG_SECONDS, ahead=ahead) for transport in ("ws", "sse", "poll")}
         items = {transport: [] for transport in tokens}
 
         async def follow(transport):

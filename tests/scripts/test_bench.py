@@ -355,12 +355,16 @@ def test_what_a_measurement_leaves_behind_is_ended() -> None:
     hanging = (
         "import subprocess, sys, time\n"
         "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
-        "print(child.pid, file=sys.stderr, flush=True); time.sleep(600)"
+        "print(child.pid, file=sys.stderr, flush=True); print(flush=True); time.sleep(600)"
     )
+    # Its time begins when the grandchild is there.
     code = (
-        "import os, sys; from processes import adopt_orphans, list_descendants; from runner import _ask\n"
+        "import os, subprocess, sys; from processes import adopt_orphans, list_descendants; from runner import _ask\n"
+        "class Begun(subprocess.Popen):\n"
+        "    def communicate(self, timeout): self.stdout.readline(); return super().communicate(timeout=timeout)\n"
+        "subprocess.Popen = Begun\n"
         "adopt_orphans()\n"
-        f"answer = _ask([sys.executable, '-c', {hanging!r}], sys.stderr, 1)\n"
+        f"answer = _ask([sys.executable, '-c', {hanging!r}], sys.stderr, 0.1)\n"
         "print(answer, list_descendants(os.getpid()))"
     )
     done = subprocess.run(

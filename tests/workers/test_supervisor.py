@@ -26,6 +26,13 @@ def config_of(**sections: Any) -> tricast.Config:
     return tricast.Config.model_validate({"server": server, "drain": drain} | sections)
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where patience is not what is tested, a busy machine has time."""
+    monkeypatch.setattr(process, "_START_SECONDS", HANG_SECONDS)
+    monkeypatch.setattr(process, "_MARGIN_SECONDS", HANG_SECONDS)
+
+
 class Log(LogCapture):
     """What is logged, and a way to wait for it."""
 
@@ -67,8 +74,9 @@ async def test_a_worker_that_does_not_end_in_time_is_killed(monkeypatch: pytest.
             pids = (await log.wait_said("workers"))["pids"]
             os.kill(pids[1], signal.SIGSTOP)
             os.kill(os.getpid(), signal.SIGTERM)
-            entry = await log.wait_said("worker killed, it did not end in time")
-            assert (entry["worker"], entry["pid"]) == (1, pids[1])
+    # The other one may be too slow as well.
+    said = "worker killed, it did not end in time"
+    assert (1, pids[1]) in [(entry["worker"], entry["pid"]) for entry in log.entries if entry["event"] == said]
     assert log.entries[-1]["event"] == "stopped"
 
 
@@ -96,10 +104,15 @@ async def test_going_down_before_the_workers_are_there() -> None:
 
 def children() -> list[int]:
     """The processes that this one has started."""
-    return [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+    found: list[int] = []
+    for file in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has ended
+            found += map(int, file.read_text().split())
+    return found
 
 
-async def test_all_processes_are_told_to_go_down_before_the_workers_are_there() -> None:
+async def test_all_processes_are_told_to_go_down_before_the_workers_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_ALL_TOLD_SECONDS", HANG_SECONDS)
     log, before = Log(), set(children())
     with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
@@ -131,7 +144,11 @@ async def test_a_reload_without_a_way_to_load_takes_the_same_again() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def test_a_worker_that_is_not_ready_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_is_not_ready_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = tmp_path / "python"
+    hanging.write_text("#!/bin/sh\nexec sleep 600\n", encoding="utf-8")
+    hanging.chmod(0o755)
+    monkeypatch.setattr(process.sys, "executable", str(hanging))
     monkeypatch.setattr(process, "_START_SECONDS", 0.01)
     assert await failure_of(config_of()) == ("it was not ready within 0.01 s",)
 
