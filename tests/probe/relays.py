@@ -21,6 +21,7 @@ class Fault:
     Attributes:
         idle: seconds of silence after which it acts.
         total: seconds from its first request after which it acts, whatever is said.
+        told: set when it is to act, where it does so by no timer.
         how: what it does then: ``fin`` or ``rst`` to both sides; ``mixed`` is FIN to the client and RST to the server;
             ``silent`` forgets the connection; ``client`` or ``server`` is FIN to that side alone; ``keeps`` goes on as
             before, except that the server is not told when the client leaves from then on.
@@ -32,6 +33,7 @@ class Fault:
 
     idle: float = float("inf")
     total: float = float("inf")
+    told: trio.Event | None = None
     how: str = "fin"
     counts: frozenset[str] = frozenset({"up", "down"})
     status: int | None = None
@@ -107,7 +109,9 @@ async def _relay(pair: _Pair, server: trio.SocketStream, fault: Fault) -> bool:
 
             nursery.start_soon(pump, "up", pair.client, server)
             nursery.start_soon(pump, "down", server, pair.client)
-            while fault.how != "keeps":
+            if fault.told is not None:
+                await fault.told.wait()
+            while fault.how != "keeps" and fault.told is None:
                 due = min(pair.last + fault.idle, pair.began + fault.total)
                 if due <= trio.current_time():
                     break

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import trio
 from clocks import HANG_SECONDS
-from probe.again import until_right
+from probe.again import WITHIN, until_right
 from probe.misbehaving import relaying
 from probe.probing import TOKEN, probed, target_of
 
@@ -31,7 +31,7 @@ async def served(count=1):
 
 
 async def _serve(*, task_status):
-    async with probed(server={"port": 0}) as (server, _):
+    async with probed(server={"port": 0}, within=WITHIN) as (server, _):
         task_status.started(urlsplit(server.url).port)
         await trio.sleep_forever()
 
@@ -55,28 +55,35 @@ def faults(outcome):
 
 @pytest.mark.parametrize("with_origin", [False, True])
 async def test_the_server_itself_is_accused_of_nothing(with_origin):
+    outcomes = {}
+
+    async def measure(url, _):
+        outcomes[url] = await outcome_of(url, url if with_origin else None)
+
+    def check(url):
+        outcome = outcomes[url]
+        assert faults(outcome) == set()
+        assert exit_code(outcome.findings) == 0
+        assert outcome.is_companion
+        assert outcome.proxies == []
+        assert {f.check for f in outcome.findings} == {
+            "P1",
+            "P2",
+            "P3",
+            "P4",
+            "P5",
+            "P6",
+            "P7",
+            "P8",
+            "P9",
+            "P10",
+            "P11",
+            "P16",
+        }
+        assert not [f for f in outcome.findings if f.verdict is Verdict.UNKNOWN]
+
     async with served() as (port,):
-        url = f"http://127.0.0.1:{port}"
-        outcome = await outcome_of(url, url if with_origin else None)
-    assert faults(outcome) == set()
-    assert exit_code(outcome.findings) == 0
-    assert outcome.is_companion
-    assert outcome.proxies == []
-    assert {f.check for f in outcome.findings} == {
-        "P1",
-        "P2",
-        "P3",
-        "P4",
-        "P5",
-        "P6",
-        "P7",
-        "P8",
-        "P9",
-        "P10",
-        "P11",
-        "P16",
-    }
-    assert not [f for f in outcome.findings if f.verdict is Verdict.UNKNOWN]
+        await until_right([f"http://127.0.0.1:{port}"], measure, check)
 
 
 # One check at a time
@@ -106,12 +113,19 @@ def by_title(findings, title):
     [("pass", "forwarded"), ("strip", "stripped"), ("deny", "denied"), ("dead", "broken"), ("lie", "broken")],
 )
 async def test_upgrade(upgrade, policy, monkeypatch):
-    monkeypatch.setattr(connections, "_PATIENCE", 1.0)
+    found = {}
+
+    async def measure(upgrade, slower):
+        monkeypatch.setattr(connections, "_PATIENCE", slower)
+        (found[upgrade],), _ = await checked(connections.check_websocket, ports=ports, upgrade=upgrade)
+
+    def check(upgrade):
+        assert found[upgrade].detail["policy"] == policy
+        assert found[upgrade].verdict is (Verdict.OK if upgrade == "pass" else Verdict.BROKEN)
+        assert found[upgrade].advice == (None if upgrade == "pass" else "no-ws")
+
     async with served() as ports:
-        (websocket,), _ = await checked(connections.check_websocket, ports=ports, upgrade=upgrade)
-    assert websocket.detail["policy"] == policy
-    assert websocket.verdict is (Verdict.OK if upgrade == "pass" else Verdict.BROKEN)
-    assert websocket.advice == (None if upgrade == "pass" else "no-ws")
+        await until_right([upgrade], measure, check)
 
 
 #: What a relay does to event streams; how those like Tricast's come then, and plain ones; and what is a fault of it.
@@ -142,21 +156,42 @@ async def test_event_streams():
         others = [finding for finding in found[name] if finding.title == "SSE without these fields"]
         assert (ours.detail["kind"], others[0].detail["kind"] if others else ours.detail["kind"]) == (kind, plain)
         assert titles(found[name]) == faulty
+        check_details(name, found[name])
 
     async with served() as ports:
         await until_right(STREAMS, measure, check)
-    assert by_title(found["in steps"], "SSE").detail["buffer_bytes"] == pytest.approx(4096, rel=0.05)
-    assert 0.15 < by_title(found["collected"], "SSE").detail["period"] < 1.0
-    assert by_title(found["held unless told"], "SSE without these fields").verdict is Verdict.INFO
-    assert by_title(found["compressed"], "compression").detail["encoding"] == "gzip"
-    assert by_title(found["compressed and held"], "compression").detail["kind"] == "held"
-    obeyed = by_title(found["compressed unless told"], "compression").detail
-    assert (obeyed["encoding"], obeyed["plain_encoding"], obeyed["plain"]) == ("", "gzip", "held")
-    shared, kept = (by_title(found[name], "shared or cached").detail for name in ("shared", "kept"))
-    assert (shared["is_shared"], shared["is_cached"], kept["is_shared"], kept["is_cached"]) == (True, False, True, True)
+
+
+def check_details(name, findings):
+    compression = by_title(findings, "compression").detail
+    sharing = by_title(findings, "shared or cached").detail
+    match name:
+        case "in steps":
+            assert by_title(findings, "SSE").detail["buffer_bytes"] == pytest.approx(4096, rel=0.05)
+        case "collected":
+            assert 0.15 < by_title(findings, "SSE").detail["period"] < 1.0
+        case "held unless told":
+            assert by_title(findings, "SSE without these fields").verdict is Verdict.INFO
+        case "compressed":
+            assert compression["encoding"] == "gzip"
+        case "compressed and held":
+            assert compression["kind"] == "held"
+        case "compressed unless told":
+            found = compression["encoding"], compression["plain_encoding"], compression["plain"]
+            assert found == ("", "gzip", "held")
+        case "shared" | "kept":
+            assert (sharing["is_shared"], sharing["is_cached"]) == (True, name == "kept")
 
 
 async def test_how_the_program_itself_is_held_up():
+    flows = {}
+
+    async def measure(name, _):
+        flows[name] = await streams.own_flow()
+
+    def check(name):
+        assert flows[name] == "coalesced"
+
     async def hold_up():
         while True:
             time.sleep(0.2)  # noqa: ASYNC251 - nothing else may run meanwhile
@@ -164,7 +199,7 @@ async def test_how_the_program_itself_is_held_up():
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hold_up)
-        assert await streams.own_flow() == "coalesced"
+        await until_right(["own"], measure, check)
         nursery.cancel_scope.cancel()
 
 
@@ -241,16 +276,22 @@ async def test_a_limit_and_who_has_it():
 
 @pytest.mark.parametrize("holds", [False, True])
 async def test_bodies(holds, monkeypatch):
-    monkeypatch.setattr(requests, "_PIECE_SECONDS", 0.05)
+    found = {}
 
-    async def check(way, _):
+    async def check_uploads(way, _):
         return await requests.check_uploads(way)
 
+    async def measure(name, slower):
+        monkeypatch.setattr(requests, "_PIECE_SECONDS", 0.05 * slower)
+        (found[name],), _ = await checked(check_uploads, ports=ports, holds_request=holds, answers_expect=holds)
+
+    def check(name):
+        assert found[name].verdict is (Verdict.INFO if holds else Verdict.OK)
+        assert found[name].detail["expect_reached"] is not holds
+        assert found[name].detail["interim"] == [100]
+
     async with served() as ports:
-        (bodies,), _ = await checked(check, ports=ports, holds_request=holds, answers_expect=holds)
-    assert bodies.verdict is (Verdict.INFO if holds else Verdict.OK)
-    assert bodies.detail["expect_reached"] is not holds
-    assert bodies.detail["interim"] == [100]
+        await until_right(["relay"], measure, check)
 
 
 @pytest.mark.parametrize(
@@ -364,12 +405,19 @@ async def foreign(answer, stream):
     ],
 )
 async def test_a_foreign_server_is_accused_of_nothing(answer, verdict, monkeypatch):
-    monkeypatch.setattr(blackbox, "_STREAM_SECONDS", 2.0)
+    outcomes = {}
+
+    async def measure(url, slower):
+        monkeypatch.setattr(blackbox, "_STREAM_SECONDS", 2.0 * slower)
+        outcomes[url] = await outcome_of(url)
+
+    def check(url):
+        assert "no Tricast server" in outcomes[url].notes[0]
+        assert found(outcomes[url], "P4").verdict is verdict
+        assert faults(outcomes[url]) == set()
+
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, partial(foreign, answer), listeners)
-        outcome = await outcome_of(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}")
+        await until_right([f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"], measure, check)
         nursery.cancel_scope.cancel()
-    assert "no Tricast server" in outcome.notes[0]
-    assert found(outcome, "P4").verdict is verdict
-    assert faults(outcome) == set()

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import trio
 from cli.running import run, run_here, running
+from probe.again import WITHIN, until_right
 from probe.misbehaving import relaying
 from probe.probing import TOKEN, probed
 from serving import serving
@@ -48,12 +49,20 @@ async def answering(answer):
 
 async def test_a_server_with_nothing_in_front(monkeypatch):
     monkeypatch.setenv("TRICAST_PROBE__TOKEN", TOKEN)
-    async with probed() as (server, _):
-        code, out, err = await run("probe", server.url, "--quick", "--origin", server.url)
-    assert (code, err.count("error")) == (0, 0)
-    assert "Nothing wrong was found." in out
-    assert "ok      WebSocket" in out
-    assert "ok      SSE" in out
+    told = {}
+
+    async def measure(name, _):
+        told[name] = await run("probe", server.url, "--quick", "--origin", server.url)
+
+    def check(name):
+        code, out, err = told[name]
+        assert (code, err.count("error")) == (0, 0)
+        assert "Nothing wrong was found." in out
+        assert "ok      WebSocket" in out
+        assert "ok      SSE" in out
+
+    async with probed(within=WITHIN) as (server, _):
+        await until_right(["direct"], measure, check)
 
 
 async def test_a_relay_that_takes_upgrade_out():
@@ -175,7 +184,7 @@ async def test_a_proxy_that_reaches_no_server(token):
 @pytest.mark.parametrize("is_origin_known", [False, True])
 async def test_a_proxy_that_holds_a_stream_back_from_its_head_on(monkeypatch, is_origin_known):
     monkeypatch.setattr("tricast.probe.run._FIRST_SECONDS", 0.3)
-    monkeypatch.setattr("tricast.probe.checks.blackbox._STREAM_SECONDS", 1.0)
+    told = {}
 
     async def hold(stream):
         async with stream:
@@ -189,16 +198,22 @@ async def test_a_proxy_that_holds_a_stream_back_from_its_head_on(monkeypatch, is
             await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
             await stream.receive_some(1)
 
+    async def measure(name, slower):
+        monkeypatch.setattr("tricast.probe.checks.blackbox._STREAM_SECONDS", slower)
+        told[name] = Outcome(plan=Plan(url=f"{url}/stream", origin=f"{origin}/stream" if is_origin_known else None))
+        assert told[name].doing != "connecting"
+        await examine(told[name])
+
+    def check(name):
+        assert told[name].notes == ["It connects, but there is no answer within 0.3 s."]
+        (held,) = [finding for finding in told[name].findings if finding.check == "P4"]
+        assert ("that begins at once at the server itself shows nothing" in held.summary) is is_origin_known
+        assert ("--origin tells which" in held.summary) is not is_origin_known
+        assert (held.verdict, held.advice) == (Verdict.BROKEN, BUFFERED)
+        assert told[name].proxies == ["nginx"]
+
     async with answering(hold) as url, answering(begin) as origin:
-        outcome = Outcome(plan=Plan(url=f"{url}/stream", origin=f"{origin}/stream" if is_origin_known else None))
-        assert outcome.doing != "connecting"
-        await examine(outcome)
-    assert outcome.notes == ["It connects, but there is no answer within 0.3 s."]
-    (held,) = [finding for finding in outcome.findings if finding.check == "P4"]
-    assert ("that begins at once at the server itself shows nothing" in held.summary) is is_origin_known
-    assert ("--origin tells which" in held.summary) is not is_origin_known
-    assert (held.verdict, held.advice) == (Verdict.BROKEN, BUFFERED)
-    assert outcome.proxies == ["nginx"]
+        await until_right(["proxy"], measure, check)
 
 
 async def test_what_speaks_no_http():

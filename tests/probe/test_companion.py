@@ -288,11 +288,15 @@ async def test_a_websocket_that_talks_or_is_silent() -> None:
     async with probed() as (_, target):
         async with open_probe_websocket(target) as ws:
             await ws.shake_hands(
-                target.companion("ws", [("mode", "talk"), ("gap", 0.02), ("hold", 0.5)]), target.credentials()
+                target.companion("ws", [("mode", "talk"), ("gap", 0.02), ("hold", 60)]), target.credentials()
             )
             await ws.ping(b"unheard")
             frames = [await ws.frame() for _ in range(4)]
             assert [frame.kind for frame in frames] == [Kind.MESSAGE, Kind.PING, Kind.PING, Kind.PING]
+        async with open_probe_websocket(target) as ws:
+            await ws.shake_hands(
+                target.companion("ws", [("mode", "talk"), ("gap", 0.02), ("hold", 0.1)]), target.credentials()
+            )
             with pytest.raises(Cut) as cut:  # noqa: PT012
                 while True:
                     await ws.frame()
@@ -395,7 +399,7 @@ async def test_what_is_no_websocket_and_no_http_is_garbled() -> None:
 
 
 async def test_an_idle_connection_that_the_server_ends_first_is_its_own() -> None:
-    async with probed(limits={"idle_timeout": "100ms"}) as (_, target):
+    async with probed(limits={"idle_timeout": "500ms"}) as (_, target):
         async with asking(target, "echo", [("nonce", "kept")]) as http:
             await http.answer()
             with pytest.raises(Cut) as cut:
@@ -403,7 +407,8 @@ async def test_an_idle_connection_that_the_server_ends_first_is_its_own() -> Non
             assert cut.value.ending.how is End.FIN
         record = await ended(target, "kept")
         assert record.end == "own"
-        assert (record.ended or 0) - (record.last_sent or 0) >= 0.1
+        assert (record.ended or 0) - (record.last_sent or 0) >= 0.5
+    async with probed() as (_, target):
         async with asking(target, "echo", [("nonce", "left")]) as http:
             await http.answer()
         assert (await ended(target, "left")).end == "fin"
@@ -449,7 +454,8 @@ def test_what_several_servers_saw_is_put_together() -> None:
 @pytest.mark.parametrize("how", ["fin", "rst"])
 async def test_what_is_seen_behind_tls_is_the_same(how: str) -> None:
     """The cut is one of TCP, without a word of TLS's own: as a balancer that knows nothing of TLS makes it."""
-    async with probed(tls=tls_section()) as (server, _), relay(server.port, Fault(idle=0.5, how=how)) as url:
+    told = trio.Event()
+    async with probed(tls=tls_section()) as (server, _), relay(server.port, Fault(told=told, how=how)) as url:
         settings = ClientSettings(ssl_context=client_context())
         target = replace(target_of(url.replace("http://", "https://")), settings=settings)
         await find_companion(target)
@@ -457,10 +463,11 @@ async def test_what_is_seen_behind_tls_is_the_same(how: str) -> None:
             await stream.head()
             assert await stream.piece() is not None
             keep_alive(stream.link, 1.0)
+            told.set()
             with pytest.raises(Cut) as cut:
                 await stream.piece()
             assert cut.value.ending.how == how
-        assert (await ended(target, "tls")).end == how
+        assert (await ended(replace(target_of(server.url), settings=settings), "tls")).end == how
 
 
 async def test_what_nobody_has_seen_is_not_known() -> None:

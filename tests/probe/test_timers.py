@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 import trio
 from encryption import tls_section
+from probe.again import WITHIN, until_right
 from probe.probing import probed, target_of
 from probe.relays import Fault, relay
 from serving import until
@@ -17,7 +18,7 @@ from tricast.probe.blame import Culprit
 from tricast.probe.cells import TRANSPORTS, Mode, State, of, plan_of
 from tricast.probe.checks.holding import Paths
 from tricast.probe.checks.timers import Timers
-from tricast.probe.findings import Verdict
+from tricast.probe.findings import Finding, Verdict
 from tricast.probe.target import Target
 from tricast.probe.verdicts.timers import Timing, timers, timing
 
@@ -66,14 +67,19 @@ SCENARIOS = {
 
 
 async def measured(
-    target: Target, transports: Iterable[str], horizon: float = 130, *, has_rungs: bool = True
+    target: Target, transports: Iterable[str], horizon: float = 130, *, has_rungs: bool = True, slower: float = 1.0
 ) -> Timers:
-    plan = plan_of(horizon, speed=SPEED, transports=tuple(transports), copies=2)
+    plan = plan_of(horizon, speed=SPEED / slower, transports=tuple(transports), copies=2)
     if not has_rungs:  # for all that is not silent they are only a load
         plan = msgspec.structs.replace(plan, ladder=(), poll_ladder=())
     run = Timers(target, plan)
     await run.run()
     return run
+
+
+def slowed(fault: Fault, slower: float) -> Fault:
+    """The same, with timers that are longer."""
+    return replace(fault, idle=fault.idle * slower, total=fault.total * slower)
 
 
 def check_seconds(found: Timing, *, is_total: bool = False) -> None:
@@ -87,48 +93,63 @@ def check_seconds(found: Timing, *, is_total: bool = False) -> None:
 
 
 async def test_a_server_that_ends_nothing_is_accused_of_nothing() -> None:
-    async with probed() as (_, target):
-        run = await measured(target, TRANSPORTS, horizon=60)
-        found = list(timers(run.outcomes, run.plan))
-        assert {finding.check for finding in found} == {"P12", "P13", "P14", "P17"}
-        assert {finding.verdict for finding in found} == {Verdict.OK, Verdict.INFO}, found
-        assert all(finding.advice is None for finding in found)
+    found: dict[str, list[Finding]] = {}
+
+    async def measure(name: str, slower: float) -> None:
+        run = await measured(target, TRANSPORTS, horizon=60, slower=slower)
+        found[name] = list(timers(run.outcomes, run.plan))
+
+    def check(name: str) -> None:
+        assert {finding.check for finding in found[name]} == {"P12", "P13", "P14", "P17"}
+        assert {finding.verdict for finding in found[name]} == {Verdict.OK, Verdict.INFO}, found
+        assert all(finding.advice is None for finding in found[name])
+
+    async with probed(within=WITHIN) as (_, target):
+        await until_right(["direct"], measure, check)
 
 
 async def test_timers_of_all_kinds_are_found_with_who_has_them() -> None:
-    faults: list[str] = []
+    runs: dict[str, Timers] = {}
 
     # All at once they would hold up one another.
     limiter = trio.CapacityLimiter(4)
 
-    async def check(name: str, scenario: Scenario) -> None:
-        async with limiter, relay(server.port, scenario.fault) as url:
-            run = await measured(target_of(url), scenario.expected, has_rungs=scenario.fault.how == "silent")
-        for transport, expected in scenario.expected.items():
-            found = timing(run.outcomes, transport, run.plan)
-            try:
-                check_seconds(found, is_total=expected.is_total)
-                assert (found.culprit, found.how, found.counts) == (expected.culprit, expected.how, expected.counts)
-                assert (found.total is not None, found.pinged) == (expected.is_total, expected.pinged)
-            except AssertionError as error:
-                faults.append(f"{name}, {transport}: {found}: {error}")
+    async def measure(name: str, slower: float) -> None:
+        fault, expected = SCENARIOS[name]
+        async with limiter, relay(server.port, slowed(fault, slower)) as url:
+            has_rungs = fault.how == "silent"
+            runs[name] = await measured(target_of(url), expected, has_rungs=has_rungs, slower=slower)
 
-    async with probed(within=120) as (server, _), trio.open_nursery() as nursery:
-        for name, scenario in SCENARIOS.items():
-            nursery.start_soon(check, name, scenario)
-    assert not faults, "\n".join(faults)
+    def check(name: str) -> None:
+        for transport, expected in SCENARIOS[name].expected.items():
+            found = timing(runs[name].outcomes, transport, runs[name].plan)
+            check_seconds(found, is_total=expected.is_total)
+            assert (found.culprit, found.how, found.counts) == (expected.culprit, expected.how, expected.counts), found
+            assert (found.total is not None, found.pinged) == (expected.is_total, expected.pinged), found
+
+    async with probed(within=WITHIN) as (server, _):
+        await until_right(SCENARIOS, measure, check)
 
 
 async def test_the_longest_poll_and_an_idle_connection() -> None:
     fault = Fault(idle=SECONDS, status=504, tries=2)
-    async with probed() as (server, _), relay(server.port, fault) as url:
-        run = await measured(target_of(url), ("poll", "keepalive"), has_rungs=False)
-    poll = timing(run.outcomes, "poll", run.plan)
-    check_seconds(poll)
-    assert (poll.culprit, poll.how, poll.page, poll.calls) == (Culprit.PATH, "status", "server: relay", 2)
-    kept = timing(run.outcomes, "keepalive", run.plan)
-    check_seconds(kept)
-    assert kept.culprit == Culprit.UNKNOWN
+    runs: dict[str, Timers] = {}
+
+    async def measure(name: str, slower: float) -> None:
+        async with relay(server.port, slowed(fault, slower)) as url:
+            runs[name] = await measured(target_of(url), ("poll", "keepalive"), has_rungs=False, slower=slower)
+
+    def check(name: str) -> None:
+        run = runs[name]
+        poll = timing(run.outcomes, "poll", run.plan)
+        check_seconds(poll)
+        assert (poll.culprit, poll.how, poll.page, poll.calls) == (Culprit.PATH, "status", "server: relay", 2)
+        kept = timing(run.outcomes, "keepalive", run.plan)
+        check_seconds(kept)
+        assert kept.culprit == Culprit.UNKNOWN
+
+    async with probed(within=WITHIN) as (server, _):
+        await until_right(["relay"], measure, check)
 
 
 async def test_it_ends_early_when_all_is_known_and_tells_so_far() -> None:
@@ -184,21 +205,31 @@ async def test_a_server_that_ends_idle_connections_before_the_proxy_does() -> No
 async def test_a_server_without_companion_endpoints() -> None:
     """What any server has to hold: a WebSocket, an event stream, a connection after an answer."""
     transports = ("ws", "sse", "keepalive")
-    plan = plan_of(90, speed=SPEED, transports=transports, is_foreign=True, copies=2)
     paths = Paths(ws="/ws", sse="/events?topic=news", keepalive="/healthz")
-    async with probed(probe={"token": ""}) as (server, target), relay(server.port, Fault(idle=2.0)) as url:
-        run = Timers(target_of(url, ""), plan, paths)
-        await run.run()
+    runs: dict[str, Timers] = {}
+
+    def run_of(at: Target, held: Paths, slower: float = 1.0) -> Timers:
+        return Timers(at, plan_of(90, speed=SPEED / slower, transports=transports, is_foreign=True, copies=2), held)
+
+    async def measure(name: str, slower: float) -> None:
+        async with relay(server.port, slowed(Fault(idle=2.0), slower)) as url:
+            runs[name] = run_of(target_of(url, ""), paths, slower)
+            await runs[name].run()
+
+    def check(name: str) -> None:
         for transport in transports:
-            found = timing(run.outcomes, transport, plan)
+            found = timing(runs[name].outcomes, transport, runs[name].plan)
             assert found.idle is not None, found
-            assert found.idle.high is not None
-            assert 2 * SPEED * 0.9 <= found.idle.low <= 2 * SPEED * 2
-            assert found.culprit == Culprit.UNKNOWN
-            assert found.pinged is (True if transport == "ws" else None)
-        run = Timers(target, plan, Paths(keepalive=None))
+            assert found.idle.high is not None, found
+            assert 2 * SPEED * 0.9 <= found.idle.low <= 2 * SPEED * 2, found
+            assert found.culprit == Culprit.UNKNOWN, found
+            assert found.pinged is (True if transport == "ws" else None), found
+
+    async with probed(probe={"token": ""}, within=WITHIN) as (server, target):
+        await until_right(["relay"], measure, check)
+        run = run_of(target, Paths(keepalive=None))
         await run.run()
-        assert {timing(run.outcomes, each, plan).refused for each in transports} == {"no path to hold is known"}
+        assert {timing(run.outcomes, each, run.plan).refused for each in transports} == {"no path to hold is known"}
 
 
 async def test_a_report_that_cannot_be_had_any_more_ends_no_run() -> None:
