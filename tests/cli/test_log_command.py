@@ -87,6 +87,11 @@ def test_help_tells_every_default(command: click.Command, option: click.Option) 
     assert option.is_flag or "default: " in record[1]
 
 
+def client_of(url: str) -> httpx.AsyncClient:
+    """A client that waits, however busy the machine is."""
+    return httpx.AsyncClient(base_url=url, timeout=HANG_SECONDS)
+
+
 # Which log
 
 
@@ -274,7 +279,7 @@ def test_wrong_usage_of_tail(invoke: Run) -> None:
 async def test_a_log_is_followed_while_a_server_writes(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'log.db'}"
     with trio.fail_after(HANG_SECONDS):
-        async with serving_command("--log-url", url) as (_, server), httpx.AsyncClient(base_url=server) as client:
+        async with serving_command("--log-url", url) as (_, server), client_of(server) as client:
 
             async def publish(topic: str, data: str) -> str:
                 return str((await client.post("/publish", params={"topic": topic}, content=data)).json()["id"])
@@ -352,11 +357,11 @@ async def test_while_a_server_runs_its_clients_go_on_and_the_next_one_announces_
     url = f"sqlite:///{tmp_path / 'log.db'}"
 
     async def publish(server: str, data: str) -> str:
-        async with httpx.AsyncClient(base_url=server) as client:
+        async with client_of(server) as client:
             return str((await client.post("/publish", params={"topic": "a"}, content=data)).json()["id"])
 
     async def missed(server: str, last_id: str) -> dict[str, object]:
-        async with httpx.AsyncClient(base_url=server) as client:
+        async with client_of(server) as client:
             found = (await client.get("/events", params={"topic": "a", "last_id": last_id})).json()
         return {"events": [event["id"] for event in found["events"]], "gap": found.get("gap")}
 
@@ -377,7 +382,7 @@ async def test_several_shards_in_redis(redis: RedisServer, monkeypatch: pytest.M
     monkeypatch.setenv("TRICAST_LOG__URL", redis.url)
     monkeypatch.setenv("TRICAST_LOG__SHARDS", "2")
     with trio.fail_after(HANG_SECONDS):
-        async with serving_command() as (_, server), httpx.AsyncClient(base_url=server) as client:
+        async with serving_command() as (_, server), client_of(server) as client:
             monkeypatch.setenv("TRICAST_LOG__SHARDS", "3")
             code, _, said = await run_here("log", "info")
             assert (code, said.partition(" (")[0]) == (
@@ -434,7 +439,7 @@ async def test_what_is_only_passed_on_can_be_followed(redis: RedisServer, monkey
         untold = {name: value for name, value in os.environ.items() if name != "TRICAST_LOG__DELIVERY"}
         async with (
             serving_command() as (_, server),
-            httpx.AsyncClient(base_url=server) as client,
+            client_of(server) as client,
             running("log", "tail", "-f", "--topic", "a", env=untold) as tail,
             trio.open_nursery() as nursery,
         ):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import h11
 import trio
 import trio.testing
+from clocks import HANG_SECONDS
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, Event, Message, Ping, TextMessage
 from wsproto.utilities import generate_accept_token
@@ -15,8 +16,15 @@ from wsproto.utilities import generate_accept_token
 from tricast.client import ClientSettings, Connected, Disconnected
 from tricast.client.endpoint import Endpoint
 
-#: Waits are drawn from next to nothing, so that tests on real sockets do not wait for them.
-EAGER = ClientSettings(backoff_first=1e-6, backoff_longest=1e-6)
+#: Waits are drawn from next to nothing, so that tests on real sockets do not wait for them; and what is answered there
+#: may be answered late, on a machine that is busy.
+EAGER = ClientSettings(
+    backoff_first=1e-6,
+    backoff_longest=1e-6,
+    connect_timeout=HANG_SECONDS,
+    first_bytes_timeout=HANG_SECONDS,
+    answer_timeout=HANG_SECONDS,
+)
 
 
 def event_json(number: int, *, data: str = '{"n":1}', topic: str = "news", kind: str = "message") -> str:

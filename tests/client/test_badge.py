@@ -48,7 +48,8 @@ class Tokens:
 async def test_with_a_token(transport):
     async with serving(auth=AUTH) as server:
         shown = token(subscribe=["news"], publish=["news"])
-        async with subscribe(server.url, ["news"], transport=transport, token=shown) as subscription:
+        options = {"transport": transport, "token": shown, "settings": EAGER}
+        async with subscribe(server.url, ["news"], **options) as subscription:
             assert isinstance((await take(subscription, 1))[0], Connected)
             first = await publish(server.url, "news", "1", token=shown)
             (second,) = await publish_ndjson(server.url, ['{"topic":"news","data":2}'], token=shown)

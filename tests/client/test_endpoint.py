@@ -1,5 +1,6 @@
 """URLs, and connecting to them."""
 
+import socket
 import ssl
 
 import pytest
@@ -51,11 +52,11 @@ def test_what_is_no_url_of_a_server(url):
 
 
 async def test_nobody_listens():
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port = listeners[0].socket.getsockname()[1]
-    await listeners[0].aclose()
-    with pytest.raises(Lost, match=rf"^cannot connect to http://127.0.0.1:{port}: connection refused$"):
-        await dial(Endpoint.parse(f"http://127.0.0.1:{port}"), ClientSettings())
+    with socket.socket() as held:  # so that nobody else listens there meanwhile
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        with pytest.raises(Lost, match=rf"^cannot connect to http://127.0.0.1:{port}: connection refused$"):
+            await dial(Endpoint.parse(f"http://127.0.0.1:{port}"), ClientSettings())
 
 
 async def test_the_name_cannot_be_resolved(monkeypatch):

@@ -312,7 +312,9 @@ def test_one_variable(load: Loader, monkeypatch: pytest.MonkeyPatch, name: str, 
     assert found.startswith(problem)
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     name=st.sampled_from(["SERVER", "SERVER__PORT", "SERVER__CORS_ORIGINS", "SERVER__X", "WEBSOCKET__HANDLER", "X__Y"]),
     suffix=st.sampled_from(["", "", "__0", "__PATH", "__"]),

@@ -81,7 +81,8 @@ def test_what_it_refuses_is_an_error(redis: RedisServer) -> None:
 
 
 def test_a_cluster_shares_its_slots_and_fails_over() -> None:
-    with RedisCluster(replicas=1, node_timeout_ms=1000) as cluster:
+    # Long enough that on a busy machine none is taken to be gone that is there.
+    with RedisCluster(replicas=1, node_timeout_ms=4000) as cluster:
         assert len(cluster.masters) == 3
         master = cluster.master_of("stream")
         master.execute("XADD", "stream", "*", "name", "value")
@@ -128,7 +129,7 @@ def produce(address: str, topic: str, **settings: str) -> int:
     delivered: list[int] = []
     producer = Producer({"bootstrap.servers": address, "enable.idempotence": True, "log_level": 0, **settings})
     producer.produce(topic, b"value", on_delivery=lambda error, message: delivered.append(message.offset()))
-    producer.flush(20)
+    producer.flush(HANG_SECONDS)
     return delivered[0]
 
 
@@ -164,7 +165,7 @@ def test_kafka_keeps_what_it_acknowledged() -> None:
         assert produce(kafka.address, "topic", **settings) == 1
         kafka.restart(keep_data=False)
         with kafka.admin() as admin:
-            assert "topic" not in admin.list_topics(timeout=10).topics
+            assert "topic" not in admin.list_topics(timeout=HANG_SECONDS).topics
 
 
 def test_another_broker_leads_when_one_is_gone() -> None:
@@ -206,7 +207,7 @@ def test_a_killed_process_leaves_nothing_running() -> None:
         pid, folder = process.stdout.readline().split()
         server = os.pidfd_open(int(pid))
         process.kill()
-    assert select.select([server], [], [], 20)[0]
+    assert select.select([server], [], [], HANG_SECONDS)[0]
     os.close(server)
     shutil.rmtree(folder)
 
@@ -363,18 +364,26 @@ def test_what_is_not_the_services_own_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_when_interrupted_nothing_is_left_running(tmp_path: Path, number: signal.Signals) -> None:
-    folder = tmp_path / "services"
+    folder, program = tmp_path / "services", tmp_path / "redis-server"
+    # One of them never gets ready, so that the others are there and it is not done.
+    program.write_text(
+        f'#!/bin/sh\ncase $PWD in */node-2) exec sleep 600;; esac\nexec {shutil.which("redis-server")} "$@"\n',
+        encoding="utf-8",
+    )
+    program.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = [ROOT / "scripts" / "services", "up", "redis-cluster", "--folder", folder]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
         log = folder / "redis-cluster" / "node-0" / "log"
-        wait_until(lambda: log.exists() and "Ready to accept" in log.read_text(encoding="utf-8"), "a server to run", 20)
+        wait_until(lambda: log.exists() and "Ready to accept" in log.read_text(encoding="utf-8"), "a server to run")
         assert running_in(folder)
         process.send_signal(number)
         out, err = process.communicate()
     assert process.returncode in (-number, 128 + number)
     assert out == ""
     assert "Traceback" not in err
-    wait_until(lambda: not running_in(folder), "all to end", 20)
+    wait_until(lambda: not running_in(folder), "all to end")
     assert number == signal.SIGKILL or not folder.exists()
 
 
