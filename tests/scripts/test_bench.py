@@ -134,7 +134,7 @@ def serve() -> Iterator[Callable[[Script], Target]]:
             except OSError:
                 return
             with sock:
-                sock.settimeout(10)
+                sock.settimeout(HANG_SECONDS)
                 script(sock)
 
     def start(script: Script) -> Target:
@@ -149,7 +149,7 @@ def serve() -> Iterator[Callable[[Script], Target]]:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(HANG_SECONDS)
 
 
 def read_request(sock: socket.socket) -> bytes:
@@ -180,8 +180,8 @@ def test_events_are_counted_however_they_are_cut(serve: Callable[[Script], Targe
     assert (opened.clients, opened.failures) == (1, [])
     for marks in (3, 3, 3, 5):
         step.release()
-        received = crowd.receive(10, until_marks=marks)
-    assert crowd.receive(10, until_marks=6).marks == 5  # it ends with the connection at the latest
+        received = crowd.receive(HANG_SECONDS, until_marks=marks)
+    assert crowd.receive(HANG_SECONDS, until_marks=6).marks == 5  # it ends with the connection at the latest
     assert received.marks == 5
 
 
@@ -198,7 +198,7 @@ def test_latency_counts_from_the_time_in_the_event(serve: Callable[[Script], Tar
 
     crowd.track_events()
     crowd.open(serve(script), [Opening(READ, b"begun ")], is_websocket=True)
-    received = crowd.receive(10, until_marks=40)
+    received = crowd.receive(HANG_SECONDS, until_marks=40)
     assert received.marks == 40
     assert len(received.latencies) == 10
     assert all(10**9 <= latency < 60 * 10**9 for latency in received.latencies)
@@ -229,7 +229,7 @@ def test_a_long_poll_goes_on_from_each_answer(serve: Callable[[Script], Target],
 
     target = serve(script)
     crowd.open(target, [Opening(b"GET /first HTTP/1.1\r\n\r\n", b"")], again=Again(Polled(1, target.port), "t"))
-    received = crowd.receive(10, until_answers=4)
+    received = crowd.receive(HANG_SECONDS, until_answers=4)
     assert (received.marks, received.answers) == (3, 4)
     assert asked == [b"/first", b"/t?after=0", b"/t?after=1", b"/t?after=2"]
     assert received.closed == 1
@@ -253,7 +253,7 @@ def test_what_was_meant_for_paused_clients_comes_later(serve: Callable[[Script],
     def script(sock: socket.socket) -> None:
         read_request(sock)
         sock.sendall(b"begun ")
-        step.wait(10)
+        step.wait(HANG_SECONDS)
         sock.sendall(b"mark")
 
     crowd.open(serve(script), [Opening(READ, b"begun ")])
@@ -261,7 +261,7 @@ def test_what_was_meant_for_paused_clients_comes_later(serve: Callable[[Script],
     step.set()
     assert crowd.receive(0.05, until_marks=1).marks == 0
     crowd.resume()
-    assert crowd.receive(10, until_marks=1).marks == 1
+    assert crowd.receive(HANG_SECONDS, until_marks=1).marks == 1
 
 
 def test_echoes_are_counted_round_by_round(serve: Callable[[Script], Target], crowd: Crowd) -> None:
@@ -275,7 +275,7 @@ def test_echoes_are_counted_round_by_round(serve: Callable[[Script], Target], cr
             sock.sendall(b"\x81\x04mark")
 
     crowd.open(serve(script), [Opening(READ, b"begun ")], is_websocket=True)
-    count, trips = crowd.echo(message, 3, 10)
+    count, trips = crowd.echo(message, 3, HANG_SECONDS)
     assert count == len(trips) == 3
 
 
@@ -318,7 +318,7 @@ def test_the_intended_times_do_not_wait_for_answers(serve: Callable[[Script], Ta
 
     publisher = Publisher(Running(1, serve(script).port))
     try:
-        published = publisher.run(write, 5, 1_000_000, 10)
+        published = publisher.run(write, 5, 1_000_000, HANG_SECONDS)
     finally:
         publisher.close()
     assert published.answered == 5
@@ -623,12 +623,12 @@ def test_lost_and_repeated_events_are_counted_one_by_one() -> None:
 @pytest.fixture
 def victim() -> Iterator[socket.socket]:
     with socket.create_server((HOST, 0)) as listener:
-        listener.settimeout(10)
+        listener.settimeout(HANG_SECONDS)
         yield listener
 
 
 def attack_until(mob: Mob, is_done: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + HANG_SECONDS
     while not is_done():
         assert time.monotonic() < end
         mob.go_on(0.01)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h11
 import pytest
+from clocks import HANG_SECONDS
 from wsproto import ConnectionType, WSConnection
 from wsproto.connection import Connection
 from wsproto.events import BytesMessage, Request, TextMessage
@@ -75,7 +76,7 @@ class Forgetful(RunningTricast):
 
 def test_runs_as_a_program(tmp_path: Path) -> None:
     program = Path(__file__).parents[2] / "scripts" / "bench" / "peers" / "selfcheck.py"
-    printed = checked([sys.executable, program, "PROTOTYPE", "--build", tmp_path], seconds=60)
+    printed = checked([sys.executable, program, "PROTOTYPE", "--build", tmp_path], seconds=HANG_SECONDS)
     assert printed.startswith("Trio prototype (")
     assert printed.endswith("): sse 200; websocket 200\n")
 
