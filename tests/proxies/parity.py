@@ -144,6 +144,14 @@ class Played(NamedTuple):
         pairs = [(program, name) for program, name in cells() if self.compared(program, name) is Verdict.DIFFERENT]
         return {program: [name for other, name in pairs if other == program] for program, _ in pairs}
 
+    def doubtful(self) -> dict[str, set[str]]:
+        """The scenarios to be played again, by program, each once: those of one name would be taken for each other."""
+        found: dict[str, set[str]] = {}
+        for doubts in (self.different(), unexpected(self.real)):
+            for program, names in doubts.items():
+                found.setdefault(program, set()).update(names)
+        return found
+
 
 def cells() -> Iterator[tuple[str, str]]:
     """Each program with each scenario."""
@@ -178,10 +186,7 @@ async def play_everything() -> Played:
     played = Played({}, {})
     await _play(played, None)
     for _ in range(REPEATS):
-        doubtful = played.different()
-        for program, names in unexpected(played.real).items():
-            doubtful[program] = [*doubtful.get(program, []), *names]
-        if doubtful:
+        if doubtful := played.doubtful():
             await _play(played, doubtful)
     return played
 

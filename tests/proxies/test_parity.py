@@ -70,6 +70,15 @@ def test_a_difference_is_accepted_with_its_program_alone() -> None:
     assert compared("nginx-default", scenario, sent, waits) is Verdict.DIFFERENT
 
 
+def test_what_is_doubtful_for_two_reasons_is_played_again_once() -> None:
+    real = {program: dict.fromkeys(SCENARIOS, Outcome(("nothing known",), ())) for program in PROGRAMS}
+    profile = {program: dict.fromkeys(SCENARIOS, Outcome(("else",), ())) for program in PROGRAMS}
+    played = Played(real, profile)
+    assert "c-end-no-answer-fin" in played.different()["caddy-2.6"]
+    assert "c-end-no-answer-fin" in unexpected(real)["caddy-2.6"]
+    assert played.doubtful() == {program: set(SCENARIOS) for program in PROGRAMS}
+
+
 def made_in(page: Path) -> str:
     return page.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
 
