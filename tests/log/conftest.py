@@ -8,6 +8,14 @@ from clocks import HANG_SECONDS
 from log.redis_worlds import Process, Processes
 from services import RedisServer
 
+from tricast.log import redis as redis_module
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has appended finds it in its own process, however busy the machine is."""
+    monkeypatch.setattr(redis_module, "_PATIENCE", HANG_SECONDS)
+
 
 @pytest.fixture
 async def processes() -> AsyncIterator[Processes]:

@@ -1,11 +1,12 @@
 """Logs in a Redis, each as if in a process of its own, with what they handed over and what they said."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import trio
+from coredis import Redis
 from log.worlds import PLENTY, held, ids_of
 from serving import capturing_logger, pause, until
 from structlog.testing import LogCapture
@@ -16,6 +17,7 @@ from tricast.event import BEGINNING, Draft, Event, EventId, Position, TopicSet
 from tricast.log.base import IdempotencyKey, Log, Slice
 from tricast.log.redis import RedisShard, redis_log
 from tricast.log.redis_layout import LaidOutLog
+from tricast.log.redis_servers import Servers
 from tricast.log.redis_stream import Keys, keys_of
 from tricast.log_urls import RedisUrl, parse_log_url
 
@@ -28,16 +30,20 @@ def just_before(position: EventId) -> EventId:
     return EventId(ms, counter - 1) if counter else EventId(ms - 1, 2**63 - 1)
 
 
+def parsed(url: str) -> RedisUrl:
+    found = parse_log_url(url)
+    assert isinstance(found, RedisUrl)
+    return found
+
+
 class Process:
     """A log, and what it has handed over."""
 
     def __init__(self, url: str, *, events: dict[str, Any] | None = None, **section: Any) -> None:
         section = {"timeout": "20s", "reconnect": "10ms", "reconnect_max": "100ms"} | section
         config = tricast.Config.model_validate({"log": {"url": url} | section, "events": events or {}})
-        parsed = parse_log_url(url)
-        assert isinstance(parsed, RedisUrl)
         self.records = LogCapture()
-        self.log: Log = redis_log(config, parsed, logger=capturing_logger(self.records))
+        self.log: Log = redis_log(config, parsed(url), logger=capturing_logger(self.records))
         self.committed: list[Event] = []
         self.skipped: list[Position] = []
 
@@ -58,6 +64,24 @@ class Process:
     async def came_to(self, position: Position) -> None:
         """Returns when everything up to the position is handed over."""
         await until(lambda: self.log.last_id >= position)
+
+    async def appended(self, *topics: str) -> Sequence[Any]:
+        """What is appended in the end, where a test's short timeout is too short for a busy machine."""
+        while True:
+            try:
+                return await self.append(*topics)
+            except LogUnavailable:
+                await pause()
+
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """It waits hardly for what Redis is not there with, but for Redis itself as long as ever."""
+        shard = self.shard
+        config, shard._config = shard._config, shard._config.model_copy(update={"timeout": 0.2})
+        try:
+            yield
+        finally:
+            shard._config = config
 
     async def is_away(self) -> None:
         await until(lambda: self.log.problem is not None)
@@ -121,6 +145,32 @@ class Processes:
 
         await self._nursery.start(hold)
         return scope
+
+
+class Swapped(Servers):
+    """Servers of which some connections lead elsewhere, or nowhere.
+
+    Attributes:
+        is_cut: whether there is no way to them.
+        elsewhere: where the first connection of each session leads.
+    """
+
+    def __init__(self, url: str, elsewhere: str = "", **section: Any) -> None:
+        self._section = tricast.Config.model_validate({"log": {"url": url, "timeout": "20s"} | section}).log
+        super().__init__(parsed(url), self._section)
+        self.is_cut = False
+        self.elsewhere = Servers(parsed(elsewhere), self._section) if elsewhere else None
+
+    @asynccontextmanager
+    async def connect(self, key: bytes, *, block: float = 0.0) -> AsyncIterator[Redis[bytes]]:
+        if self.is_cut:
+            raise LogUnavailable("it is cut off")
+        if self.elsewhere is not None and block:
+            async with self.elsewhere.connect(key, block=block) as redis:
+                yield redis
+        else:
+            async with super().connect(key, block=block) as redis:
+                yield redis
 
 
 def data_of(events: Sequence[Event]) -> list[Any]:

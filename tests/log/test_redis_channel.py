@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import trio
 from clocks import HANG_SECONDS
+from log.redis_worlds import Swapped
 from log.worlds import PLENTY, held
 from services import RedisCluster, RedisServer
 from serving import capturing_logger, until
@@ -20,7 +21,7 @@ from tricast.log.redis_servers import Connection, Servers
 from tricast.log_urls import RedisUrl, parse_log_url
 from tricast.stores import log_of
 
-KEY = IdempotencyKey(b"k", b"1", 60.0, 10)
+KEY = IdempotencyKey(b"k", b"1", 600.0, 10)
 TOPICS = TopicSet(["a", "b"])
 
 
@@ -273,15 +274,18 @@ async def test_a_lost_connection_with_nothing_missed(redis: RedisServer, process
 
 async def test_what_was_published_while_the_connection_was_lost(redis: RedisServer, processes: Processes) -> None:
     one = await processes.begin(redis.url)
-    other = await processes.begin(redis.url, reconnect="400ms", reconnect_max="400ms")
+    other = await processes.begin(redis.url)
+    servers = other.log._servers = Swapped(redis.url)
     told, missed = await one.publish("1"), []
     await other.gets("1")
     for number in range(3):
+        servers.is_cut = True
         redis.execute("CLIENT", "KILL", "TYPE", "pubsub")
         await until(lambda: other.log.problem is not None)
         await away_and_back(one)
         missed += await one.publish("missed")
         assert other.log.problem is not None
+        servers.is_cut = False
         await away_and_back(other)
         told += await one.publish(f"told {number}")
         await other.gets(f"told {number}")

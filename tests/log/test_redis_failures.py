@@ -2,20 +2,17 @@
 
 import re
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from coredis import Redis
-from log.redis_worlds import KEYS, Process, Processes, just_before
+from clocks import HANG_SECONDS
+from log.redis_worlds import KEYS, Process, Processes, Swapped, just_before, parsed
 from log.worlds import ids_of
 from services import RedisServer
 from serving import open_descriptors, until
 
-import tricast
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import EventId, Gap, GapReason
 from tricast.log import redis as redis_module
@@ -23,13 +20,24 @@ from tricast.log import redis_stream as stream
 from tricast.log.base import IdempotencyKey, Slice
 from tricast.log.redis_servers import ERRORS, Servers
 from tricast.log.redis_stream import Known
-from tricast.log_urls import RedisUrl, parse_log_url
 
 
 @pytest.fixture
 def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
     """They look all the time."""
     monkeypatch.setattr(redis_module, "_WATCH_SECONDS", 0.01)
+
+
+@pytest.fixture
+def heedless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They never look by themselves."""
+    monkeypatch.setattr(redis_module, "_WATCH_SECONDS", 2 * HANG_SECONDS)
+
+
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has appended does not wait for what does not come in."""
+    monkeypatch.setattr(redis_module, "_PATIENCE", 0.0)
 
 
 def put_back(redis: RedisServer, saved: Path) -> None:
@@ -86,14 +94,14 @@ async def test_what_is_being_appended_when_it_goes_away_is_not_said_to_be_kept(
 
 async def test_a_redis_that_has_stopped_is_given_up_after_its_time(redis: RedisServer, processes: Processes) -> None:
     process = await processes.begin(redis.url, timeout="3s")
-    (last,) = await process.append("a")
+    (last,) = await process.appended("a")
     redis.pause()
     with pytest.raises(LogUnavailable, match="does not answer"):
         await process.append("a")
     assert process.log.problem is not None
     redis.resume()
-    await process.is_back()
-    (new,) = await process.append("a")
+    (new,) = await process.appended("a")
+    await process.came_to(new)
     found = await process.read("a", after=last)
     assert found.gap is None
     # What was not acknowledged may have been kept.
@@ -145,13 +153,7 @@ async def test_connections_that_are_cut_are_made_again(redis: RedisServer, proce
     ids = []
     for _ in range(5):
         redis.execute("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        while True:
-            try:
-                ids += await process.append("a")
-            except LogUnavailable:
-                await process.is_back()
-            else:
-                break
+        ids += await process.appended("a")
     await process.came_to(ids[-1])
     assert set(ids) <= set(ids_of(process.committed))
     assert process.skipped == []
@@ -195,39 +197,7 @@ async def test_what_others_append_while_one_is_away_comes_in_order(redis: RedisS
     assert away.skipped == []
 
 
-class Swapped(Servers):
-    """Servers of which some connections lead elsewhere, or nowhere.
-
-    Attributes:
-        is_cut: whether there is no way to them.
-        elsewhere: where the first connection of each session leads.
-    """
-
-    def __init__(self, url: str, elsewhere: str = "", **section: Any) -> None:
-        self._section = tricast.Config.model_validate({"log": {"url": url, "timeout": "1s"} | section}).log
-        super().__init__(_parsed(url), self._section)
-        self.is_cut = False
-        self.elsewhere = Servers(_parsed(elsewhere), self._section) if elsewhere else None
-
-    @asynccontextmanager
-    async def connect(self, key: bytes, *, block: float = 0.0) -> AsyncIterator[Redis[bytes]]:
-        if self.is_cut:
-            raise LogUnavailable("it is cut off")
-        if self.elsewhere is not None and block:
-            async with self.elsewhere.connect(key, block=block) as redis:
-                yield redis
-        else:
-            async with super().connect(key, block=block) as redis:
-                yield redis
-
-
-def _parsed(url: str) -> RedisUrl:
-    parsed = parse_log_url(url)
-    assert isinstance(parsed, RedisUrl)
-    return parsed
-
-
-@pytest.mark.usefixtures("watchful")
+@pytest.mark.usefixtures("watchful", "deaf")
 async def test_a_reader_that_is_on_another_server_is_noticed(redis: RedisServer, processes: Processes) -> None:
     with RedisServer() as other:
         servers = Swapped(redis.url, other.url)
@@ -238,10 +208,10 @@ async def test_a_reader_that_is_on_another_server_is_noticed(redis: RedisServer,
         assert process.committed == []
         await until(lambda: process.said() != [])
         assert process.records.entries[0]["why"] == "what is new in Redis does not come in"
+        await until(lambda: process.log.statistics.lags == {0: 1})
         servers.elsewhere = None
         await process.came_to(ids[0])
         assert ids_of(process.committed) == ids
-        assert process.log.statistics.lags == {0: 1}
 
 
 # What was lost
@@ -405,10 +375,11 @@ async def disconnect(process: Process) -> None:
     await process.is_back()
 
 
+@pytest.mark.usefixtures("deaf")
 async def test_what_was_acknowledged_and_never_read(redis: RedisServer, processes: Processes, tmp_path: Path) -> None:
     with RedisServer() as other:
         servers = Swapped(redis.url, other.url)  # nothing is read
-        process = Process(redis.url, timeout="3s")
+        process = Process(redis.url)
         process.shard._servers = servers  # type: ignore[assignment]
         await processes.run(process)
         before = process.log.last_id
@@ -430,7 +401,7 @@ async def test_its_data_is_deleted_under_it(redis: RedisServer, processes: Proce
     for process in both:
         await until(lambda process=process: process.skipped != [])  # type: ignore[misc]
         await process.is_back()
-        assert "began anew" in process.records.entries[0]["why"] or process.said() == []
+        assert process.said() == [] or "began anew" in process.records.entries[0]["why"]
     new = await both[0].append("a")
     for process in both:
         await process.came_to(new[0])
@@ -438,6 +409,7 @@ async def test_its_data_is_deleted_under_it(redis: RedisServer, processes: Proce
         assert (await gap_after(process, old[0])) == Gap(GapReason.RESTARTED, old[0], process.shard._state.start)
 
 
+@pytest.mark.usefixtures("heedless")
 async def test_its_data_is_deleted_and_somebody_publishes(redis: RedisServer, processes: Processes) -> None:
     both = [await processes.begin(redis.url) for _ in range(2)]
     await both[0].append("a")
@@ -453,6 +425,7 @@ async def test_its_data_is_deleted_and_somebody_publishes(redis: RedisServer, pr
     assert both[1].said() == []  # it reads on, and that is all
 
 
+@pytest.mark.usefixtures("heedless")
 async def test_its_data_is_deleted_and_somebody_reads(redis: RedisServer, processes: Processes) -> None:
     process = await processes.begin(redis.url, cache_size=1)
     (old,) = await process.append("a")
@@ -613,8 +586,8 @@ async def test_a_read_that_finds_the_connection_dead(redis: RedisServer, process
 async def test_without_the_replicas_that_are_wanted_nothing_is_acknowledged(
     redis: RedisServer, processes: Processes
 ) -> None:
-    process = await processes.begin(redis.url, replicas=1, timeout="3s")
-    with pytest.raises(LogUnavailable, match="only 0 of 1 replicas"):
+    process = await processes.begin(redis.url, replicas=1)
+    with process.impatient(), pytest.raises(LogUnavailable, match="only 0 of 1 replicas"):
         await process.append("a")
     await until(lambda: len(process.committed) == 1)  # it is there nevertheless
     assert process.log.problem is None
@@ -683,7 +656,7 @@ async def test_a_replica_takes_over(redis: RedisServer, processes: Processes, re
         redis.kill()
         replica.execute("REPLICAOF", "NO", "ONE")
         servers = process.shard._servers  # type: ignore[assignment]
-        servers._url = servers._url._replace(nodes=_parsed(replica.url).nodes)
+        servers._url = servers._url._replace(nodes=parsed(replica.url).nodes)
         await process.came_back()
         start = process.shard._state.start
         if replicas:
@@ -726,7 +699,7 @@ async def test_a_server_whose_place_was_taken_went_on_for_a_while(redis: RedisSe
             assert (await gap_after(process, common)) == Gap(GapReason.RESTARTED, common, process.shard._state.start)
         # Who was on it finds that the newest of what it knows is missing.
         servers = old.shard._servers  # type: ignore[assignment]
-        servers._url = servers._url._replace(nodes=_parsed(replica.url).nodes)
+        servers._url = servers._url._replace(nodes=parsed(replica.url).nodes)
         await disconnect(old)
         (last,) = await old.append("b")
         for process in (old, new, cold):
@@ -769,7 +742,7 @@ async def test_it_goes_on_to_have_no_room(redis: RedisServer, process: Process) 
     redis.execute("CONFIG", "RESETSTAT")
     await until(lambda: re.search(rb"cmdstat_hset:calls=0,.*?rejected_calls=([2-9]|\d\d)", stats(redis)) is not None)
     assert process.log.problem is not None
-    async with Servers(_parsed(redis.url), process.shard._config).connect(KEYS.log) as connection:
+    async with Servers(parsed(redis.url), process.shard._config).connect(KEYS.log) as connection:
         redis.kill()
         with pytest.raises(ERRORS):
             await process.shard._probe(connection)
@@ -826,12 +799,12 @@ async def test_a_repetition_is_not_acknowledged_either_without_the_replicas(proc
         RedisServer(program=program, config=[f"replicaof 127.0.0.1 {primary.port}"]) as replica,
     ):
         await until(lambda: b"master_link_status:up" in replica.execute("INFO", "replication"))  # type: ignore[operator]
-        both = [await processes.begin(primary.url, replicas=1, timeout="3s") for _ in range(2)]
+        both = [await processes.begin(primary.url, replicas=1) for _ in range(2)]
         await both[0].append("a")
         replica.pause()
-        key = IdempotencyKey(b"k", b"1", 60.0, 10)
+        key = IdempotencyKey(b"k", b"1", 600.0, 10)
         for process in both:
-            with pytest.raises(LogUnavailable, match="only 0 of 1"):
+            with process.impatient(), pytest.raises(LogUnavailable, match="only 0 of 1"):
                 await process.append("a", key=key)
         replica.resume()
         assert await both[1].append("a", key=key) == [both[0].committed[-1].id]
