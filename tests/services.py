@@ -19,6 +19,7 @@ from engines.redis_sentinel import RedisSentinel
 from engines.resp import ReplyError
 
 __all__ = [
+    "PATIENT_MS",
     "KafkaServer",
     "KafkaTopics",
     "NotStarted",
@@ -34,6 +35,10 @@ __all__ = [
 ]
 
 
+#: After so long without a word a server is taken to be gone, where no test is about that: a busy machine is none.
+PATIENT_MS = 15_000
+
+
 @pytest.fixture
 def redis() -> Iterator[RedisServer]:
     """A Redis of this test's own."""
@@ -44,7 +49,7 @@ def redis() -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def redis_cluster() -> Iterator[RedisCluster]:
     """Three masters, for all tests of this process that do them no harm and have keys of their own."""
-    with RedisCluster() as cluster:
+    with RedisCluster(node_timeout_ms=PATIENT_MS) as cluster:
         yield cluster
 
 
@@ -94,7 +99,7 @@ def shared_kafka(folder: Path) -> Iterator[SharedKafka]:
 
 
 def _start(state: Path) -> None:
-    server = KafkaServer()
+    server = KafkaServer(config=[f"broker.session.timeout.ms={PATIENT_MS}"])
     try:
         server.start()
     except BaseException:

@@ -89,7 +89,7 @@ class RedisProgram(Daemon):
 
         Raises:
             ReplyError: it was refused.
-            OSError: nobody listens, or has answered within ten seconds.
+            OSError: nobody listens, or has answered within a minute.
         """
         return ask(self.folder / "socket", ["AUTH", *ADMINISTRATOR], command)
 

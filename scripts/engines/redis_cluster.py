@@ -5,12 +5,12 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from engines.daemon import HOST, NotStarted, Port, Service, wait_until
+from engines.daemon import HOST, START_SECONDS, NotStarted, Port, Service, wait_until
 from engines.redis import RedisServer, parse_facts
 from engines.resp import ReplyError
 
 _SLOTS = 16384
-_SECONDS = 60.0
+_SECONDS = START_SECONDS
 #: Redis gives up a failover that it was told to make after five seconds.
 _FAILOVER_SECONDS = 6.0
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from engines.daemon import Daemon, NotStarted, Service, wait_until
+from engines.daemon import START_SECONDS, Daemon, NotStarted, Service, wait_until
 from engines.redis import ADMINISTRATOR, RedisProgram, RedisServer
 from engines.resp import ReplyError
 
@@ -12,7 +12,7 @@ from engines.resp import ReplyError
 MASTER_NAME = "mymaster"
 _SENTINELS = 3
 _QUORUM = 2
-_SECONDS = 60.0
+_SECONDS = START_SECONDS
 
 
 class Sentinel(RedisProgram):

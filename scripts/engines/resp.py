@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 #: Bytes, an integer, nothing, or a list of these.
 Reply = Any
-_SECONDS = 10.0
+_SECONDS = 60.0
 
 
 class ReplyError(Exception):

@@ -87,7 +87,7 @@ def _in_a_file(cache_size: int) -> Callable[[pytest.FixtureRequest, Path, int], 
 
 def _configured(log: Mapping[str, Any], keeps: int) -> Place:
     events = {"history": keeps, "history_age": "1h"}
-    section = {"length": keeps, "timeout": "10s", "reconnect": "10ms"} | dict(log)
+    section = {"length": keeps, "timeout": "60s", "reconnect": "10ms"} | dict(log)
     config = tricast.Config.model_validate(
         {"log": section, "events": events, "publish": {"max_event": "1MiB", "max_body": "2MiB"}}
     )

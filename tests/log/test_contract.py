@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 import pytest
 import trio
+from clocks import HANG_SECONDS
 from log.kinds import KINDS, Kind, Place
 from log.worlds import held
 from serving import until
@@ -35,8 +36,6 @@ from tricast.event import (
 from tricast.log.base import IdempotencyKey, Slice
 
 PLENTY = 2**26
-#: However slow the machine is; a log that hangs is not waited for.
-SECONDS = 90.0
 
 Topics = Iterable[str]
 
@@ -153,7 +152,7 @@ def small_place(kind: Kind, request: pytest.FixtureRequest, tmp_path: Path) -> P
 @pytest.fixture
 async def begin() -> AsyncIterator[Open]:
     """Opens a log as one more process, until the test is over."""
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
 
             async def begin(place: Place) -> Process:
@@ -474,7 +473,7 @@ async def test_a_batch_of_topics_that_are_not_together(begin: Open, place: Place
 
 async def test_a_log_that_is_not_open_takes_nothing(place: Place) -> None:
     process = Process(place)
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         async with process.log.open(process.take, process.skip):
             await process.append("a")
             await process.has(1)
@@ -572,7 +571,7 @@ async def test_a_position_of_one_process_is_one_for_another_at_once(begin: Open,
 @pytest.mark.parametrize("kind", KEPT, indirect=True)
 async def test_what_was_appended_before_is_there_for_who_comes_later(begin: Open, place: Place) -> None:
     first = Process(place)
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         async with first.log.open(first.take, first.skip):
             before = first.log.last_id
             events = await first.append_one_by_one(*["a", "b", "a.1"] * 5)

@@ -8,7 +8,7 @@ import pytest
 import trio
 from clocks import HANG_SECONDS
 from log.redis_worlds import Process, Processes
-from services import RedisCluster, RedisSentinel, RedisServer
+from services import PATIENT_MS, RedisCluster, RedisSentinel, RedisServer
 from serving import pause, until
 
 from tricast.errors import LogUnavailable
@@ -101,14 +101,14 @@ async def test_in_another_database_and_with_replicas(redis: RedisServer, process
 
 
 async def test_with_sentinel(processes: Processes, delivery: str) -> None:
-    with RedisSentinel() as service:
+    with RedisSentinel(down_after_ms=PATIENT_MS) as service:
         for server in service.servers:
             admit(server, *RULES[delivery], *documented("+role"))
         await do_everything(processes, as_user(service.url), delivery)
 
 
 async def test_in_a_cluster(processes: Processes, delivery: str) -> None:
-    with RedisCluster() as service:
+    with RedisCluster(node_timeout_ms=PATIENT_MS) as service:
         rules = [rule for rule in RULES[delivery] if rule not in ("+subscribe", "+publish")]
         more = documented("+ssubscribe", "+spublish") if delivery == "pubsub" else []
         for node in service.nodes:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import trio
 from clocks import HANG_SECONDS
-from log.redis_worlds import Swapped
+from log.redis_worlds import Swapped, parsed
 from log.worlds import PLENTY, held
-from services import RedisCluster, RedisServer
+from services import PATIENT_MS, RedisCluster, RedisServer
 from serving import capturing_logger, until
 from structlog.testing import LogCapture
 
@@ -18,7 +18,6 @@ from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, Posi
 from tricast.log.base import IdempotencyKey, Slice
 from tricast.log.redis_channel import ChannelShard
 from tricast.log.redis_servers import Connection, Servers
-from tricast.log_urls import RedisUrl, parse_log_url
 from tricast.stores import log_of
 
 KEY = IdempotencyKey(b"k", b"1", 600.0, 10)
@@ -35,15 +34,15 @@ class Process:
         records: what it logged.
     """
 
-    def __init__(self, url: str, **settings: Any) -> None:
-        found = parse_log_url(url)
-        assert isinstance(found, RedisUrl)
+    def __init__(self, url: str, *, answers_within: float = 20.0, **settings: Any) -> None:
         config = LogSection(
             url=url, delivery="pubsub", **{"timeout": "20s", "reconnect": "10ms", "reconnect_max": "100ms", **settings}
         )
+        # A short timeout is for what Redis does not pass on.
+        waiting = config.model_copy(update={"timeout": answers_within})
         self.records = LogCapture()
         self.log = ChannelShard(
-            Servers(found, config),
+            Servers(parsed(url), waiting),
             config,
             events=EventsSection(history=1000),
             logger=capturing_logger(self.records),
@@ -415,7 +414,7 @@ async def test_what_does_not_come_in(redis: RedisServer, processes: Processes) -
 
 
 async def test_redis_that_stands_still(redis: RedisServer, processes: Processes) -> None:
-    process = await processes.begin(redis.url, timeout="2s")
+    process = await processes.begin(redis.url, answers_within=10.0, timeout="10s")
     (told,) = await process.publish("1")
     redis.pause()
     with pytest.raises(LogUnavailable):
@@ -484,7 +483,7 @@ async def test_a_test_of_it_that_fails(redis: RedisServer) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Any:
-    with RedisCluster(replicas=1, node_timeout_ms=1000) as service:
+    with RedisCluster(replicas=1, node_timeout_ms=PATIENT_MS) as service:
         yield service
 
 

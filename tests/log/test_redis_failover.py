@@ -25,13 +25,13 @@ MANY = 30
 
 @pytest.fixture(scope="module")
 def watched() -> Iterator[RedisSentinel]:
-    with RedisSentinel(down_after_ms=500) as service:
+    with RedisSentinel(down_after_ms=2000) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RedisCluster]:
-    with RedisCluster(replicas=1, node_timeout_ms=1000) as service:
+    with RedisCluster(replicas=1, node_timeout_ms=2000) as service:
         yield service
 
 
@@ -96,6 +96,7 @@ class World:
     async def check(self) -> None:
         acknowledged = self.publisher.acknowledged
         for process in (self.one, self.other):
+            await process.is_back()
             await process.came_to(max(acknowledged.values()))
             seen = [event.id for event in process.committed]
             assert seen == sorted(set(seen))
@@ -241,7 +242,7 @@ def move(cluster: RedisCluster, old: ClusterNode, new: ClusterNode, namespace: s
     new.execute("CLUSTER", "SETSLOT", slot, "IMPORTING", old.id)
     old.execute("CLUSTER", "SETSLOT", slot, "MIGRATING", new.id)
     while keys := keys_in(old, namespace):
-        old.execute("MIGRATE", "127.0.0.1", new.port, keys[0], 0, 5000, "AUTH2", *ADMINISTRATOR)
+        old.execute("MIGRATE", "127.0.0.1", new.port, keys[0], 0, 60_000, "AUTH2", *ADMINISTRATOR)
     for node in (new, old, *cluster.masters):
         node.execute("CLUSTER", "SETSLOT", slot, "NODE", new.id)
     cluster.wait_whole()
