@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 import trio
 import trio.testing
+from clocks import HANG_SECONDS
 from confluent_kafka import KafkaError, KafkaException, Producer
 from log.kafka_worlds import KafkaWorld, kafka_config, kafka_world, new_topic, nothing_left
 from services import KafkaServer
@@ -55,8 +56,8 @@ async def recovered(world: KafkaWorld) -> None:
 async def test_a_broker_that_is_killed_and_comes_back(own_kafka: KafkaServer) -> None:
     topic = new_topic(own_kafka)
     async with (
-        kafka_world(own_kafka, topic, timeout="2s") as world,
-        kafka_world(own_kafka, topic, timeout="2s") as other,
+        kafka_world(own_kafka, topic, timeout="10s") as world,
+        kafka_world(own_kafka, topic, timeout="10s") as other,
     ):
         acknowledged = [(await world.append("a", data=b"%d" % number))[0] for number in range(5)]
         await other.handed_over(5)
@@ -83,7 +84,7 @@ async def test_a_broker_that_is_killed_and_comes_back(own_kafka: KafkaServer) ->
 
 async def test_a_broker_that_stalls(own_kafka: KafkaServer) -> None:
     topic = new_topic(own_kafka)
-    async with kafka_world(own_kafka, topic, timeout="3s", cache_size=1) as world:
+    async with kafka_world(own_kafka, topic, timeout="10s", cache_size=1) as world:
         (first,) = await world.append("a", data=b"0")
         await world.handed_over(1)
         own_kafka.pause()
@@ -106,7 +107,7 @@ async def test_a_batch_while_kafka_stalls(own_kafka: KafkaServer) -> None:
     topic = new_topic(own_kafka)
     async with kafka_world(own_kafka, topic) as world:
         await world.append("a", "b")  # the first transaction of a Kafka takes its time
-    async with kafka_world(own_kafka, topic, timeout="3s") as world:
+    async with kafka_world(own_kafka, topic, timeout="10s") as world:
         await world.append("a", "b")
         own_kafka.pause()
         try:
@@ -125,7 +126,7 @@ async def test_a_batch_while_kafka_stalls(own_kafka: KafkaServer) -> None:
 async def test_another_broker_becomes_the_leader() -> None:
     with KafkaServer(brokers=3) as kafka:
         topic = new_topic(kafka, 1)
-        async with kafka_world(kafka, topic, timeout="15s") as world, kafka_world(kafka, topic, timeout="15s") as other:
+        async with kafka_world(kafka, topic, timeout="60s") as world, kafka_world(kafka, topic, timeout="60s") as other:
             acknowledged = []
             for number in range(30):
                 acknowledged += await world.append("a", data=b"%d" % number)
@@ -168,7 +169,7 @@ async def test_retention_overtakes_who_reads_slowly(own_kafka: KafkaServer) -> N
 
 async def test_a_topic_that_is_made_anew(own_kafka: KafkaServer) -> None:
     topic = new_topic(own_kafka)
-    async with kafka_world(own_kafka, topic, timeout="2s") as world:
+    async with kafka_world(own_kafka, topic, timeout="10s") as world:
         ids = [(await world.append("a"))[0] for _ in range(5)]
         await world.handed_over(5)
         await in_thread(own_kafka.delete_topic, topic)
@@ -178,7 +179,8 @@ async def test_a_topic_that_is_made_anew(own_kafka: KafkaServer) -> None:
         start = await world.has_skipped()
         await recovered(world)
         (new,) = await world.append("a", data=b"2")
-        await world.handed_over(6)
+        while world.data[-1:] != [b"2"]:
+            await world.handed_over(len(world.committed) + 1)
         found = await world.read("a", after=ids[2])
         assert found.gap is not None
         assert (found.gap.reason, found.upto) == (GapReason.RESTARTED, start)
@@ -204,10 +206,10 @@ async def test_a_process_that_is_gone_in_the_middle_of_a_batch(own_kafka: KafkaS
         gone = Producer(
             {"bootstrap.servers": own_kafka.address, "transactional.id": "x", "transaction.timeout.ms": 3000}
         )
-        await in_thread(gone.init_transactions, 30)
+        await in_thread(gone.init_transactions, HANG_SECONDS)
         gone.begin_transaction()
         gone.produce(topic, b"2", b"a", 0)
-        await in_thread(gone.flush, 30)
+        await in_thread(gone.flush, HANG_SECONDS)
         (second,) = await world.append("a", data=b"3")
         # It is acknowledged, and comes when Kafka has given up waiting for the other one.
         assert [event.id for event in await world.handed_over(2)] == [first, second]
@@ -309,7 +311,7 @@ async def test_who_is_waiting_when_it_closes_is_told(own_kafka: KafkaServer) -> 
             refusals.append(error.why)
 
     async with trio.open_nursery() as nursery:
-        async with kafka_world(own_kafka, new_topic(own_kafka)) as world:
+        async with kafka_world(own_kafka, new_topic(own_kafka), timeout="5s") as world:
             own_kafka.pause()
             nursery.start_soon(append, world, "a")
             nursery.start_soon(append, world, "a", "b")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from log.worlds import Clock
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import Draft
@@ -440,7 +441,13 @@ def test_a_time_that_cannot_be_looked_up() -> None:
         reader.bounds([PLACE], 0)
 
 
-def test_a_partition_that_is_getting_a_leader_is_waited_for() -> None:
+def test_a_partition_that_is_getting_a_leader_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+
+    def pass_by(seconds: float) -> None:
+        clock.seconds += seconds
+
+    monkeypatch.setattr(kafka_threads, "time", SimpleNamespace(monotonic=clock, sleep=pass_by))
     passing = failure(KafkaError.NOT_LEADER_FOR_PARTITION)
     reader, consumer = history()
     consumer.failures = [passing]

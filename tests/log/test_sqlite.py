@@ -24,7 +24,7 @@ from structlog.testing import LogCapture
 
 from tricast.errors import LogUnavailable, RemoteProtocolError
 from tricast.event import BEGINNING, Draft, Event, EventId, Gap, GapReason, TopicSet
-from tricast.log.base import IdempotencyKey
+from tricast.log.base import IdempotencyKey, Slice
 from tricast.log.database import Behind, Database, decode, encode
 from tricast.log.sqlite import SqliteLog
 from tricast.log.sqlite_file import APPLICATION_ID, SqliteFile
@@ -775,7 +775,7 @@ async def test_who_comes_back_is_not_answered_by_an_earlier_look(
     def look(self: Database, known: int) -> Behind:
         found = behind(self, known)
         begun.set()
-        go_on.wait(10.0)
+        go_on.wait(HANG_SECONDS)
         return found
 
     monkeypatch.setattr(Database, "behind", look)
@@ -890,7 +890,7 @@ async def test_who_is_cancelled_may_have_appended(processes: Processes) -> None:
 
 
 async def test_leaving_while_somebody_waits(processes: Processes) -> None:
-    world = processes.prepare(patience=0.2)
+    world = processes.prepare(patience=5.0)  # in which both come to it
     outcomes = []
 
     async def publish() -> None:
@@ -953,7 +953,7 @@ def test_a_thread_that_is_late_says_nothing(tmp_path: Path, monkeypatch: pytest.
     threads = []
     monkeypatch.setattr(threading, "excepthook", bugs.append)
     monkeypatch.setattr("tricast.log.sqlite._LAST_COMMIT_SECONDS", 0.0)
-    log = sqlite_log(tmp_path / "log.db", Clock(), patience=10.0)
+    log = sqlite_log(tmp_path / "log.db", Clock(), patience=HANG_SECONDS)
 
     async def leave_too_early() -> None:
         with trio.fail_after(HANG_SECONDS):
@@ -971,7 +971,7 @@ def test_a_thread_that_is_late_says_nothing(tmp_path: Path, monkeypatch: pytest.
         trio.run(leave_too_early)
         database.execute("ROLLBACK")
     for thread in threads:
-        thread.join(10.0)
+        thread.join(HANG_SECONDS)
         assert not thread.is_alive()
     (writer,) = writers
     assert writer is not None
@@ -990,10 +990,19 @@ async def test_opening_that_is_cancelled(processes: Processes) -> None:
         assert await world.append("a")
 
 
-async def test_a_thousand_who_come_back_do_not_hold_up_who_publishes(processes: Processes) -> None:
+async def test_a_thousand_who_come_back_do_not_hold_up_who_publishes(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = await processes.begin(cache_size=1, history=1000)
     ids = await world.append(*["a"] * 500)
     done = 0
+    read, go_on = Database.read, threading.Event()
+
+    def read_late(*arguments: Any, **more: Any) -> Slice:
+        go_on.wait(HANG_SECONDS)
+        return read(*arguments, **more)
+
+    monkeypatch.setattr(Database, "read", read_late)
 
     async def come_back() -> None:
         nonlocal done
@@ -1005,8 +1014,11 @@ async def test_a_thousand_who_come_back_do_not_hold_up_who_publishes(processes: 
         for _ in range(1000):
             nursery.start_soon(come_back)
         await trio.lowlevel.checkpoint()
-        await world.append("a")
-        assert done < 1000
+        try:
+            await world.append("a")
+            assert done == 0
+        finally:
+            go_on.set()
     assert done == 1000
 
 

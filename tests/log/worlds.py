@@ -43,7 +43,7 @@ def sqlite_log(
     cache_size: int = 10**6,
     synchronous: str = "off",
     grace: float = 0.0,
-    patience: float = 5.0,
+    patience: float = 60.0,
     records: LogCapture | None = None,
 ) -> SqliteLog:
     """A log in a file that says what is unusual to the records."""
