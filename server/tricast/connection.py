@@ -9,6 +9,7 @@ import math
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 import trio
@@ -389,15 +390,18 @@ class Connection:
         Closing with unread input makes the kernel send a reset, which can destroy the answer on its way (RFC 9112
         9.6). So: no more output, and the rest of the input is read and thrown away, bounded in time and size.
         """
-        left, end = _MAX_LINGER_BYTES, trio.current_time() + _LINGER_SECONDS
-        with trio.move_on_after(_LINGER_SILENCE_SECONDS) as scope:
-            try:
+        now = trio.current_time()
+        left, end = _MAX_LINGER_BYTES, now + _LINGER_SECONDS
+        with suppress(ConnectionLost):
+            with trio.move_on_at(now + _LINGER_SILENCE_SECONDS) as scope:
                 await self.finish()
-                while left > 0 and (data := await Connection.receive(self)):  # as it came: nobody wants it decrypted
+            while left > 0 and not scope.cancelled_caught:
+                # Each time another scope: what came while this process was held up is read, however late that is.
+                with trio.move_on_at(min(end, trio.current_time() + _LINGER_SILENCE_SECONDS)) as scope:
+                    data = await Connection.receive(self)  # as it came: nobody wants it decrypted
+                    if not data:
+                        return
                     left -= len(data)
-                    scope.deadline = min(end, trio.current_time() + _LINGER_SILENCE_SECONDS)
-            except ConnectionLost:
-                return
 
     def reset(self) -> None:
         """Closes at once with a reset: what was sent and not yet acknowledged is lost."""

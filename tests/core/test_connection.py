@@ -562,6 +562,20 @@ async def test_lingering_goes_on_while_something_comes_but_not_for_ever(
     assert mock_clock.current_time() == 10.5
 
 
+async def test_lingering_reads_what_came_while_nobody_looked(pair: Pair, mock_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair.connection.linger)
+        for _ in range(3):
+            await trio.testing.wait_all_tasks_blocked()
+            pair.peer.send(b"x")
+            mock_clock.jump(3.0)  # longer than a silence may be, as when the process was held up
+        await trio.testing.wait_all_tasks_blocked()
+        pair.peer.send(b"x")
+        pair.peer.shutdown(socket.SHUT_WR)
+    assert pair.sock.recv(1) == b""
+    assert mock_clock.current_time() == 9.0
+
+
 async def test_lingering_with_a_peer_that_is_gone(pair: Pair) -> None:
     pair.peer.close()
     await pair.connection.linger()
