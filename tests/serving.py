@@ -211,7 +211,8 @@ class ServerProcess:
         async for data in self.process.stdout:
             *lines, rest = (rest + data).split(b"\n")
             self.lines += [line.decode() for line in lines]
-            self._more.set()
+            more, self._more = self._more, trio.Event()
+            more.set()
             for line in self.lines:
                 if not self.url and (match := re.search(r"https?://[\d.]+:\d+", line)):
                     self.url = match[0]
@@ -224,7 +225,6 @@ class ServerProcess:
     async def wait_said(self, text: str, times: int = 1) -> list[str]:
         """The lines that hold the text, once there are so many."""
         while len(found := self.said(text)) < times:
-            self._more = trio.Event()
             await self._more.wait()
         return found
 

@@ -45,7 +45,7 @@ BAD = {
     "with an unknown key id": (lambda: token(kid="other"), "token-key-unknown", "no key"),
     "with no algorithm": (unsigned, "token-algorithm", "does not take"),
     "with another algorithm": (lambda: token(secret="c" * 64, algorithm="HS512"), "token-algorithm", "HS512"),
-    "expired": (lambda: token(exp=time.time() - 12), "token-expired", r"expired 1\d s ago"),
+    "expired": (lambda: token(exp=time.time() - 12), "token-expired", r"expired [1-9]\d+ s ago"),
     "of the future": (lambda: token(nbf=time.time() + 3600), "token-not-yet", "not good before 3"),
     "for another audience": (lambda: token(aud="somebody"), "token-audience", "audience"),
     "of another issuer": (lambda: token(iss="https://elsewhere.test"), "token-issuer", "issuer"),

@@ -58,7 +58,7 @@ async def test_the_page_tells_what_each_act_shows(browser: Browser) -> None:
     async with demo("--idle", str(IDLE)) as running:
         page = await browser.open_page(f"{running.url}/?topic=demo")
 
-        assert running.said("tricast proxy --profile nginx-default")
+        await running.wait_said("tricast proxy --profile nginx-default")
         refused = await finding(page, "ws", "refused")
         assert "426" in refused
         assert "a proxy in front does not forward Upgrade" in refused
@@ -106,7 +106,7 @@ async def test_it_goes_on_by_itself_to_the_end() -> None:
         assert running.process.returncode == 0
         # However little is asked for, there is time for two silences to be cut, or to be outlived.
         assert trio.current_time() - began > 2 * 3 * IDLE
-        assert running.said("The end")
+        await running.wait_said("The end")
         for number in (1, 2, 3):
             assert running.said(f"Act {number} of 3")
         assert not running.said("Enter")

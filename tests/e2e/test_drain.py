@@ -34,7 +34,7 @@ import tricast
 from tricast.event import Draft
 from tricast.http import Handover, HttpConnection
 
-QUICK = {"period": "0s", "grace": "10s"}
+QUICK = {"period": "0s", "grace": "1h"}
 
 
 async def test_an_event_stream_is_told_when_to_come_back_and_ends_as_bodies_end() -> None:
@@ -163,7 +163,7 @@ def busy_with(server: tricast.Server) -> list[object]:
 
 
 async def test_nobody_new_is_let_in() -> None:
-    async with serving(drain={"period": "0s", "grace": "10s"}) as server:
+    async with serving(drain=QUICK) as server:
         with await Wire.open(server.url) as wire:
             await wire.send(b"GET /healthz HTTP/1.1\r\n")
             await has_read(server)
@@ -460,17 +460,18 @@ async def test_a_signal_drains(number: signal.Signals) -> None:
             with pytest.raises(Ended):
                 await stream.event()
         assert await server.process.wait() == 0
-        assert any("draining" in line and number.name in line for line in server.lines)
+        (line,) = await server.wait_said("draining")
+        assert number.name in line
 
 
 async def test_a_second_signal_ends_it_at_once() -> None:
     async with serving_process(drain={"period": "1h", "grace": "1h"}) as server:
         with await subscribe("sse", server.url, "news") as first, await subscribe("sse", server.url, "news") as second:
             server.process.terminate()
-            await until(lambda: any("draining" in line for line in server.lines))
+            await server.wait_said("draining")
             server.process.terminate()
             for stream in (first, second):
                 with pytest.raises((Ended, Closed)):
                     await stream.event()
         assert await server.process.wait() == 0
-        assert any("at once" in line for line in server.lines)
+        await server.wait_said("at once")

@@ -7,6 +7,9 @@ from credentials import AUTH, token
 from serving import failures, serving
 from structlog.testing import LogCapture
 
+import tricast
+from tricast.transports.stream import Stream
+
 ASKED = "!document.getElementById('identity').hidden"
 ALL_OPEN = "document.querySelectorAll('.pane[data-state=open]').length === 3"
 
@@ -25,10 +28,26 @@ async def received(page: Page, count: int) -> None:
         await page.wait_for(f"{text} === '{count}'")
 
 
+def end_tokens(server: tricast.Server) -> None:
+    """Lets an hour go by for all who were let in; a poll finds out when it asks again."""
+    runtime = server._runtime
+    runtime._clock = late = lambda: time.time() + 3600
+    for busy in list(runtime.open.values()):
+        if isinstance(busy, Stream):
+            busy.renew(busy.identity)
+    runtime.access._clock = runtime.access.tokens._clock = late
+
+
+def token_for_later(**claims: object) -> str:
+    """A token that is good behind that hour as well."""
+    return token(exp=time.time() + 7200, **claims)
+
+
 async def test_the_page_asks_for_a_token_and_shows_it_over_all_three_transports(browser: Browser) -> None:
     logged = LogCapture()
-    given = [token(aud="another"), token(exp=time.time() + 5), token()]
-    async with serving(auth=AUTH, records=logged, logging={"access": True, "level": "debug"}) as server:
+    given = [token(aud="another"), token(exp=time.time() + 3000), token_for_later()]
+    section = {"access": True, "level": "debug"}
+    async with serving(auth=AUTH, records=logged, logging=section, poll={"timeout": "1s"}) as server:
         page = await browser.open_page(f"{server.url}/")
         await give(page, given[0])
         await page.wait_for(f"{ASKED} && document.getElementById('identity-why').className === 'problem'")
@@ -37,6 +56,7 @@ async def test_the_page_asks_for_a_token_and_shows_it_over_all_three_transports(
         await page.wait_for(ALL_OPEN)
         await page.click("#publish .primary")
         await received(page, 1)
+        end_tokens(server)
         # When it ends, so do the connections, and the page asks again; what came meanwhile is not missed.
         await page.wait_for(f"{ASKED} && document.querySelectorAll('.pane[data-state=refused]').length === 3")
         await server.hub.publish("demo", 2)
@@ -67,18 +87,19 @@ async def test_the_page_works_with_a_cookie(browser: Browser) -> None:
 
 
 async def test_who_may_do_something_else_is_asked_for_another_token(browser: Browser) -> None:
-    async with serving(auth=AUTH) as server:
+    async with serving(auth=AUTH, poll={"timeout": "1s"}) as server:
         page = await browser.open_page(f"{server.url}/")
         await give(page, token(subscribe=["other"]))
         await page.wait_for(f"{ASKED} && document.getElementById('identity-why').textContent.includes('not cover')")
-        await give(page, token(publish=["other"], exp=time.time() + 5))
+        await give(page, token(publish=["other"], exp=time.time() + 3000))
         await page.wait_for(ALL_OPEN)
         await page.click("#publish .primary")
         await page.wait_for(f"{ASKED} && document.getElementById('identity-why').textContent.includes('not cover')")
-        # The end of this token comes before the end of the connections' own, so all three are asked.
-        await give(page, token(subscribe=["other"]))
+        # This token does not do for the connections when their own ends, so all three are asked.
+        await give(page, token_for_later(subscribe=["other"]))
+        end_tokens(server)
         await page.wait_for(f"{ASKED} && document.querySelectorAll('.pane[data-state=refused]').length === 3")
-        await give(page, token())
+        await give(page, token_for_later())
         await page.wait_for(ALL_OPEN)
         await page.click("#publish .primary")
         await received(page, 1)

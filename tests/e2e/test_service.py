@@ -71,7 +71,7 @@ async def test_a_reload_is_told_of_with_its_end_whatever_comes_of_it(tmp_path: P
                 server.process.send_signal(signal.SIGHUP)
                 assert (await manager.next())["RELOADING"] == "1"
                 assert (await manager.next())["READY"] == "1"
-            assert server.said("not reloaded")
+            await server.wait_said("not reloaded")
 
 
 async def test_a_worker_that_hangs_keeps_the_watchdog_waiting(tmp_path: Path) -> None:
