@@ -24,6 +24,7 @@ from serving import serving, serving_process, until
 from structlog.testing import LogCapture
 
 import tricast
+from tricast.http import HttpConnection
 from tricast.transports.stream import Stream
 
 #: Long enough to bring a newer token on a busy machine.
@@ -377,7 +378,8 @@ async def test_a_server_that_goes_down_takes_no_ticket() -> None:
         ticket = await ticket_for(server, bearer(token()))
         with await Wire.open(server.url) as wire:
             await wire.send(b"GET /events?topic=news&ticket=" + ticket.encode())
-            await until(lambda: bool(server._runtime.open))
+            busy = server._runtime.open.values()
+            await until(lambda: any(isinstance(it, HttpConnection) and it._ahead for it in busy))
             server.drain()
             await wire.send(b" HTTP/1.1\r\nHost: test\r\n\r\n")
             assert (await read_answer(wire)).code == "draining"

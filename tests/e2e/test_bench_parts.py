@@ -1,6 +1,7 @@
 """The loop and the connections of the load generator, on real sockets."""
 
 import os
+import select
 import socket
 import ssl
 import threading
@@ -8,6 +9,7 @@ from contextlib import suppress
 
 import pytest
 import trustme
+from clocks import HANG_SECONDS
 
 from tricast.bench.engine import READABLE, WRITABLE, Engine
 from tricast.bench.link import Link, LinkLost, Target
@@ -112,10 +114,10 @@ def test_it_comes_from_that_source(listener):
 
 
 def test_nobody_listens():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        target = target_of(listener)
-    with pytest.raises(LinkLost, match=r"^connection refused$"):
-        connect(target)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))  # so that nobody else gets the port
+        with pytest.raises(LinkLost, match=r"^connection refused$"):
+            connect(target_of(listener))
 
 
 def test_an_address_that_is_none():
@@ -153,6 +155,7 @@ def test_more_than_there_is_room_for(listener):
     assert link._tail == b""
     assert link.receive() == b""
     peer.close()
+    assert select.select([link._sock], [], [], HANG_SECONDS)[0]
     with pytest.raises(LinkLost, match="closed by the server"):
         link.receive()
     link._sock.close()

@@ -27,6 +27,7 @@ from clients import (
     read_head,
     subscribe,
 )
+from clocks import HANG_SECONDS
 from serving import harmless, serving, until
 from websockets.sync.client import ClientConnection, connect
 
@@ -254,10 +255,10 @@ def talk(url: str) -> list[str]:
     """Subscribes, publishes to itself, and returns the events as they came."""
     with connect(f"{url}/events?topic=news".replace("http", "ws"), compression="deflate") as websocket:
         assert_negotiated(websocket)
-        assert json.loads(websocket.recv(10))["ok"] == "subscribe"
+        assert json.loads(websocket.recv(HANG_SECONDS))["ok"] == "subscribe"
         for n in range(5):
             websocket.send(json.dumps({"op": "publish", "topic": "news", "data": f"{n}" * 300 * n}))
-        texts = [str(websocket.recv(10)) for _ in range(10)]
+        texts = [str(websocket.recv(HANG_SECONDS)) for _ in range(10)]
         assert sum('"ok":"publish"' in text for text in texts) == 5
         return [text for text in texts if '"ok"' not in text]
 
@@ -279,10 +280,10 @@ def echo(url: str) -> None:
         assert_negotiated(websocket)
         for message in ("", "x", "grüße " * 5000, b"", b"\x00\xff" * 1000, "x" * 64 * 2**10):
             websocket.send(message)
-            assert websocket.recv(10) == message
+            assert websocket.recv(HANG_SECONDS) == message
         websocket.send(["in ", "pieces ", "x" * 1000])
-        assert websocket.recv(10) == "in pieces " + "x" * 1000
-        websocket.ping().wait(10)
+        assert websocket.recv(HANG_SECONDS) == "in pieces " + "x" * 1000
+        websocket.ping().wait(HANG_SECONDS)
 
 
 async def test_websockets_echoes_compressed_messages() -> None:
@@ -295,7 +296,7 @@ def without(url: str) -> str:
         assert websocket.response is not None
         assert "Sec-WebSocket-Extensions" not in websocket.response.headers
         websocket.send('{"op":"ping"}')
-        return str(websocket.recv(10))
+        return str(websocket.recv(HANG_SECONDS))
 
 
 async def test_websockets_is_told_no_unless_it_is_switched_on() -> None:

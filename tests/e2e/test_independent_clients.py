@@ -122,7 +122,7 @@ async def test_websockets() -> None:
                 first = json.loads(connection.recv())
                 connection.send(["{", '"op"', ':"ping"', "}"])
                 second = json.loads(connection.recv())
-                assert connection.ping().wait(10)
+                assert connection.ping().wait(HANG_SECONDS)
                 return [first["data"], second]
 
         await server.hub.publish("news.a", {"n": 1})

@@ -38,7 +38,7 @@ async def long_poll_waits(server: tricast.Server, wire: Wire) -> None:
 
 async def long_poll_waits_with_requests_behind_it(server: tricast.Server, wire: Wire) -> None:
     await wire.send(head("GET", "/events?topic=news") + head("GET", "/healthz") * 4000)
-    await until(lambda: server.hub.statistics().subscribers == 1)
+    await until(lambda: server._runtime.counters.streams["poll"] == 1)  # it does not wait for long
 
 
 async def long_poll_was_answered(server: tricast.Server, wire: Wire) -> None:
@@ -179,14 +179,19 @@ STAGES = [
 @pytest.mark.parametrize("how", ["close", "reset", "cancel", "drain"])
 @pytest.mark.parametrize("stage", STAGES)
 async def test_nothing_is_left(
-    stage: Callable[[tricast.Server, Wire], Awaitable[None]], how: str, has_tls: bool
+    stage: Callable[[tricast.Server, Wire], Awaitable[None]],
+    how: str,
+    has_tls: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for limit in ("_LINGER_SECONDS", "_LINGER_SILENCE_SECONDS"):
+        monkeypatch.setattr(tricast.connection, limit, 3600.0)
     before = open_descriptors()
     with ExitStack() as wires:
         async with serving(
             limits=SMALL | TIMEOUTS,
             # Behind a flood of requests the end of a client is seen when its poll is answered.
-            poll={"timeout": "300ms"},
+            poll={"timeout": "300ms" if stage is long_poll_waits_with_requests_behind_it else "1h"},
             websocket={
                 "close_timeout": "1h",
                 "permessage_deflate": True,

@@ -76,7 +76,13 @@ Go = Callable[[tricast.Server, bool], Awaitable[None]]
 
 
 def limit(
-    key: str, value: object, *, beyond: object = None, reason: str = "", **sections: dict[str, Any]
+    key: str,
+    value: object,
+    *,
+    beyond: object = None,
+    reason: str = "",
+    patiently: dict[str, Any] | None = None,
+    **sections: dict[str, Any],
 ) -> Callable[[Go], Go]:
     """Makes a function the test of a limit.
 
@@ -85,15 +91,17 @@ def limit(
         value: that it has.
         beyond: that it has where it is to be exceeded, if that is another one.
         reason: to be counted by; the default is the key.
+        patiently: what else its section says where it is not to be exceeded, however busy the machine is.
         sections: what else there is in the configuration.
     """
     section, _, name = key.partition(".")
 
-    def with_value(value: object) -> dict[str, Any]:
-        return sections | {section: {name: value} | sections.get(section, {})}
+    def with_value(value: object, more: dict[str, Any]) -> dict[str, Any]:
+        return sections | {section: {name: value} | sections.get(section, {}) | more}
 
     def register(go: Go) -> Go:
-        LIMITS[key] = Limit(go, reason or key, with_value(value), with_value(value if beyond is None else beyond))
+        under = with_value(value, patiently or {})
+        LIMITS[key] = Limit(go, reason or key, under, with_value(value if beyond is None else beyond, {}))
         return go
 
     return register
@@ -405,7 +413,8 @@ async def read_nothing(server: tricast.Server, is_beyond: bool) -> None:
     "1KB",
     beyond="10MB",
     reason="write-rate",
-    limits=SMALL | {"write_timeout": "2s"},
+    patiently={"write_timeout": "1h"},
+    limits=SMALL | {"write_timeout": "4s"},
     publish=LARGE,
 )
 async def read_slowly(server: tricast.Server, is_beyond: bool) -> None:

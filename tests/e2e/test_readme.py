@@ -17,7 +17,7 @@ from clocks import HANG_SECONDS
 from services import RedisServer
 from serving import serving
 
-from peers.base import free_port
+from engines.daemon import Port
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 CONSOLE = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
@@ -35,7 +35,7 @@ async def test_embedding_in_eight_lines() -> None:
             while not printed.endswith(b"\n"):
                 printed += await process.stdout.receive_some()
             url, event_id = printed.decode().split()
-            async with httpx.AsyncClient(base_url=url) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=HANG_SECONDS) as client:
                 answer = await client.get("/events?topic=news&last_id=0-0")
         process.kill()
     assert answer.json() == {
@@ -65,8 +65,9 @@ async def test_two_servers_on_one_log_behind_a_round_robin(redis: RedisServer) -
     lines = next(code for code in CONSOLE if "scripts/services up redis" in code).splitlines()
     assert lines[0].startswith("$ url=$(scripts/services up redis)")
     text = "\n".join(lines[1:]).replace('"$url"', redis.url)
-    for port in ("8080", "8081", "8000"):
-        text = text.replace(f":{port}", f":{(free := free_port())}").replace(f"--port {port}", f"--port {free}")
+    ports = {port: Port() for port in ("8080", "8081", "8000")}
+    for port, ours in ports.items():
+        text = text.replace(f":{port}", f":{ours.number}").replace(f"--port {port}", f"--port {ours.number}")
     commands = [shlex.split(line.removesuffix("&")) for line in text.splitlines()]
     started: list[Running] = []
     with trio.fail_after(HANG_SECONDS):
@@ -88,6 +89,8 @@ async def test_two_servers_on_one_log_behind_a_round_robin(redis: RedisServer) -
                 "type": "message",
                 "data": {"n": 1},
             }
+    for ours in ports.values():
+        ours.release()
 
 
 async def test_looking_into_the_log(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ from websockets.sync.client import connect
 import tricast
 
 TLS = {"tls": tls_section()}
-QUICK = {"period": "0s", "grace": "10s"}
+QUICK = {"period": "0s", "grace": "1h"}
 
 
 async def subscribed(server: tricast.Server, count: int = 1) -> None:
@@ -103,7 +103,7 @@ async def test_websockets() -> None:
                 assert json.loads(connection.recv())["ok"] == "subscribe"
                 connection.send(json.dumps({"op": "publish", "topic": "news", "data": "x" * 50_000}))
                 received = [json.loads(connection.recv()), json.loads(connection.recv())]
-                assert connection.ping().wait(10)
+                assert connection.ping().wait(HANG_SECONDS)
                 return [len(message["data"]) for message in received if "data" in message]
 
         with trio.fail_after(HANG_SECONDS):
