@@ -71,9 +71,14 @@ async def test_those_who_are_turned_away_may_say_nothing_or_leave() -> None:
             assert (await stream.event()).data == 1
 
 
+def descriptors_of(server: ServerProcess) -> set[int]:
+    """Those that the process has."""
+    return {int(name) for name in os.listdir(f"/proc/{server.process.pid}/fd")}  # noqa: PTH208
+
+
 def limit_descriptors(server: ServerProcess, room: int) -> None:
     """Leaves the process room for so many more descriptors."""
-    in_use = {int(name) for name in os.listdir(f"/proc/{server.process.pid}/fd")}  # noqa: PTH208
+    in_use = descriptors_of(server)
     limit = 0
     while room or limit in in_use:
         room -= limit not in in_use
@@ -87,24 +92,21 @@ async def test_when_there_are_no_descriptors_clients_are_told_and_nothing_spins(
     async with serving_process() as server:
         with ExitStack() as streams:
             first = streams.enter_context(await subscribe("sse", server.url, "news"))
+            at_first = len(descriptors_of(server))
             limit_descriptors(server, room=3)
             others = [streams.enter_context(await subscribe("sse", server.url, "news")) for _ in range(3)]
             for _ in range(5):
                 await refused(server.url)
-            said = sum("no descriptor" in line for line in server.lines)
-            assert 1 <= said <= 6, server.lines
+            assert 1 <= len(await server.wait_said("no descriptor")) <= 6, server.lines
             for stream in others:
                 stream.wire.close()
-            # Some may still be refused until it has seen the others leave.
-            while (await ask(server.url, "GET", "/healthz")).status == 503:
-                pass
+            await until(lambda: len(descriptors_of(server)) == at_first)  # it has seen all others leave
             await publish(server.url, "news", 1)
             assert (await first.event()).data == 1
-            said = sum("no descriptor" in line for line in server.lines)
-            limited = said
+            limited = len(server.said("no descriptor"))
             await publish(server.url, "news", 2)
             assert (await first.event()).data == 2
-            assert sum("no descriptor" in line for line in server.lines) == limited
+            assert len(server.said("no descriptor")) == limited
 
 
 async def test_the_spare_descriptor_is_kept_when_a_listener_is_given_up_meanwhile() -> None:
