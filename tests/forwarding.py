@@ -23,7 +23,7 @@ async def forwarding(
     within: float = HANG_SECONDS,
     **sections: dict[str, Any],
 ) -> AsyncIterator[Proxy]:
-    """A proxy on a free port, gone at the end of the block.
+    """A proxy on a free port, gone at the end of the block. It waits long for connections, if not told otherwise.
 
     Args:
         servers: behind it: addresses or URLs, or tables of the configuration with one as ``address``.
@@ -35,7 +35,8 @@ async def forwarding(
     tables = [{"address": server} if isinstance(server, str) else server for server in servers]
     entries: Any = [table | {"address": table["address"].removeprefix("http://")} for table in tables]
     own = {"port": 0} | sections.pop("proxy", {})
-    config = load_proxy_config(overrides={"server": entries, **sections, "proxy": own})
+    upstream = {"connect_timeout": HANG_SECONDS} | sections.pop("upstream", {})
+    config = load_proxy_config(overrides={"server": entries, **sections, "proxy": own, "upstream": upstream})
     with trio.fail_after(within):
         async with trio.open_nursery() as nursery:
             yield await nursery.start(partial(serve, config, logger=capturing_logger(captured)))

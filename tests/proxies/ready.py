@@ -18,7 +18,8 @@ class Ready(NamedTuple):
 
     Attributes:
         file: its name in ``config/``.
-        places: where it listens and logs, which user it becomes, and where the server is.
+        places: where it listens and logs, which user it becomes, where the server is, and how long it may take to say
+            that it is ready: it is in a process that has more to do.
         second: adds a second server, as a comment there shows it.
         timers: of silence, and for how long something is tried again.
     """
@@ -51,6 +52,7 @@ READY = {
             ("    maxconn 30000\n", "    maxconn 300\n"),
             ("    bind :80\n", "    bind 127.0.0.1:@port@\n"),
             ("    server one 127.0.0.1:8080", "    server one 127.0.0.1:@origin_port@"),
+            ("    default-server check ", "    timeout check 60s\n    default-server check "),
         ),
         (("    # server two 127.0.0.1:8081\n", "    server two 127.0.0.1:@second_port@\n"),),
         (
@@ -80,6 +82,7 @@ READY = {
             ("\tgrace_period 10s\n", "\tgrace_period 10s\n\tadmin off\n\tauto_https off\n"),
             ("push.example.com {\n", ":@port@ {\n\tbind 127.0.0.1\n"),
             ("\t\tto 127.0.0.1:8080 ", "\t\tto 127.0.0.1:@origin_port@ "),
+            ("\t\thealth_timeout 1s\n", "\t\thealth_timeout 60s\n"),
         ),
         (("\t\t# to 127.0.0.1:8081\n", "\t\tto 127.0.0.1:@second_port@\n"),),
         (
@@ -90,7 +93,10 @@ READY = {
     ),
     "varnish": Ready(
         "varnish.vcl",
-        (('    .port = "8080";\n', '    .port = "@origin_port@";\n'),),
+        (
+            ('    .port = "8080";\n', '    .port = "@origin_port@";\n'),
+            ("    .timeout = 1s;\n", "    .timeout = 60s;\n"),
+        ),
         (
             (
                 "# backend two { ... }\n",

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import trio
+from clocks import HANG_SECONDS
+from serving import until
 
 HOST = "127.0.0.1"
-#: Seconds a proxy may take until it accepts; Varnish compiles its configuration with a C compiler in that time.
-START_SECONDS = 30
 #: Seconds a proxy may take to end when told to; then it is killed.
 STOP_SECONDS = 2
 
@@ -195,11 +195,26 @@ async def _running(command: Sequence[str], folder: Path, stop_signal: signal.Sig
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()  # a killed process ends
+            await until(lambda: not processes_of_group(process.pid))  # so do those that it has started
         print(f"--- {' '.join(command)}\n{_read_log(folder)}")
 
 
+def processes_of_group(group: int) -> list[int]:
+    """The processes of a group that have not ended."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it ended meanwhile
+                continue
+            if int(fields[2]) == group and fields[0] not in "ZX":
+                found.append(int(entry.name))
+    return found
+
+
 async def _wait_accepting(proxy: RealProxy) -> None:
-    with trio.move_on_after(START_SECONDS):
+    with trio.move_on_after(HANG_SECONDS):  # Varnish compiles its configuration with a C compiler first
         while proxy.process.poll() is None:
             with trio.socket.socket() as sock:
                 try:

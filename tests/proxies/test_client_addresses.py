@@ -38,6 +38,7 @@ defaults
     timeout connect 5s
     timeout client 20s
     timeout server 20s
+    timeout check 20s
     %(more)s
 frontend front
     bind 127.0.0.1:@port@

@@ -42,7 +42,7 @@ async def connected(origin: Origin) -> AsyncIterator[Recorder]:
 
 
 async def exchange_of(origin: Origin, name: str = "c-one", count: int = 1) -> Exchange:
-    exchange = await origin.wait_exchange(name, 10, count)
+    exchange = await origin.wait_exchange(name, HANG_SECONDS, count)
     assert exchange is not None
     return exchange
 
@@ -58,7 +58,7 @@ async def test_a_request_is_recorded_and_answered_as_the_script_says() -> None:
     async with connected(origin) as client:
         await client.send(REQUEST[:30])
         await client.send(REQUEST[30:] + b"GET /other HTTP/1.0\r\n\r\n")
-        await client.wait_data(b"origin", 10)
+        await client.wait_data(b"origin", HANG_SECONDS)
         exchange = await exchange_of(origin)
         assert (exchange.request_line, exchange.version) == ("POST /c-one HTTP/1.1", "1.1")
         assert exchange.get("x-a") == "1, 2"
@@ -100,7 +100,7 @@ async def test_the_clients_end_is_recorded_while_the_script_does_something_else(
         await client.send(REQUEST)
         await begun.wait()
         client.finish() if how == FIN else client.reset()
-        end = await (await exchange_of(origin)).peer.wait_end(10)
+        end = await (await exchange_of(origin)).peer.wait_end(HANG_SECONDS)
         assert end is not None
         assert end.how == how
         assert end.time <= trio.current_time()
@@ -114,7 +114,7 @@ async def test_the_origins_end_is_seen_by_the_client(how: str) -> None:
     origin = Origin({"c-one": script})
     async with connected(origin) as client:
         await client.send(b"GET /c-one HTTP/1.1\r\n\r\n")
-        end = await client.wait_end(10)
+        end = await client.wait_end(HANG_SECONDS)
         assert end is not None
         assert end.how == how
 
@@ -122,14 +122,14 @@ async def test_the_origins_end_is_seen_by_the_client(how: str) -> None:
 async def test_half_a_connection_ends_and_the_other_half_lives() -> None:
     async def script(exchange: Exchange) -> None:
         exchange.finish()
-        await exchange.peer.wait_data(b"late", 10)
+        await exchange.peer.wait_data(b"late", HANG_SECONDS)
 
     origin = Origin({"c-one": script})
     async with connected(origin) as client:
         await client.send(b"GET /c-one HTTP/1.1\r\n\r\n")
-        await client.wait_end(10)
+        await client.wait_end(HANG_SECONDS)
         await client.send(b"late")
-        assert await (await exchange_of(origin)).peer.wait_data(b"late", 10)
+        assert await (await exchange_of(origin)).peer.wait_data(b"late", HANG_SECONDS)
 
 
 async def test_a_peer_that_is_gone_takes_nothing() -> None:
@@ -137,7 +137,7 @@ async def test_a_peer_that_is_gone_takes_nothing() -> None:
     async with connected(origin) as client:
         await client.send(b"GET /c-one HTTP/1.1\r\n\r\n")
         (await exchange_of(origin)).reset()
-        await client.wait_end(10)
+        await client.wait_end(HANG_SECONDS)
         assert client.end is not None
         assert client.end.how == RST
         client.close()
@@ -168,7 +168,7 @@ async def test_what_is_sent_apart_arrives_apart() -> None:
     origin = Origin({"c-one": script})
     async with connected(origin) as client:
         await client.send(b"GET /c-one HTTP/1.1\r\n\r\n")
-        await client.wait_data(b"whole", 10)
+        await client.wait_data(b"whole", HANG_SECONDS)
         head, body = client.time_of(b"\r\n\r\n"), client.time_of(b"whole")
         assert head is not None
         assert body is not None
@@ -183,7 +183,7 @@ async def test_events_that_arrive_at_once_and_events_that_do_not() -> None:
     origin = Origin({"c-one": stream_events, "c-two": stream_events})
     async with connected(origin) as client:
         await client.send(b"GET /c-one HTTP/1.1\r\n\r\n")
-        await client.wait_data(b"\r\n0\r\n", 10)
+        await client.wait_data(b"\r\n0\r\n", HANG_SECONDS)
         exchange = await exchange_of(origin)
         assert delays(client, exchange) == "events at once"
         assert head_delay(client, exchange) == "head at once"
@@ -255,7 +255,7 @@ async def test_a_scenario_that_breaks_is_told_and_hides_no_other(monkeypatch: py
 
     async def works(cell: Cell) -> Outcome:
         client = await cell.ask()
-        await client.wait_data(b"origin", 10)
+        await client.wait_data(b"origin", HANG_SECONDS)
         return Outcome(tuple(cell.told(client)), ())
 
     add("tunnel", "breaks", breaks)

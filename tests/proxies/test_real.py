@@ -3,13 +3,12 @@
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import trio
 from clients import Wire, ask, head
 from clocks import HANG_SECONDS
-from proxies.real import DEFAULTS, KINDS, NotStarted, fill, real_proxy, reserved_port
+from proxies.real import DEFAULTS, KINDS, NotStarted, fill, processes_of_group, real_proxy, reserved_port
 from serving import serving
 
 #: What each one says to a configuration that is none.
@@ -20,19 +19,6 @@ COMPLAINTS = {
     "caddy": "adapting config",
     "varnish": "nonsense",
 }
-
-
-def processes_of_group(group: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:  # it ended meanwhile
-                continue
-            if int(fields[2]) == group and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
 
 
 async def test_every_proxy_forwards_and_is_gone_afterwards() -> None:
@@ -61,7 +47,7 @@ async def test_the_timer_is_the_proxys() -> None:
 
     async def check(kind: str, status: int) -> None:
         with silent_origin() as port:
-            async with real_proxy(kind, DEFAULTS[kind], origin_port=port, timeout=1) as proxy:
+            async with real_proxy(kind, DEFAULTS[kind], origin_port=port, timeout=4) as proxy:
                 with await Wire.open(proxy.url) as wire:
                     await wire.send(head("GET", "/"))
                     line = await wire.until(b"\r\n")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 import trio
 import trio.lowlevel
+from clocks import HANG_SECONDS
 from proxies.matrix import profile, real
 from proxies.origin import Origin
 from proxies.played.framing import REFUSED, VECTORS, Vector
@@ -71,7 +72,7 @@ async def send(port: int, origin: Origin, data: bytes, name: str, *, bytewise: b
             with suppress(Gone):  # it is told as what came before
                 for part in (data[at : at + 1] for at in range(len(data))) if bytewise else (data,):
                     await client.send(part)
-            await client.wait_data(b"\r\n\r\n", 1.0)
+            await client.wait_data(b"\r\n\r\n", HANG_SECONDS)
             nursery.cancel_scope.cancel()
     responses, _ = read_responses(bytes(client.data), ended=client.end and client.end.how)
     return Sent(responses[0].status if responses else 0, origin.saw(name.encode()))

@@ -43,6 +43,7 @@ class Visit:
         self._origin = origin
         self.wire = wire
         self.number = number
+        self._place = 0
 
     async def head(self) -> Asked:
         """The head of the next request; its body is not read.
@@ -53,6 +54,7 @@ class Visit:
         line, *lines = (await self.wire.until(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
         fields = [(name, value.strip()) for name, _, value in (text.partition(":") for text in lines)]
         asked = Asked(self.number, line, fields, b"")
+        self._place = len(self._origin.requests)
         self._origin.requests.append(asked)
         return asked
 
@@ -67,7 +69,7 @@ class Visit:
             asked = asked._replace(body=await read_chunked(self.wire))
         elif length := asked.all("content-length"):
             asked = asked._replace(body=await self.wire.exactly(int(length[0])))
-        self._origin.requests[-1] = asked
+        self._origin.requests[self._place] = asked
         return asked
 
 
