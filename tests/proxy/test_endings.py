@@ -8,10 +8,10 @@ import pytest
 import trio
 from clients import Closed, Wire, ask, head, read_answer, read_head
 from encryption import tls_section
-from forwarding import forwarding
+from forwarding import forwarding, jump
 from proxy.origins import OK, Origin, Visit, always, once, origin, read_any, read_chunk, silent
 from serving import until
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tricast_proxy.config import UpstreamSection
 from tricast_proxy.errand import Clock, rules_before_the_head, rules_behind_the_head
@@ -192,21 +192,23 @@ async def test_a_server_that_does_not_let_anybody_in_is_given_up() -> None:
 @pytest.mark.parametrize(
     ("upstream", "errors", "status"),
     [
-        ({"response_header_timeout": "100ms"}, {}, 504),
-        ({"response_header_timeout": "100ms"}, {"header_timeout": 502}, 502),
-        ({"response_timeout": "100ms"}, {}, 504),
-        ({"response_timeout": "100ms"}, {"response_timeout": 408}, 408),
-        ({"max_stream_duration": "100ms"}, {}, 504),
-        ({"stream_idle_timeout": "100ms"}, {"response_timeout": 408}, 408),
+        ({"response_header_timeout": "60s"}, {}, 504),
+        ({"response_header_timeout": "60s"}, {"header_timeout": 502}, 502),
+        ({"response_timeout": "60s"}, {}, 504),
+        ({"response_timeout": "60s"}, {"response_timeout": 408}, 408),
+        ({"max_stream_duration": "60s"}, {}, 504),
+        ({"stream_idle_timeout": "60s"}, {"response_timeout": 408}, 408),
     ],
 )
 async def test_a_server_that_does_not_answer_is_given_up(
-    upstream: dict[str, str], errors: dict[str, int], status: int
+    upstream: dict[str, str], errors: dict[str, int], status: int, mock_clock: MockClock
 ) -> None:
     async with origin(silent) as server, forwarding(server.url, upstream=upstream, errors=errors) as proxy:
         with await Wire.open(proxy.url) as wire:
-            for _ in range(2):
+            for n in range(2):
                 await wire.send(head("GET", "/"))
+                await server.wait_requests(n + 1)
+                await jump(mock_clock, 60)
                 got = await read_answer(wire)
                 assert (got.status, got.headers["proxy-status"]) == (status, "tricast; error=http_response_timeout")
         await server.wait_left()
@@ -215,15 +217,16 @@ async def test_a_server_that_does_not_answer_is_given_up(
 @pytest.mark.parametrize(
     ("upstream", "reason"),
     [
-        ({"read_timeout": "100ms"}, "read-timeout"),
-        ({"stream_idle_timeout": "100ms"}, "stream-idle"),
-        # Until then the beginning has to have come, on whatever machine.
-        ({"response_timeout": "2s"}, "response-timeout"),
-        ({"max_stream_duration": "2s"}, "stream-duration"),
+        ({"read_timeout": "60s"}, "read-timeout"),
+        ({"stream_idle_timeout": "60s"}, "stream-idle"),
+        ({"response_timeout": "60s"}, "response-timeout"),
+        ({"max_stream_duration": "60s"}, "stream-duration"),
     ],
 )
 @pytest.mark.parametrize("abort", ["fin", "rst"])
-async def test_an_answer_that_does_not_go_on_is_cut(upstream: dict[str, str], reason: str, abort: str) -> None:
+async def test_an_answer_that_does_not_go_on_is_cut(
+    upstream: dict[str, str], reason: str, abort: str, mock_clock: MockClock
+) -> None:
     ends = []
 
     async def stall(visit: Visit) -> None:
@@ -238,7 +241,9 @@ async def test_an_answer_that_does_not_go_on_is_cut(upstream: dict[str, str], re
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/"))
             await read_head(wire)
-            assert await wire.rest() == b"5\r\nhello\r\n"
+            assert await read_chunk(wire) == b"hello"
+            await jump(mock_clock, 60)
+            assert await wire.rest() == b""
         assert proxy.counters.cuts == {reason: 1}
         await server.wait_left()
         assert ends == [False if abort == "fin" else None]
@@ -257,11 +262,13 @@ async def test_interim_answers_do_not_put_the_end_off(name: str) -> None:
         assert (await ask(proxy.url, "GET", "/")).status == 504
 
 
-async def test_the_time_for_an_answer_begins_when_all_of_the_request_was_sent() -> None:
-    async with origin(always(OK)) as server, forwarding(server.url, upstream={"response_timeout": "3s"}) as proxy:
+async def test_the_time_for_an_answer_begins_when_all_of_the_request_was_sent(mock_clock: MockClock) -> None:
+    async with origin(always(OK)) as server, forwarding(server.url, upstream={"response_timeout": "30s"}) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("POST", "/", "Content-Length: 10") + b"12345")
-            await trio.sleep(3.1)
+            await server.wait_requests(1)
+            await jump(mock_clock, 40)
+            await wait_all_tasks_blocked()
             await wire.send(b"67890")
             assert (await read_answer(wire, "POST")).status == 200
 
@@ -280,32 +287,40 @@ async def test_of_an_answer_that_was_held_too_long_nothing_is_shown() -> None:
         assert (await ask(proxy.url, "GET", "/", "Connection: close")).status == 503
 
 
-async def test_what_goes_on_is_not_cut() -> None:
+async def test_what_goes_on_is_not_cut(mock_clock: MockClock) -> None:
+    goes_on = trio.Semaphore(0)
+
     async def drip(visit: Visit) -> None:
         await visit.request()
         await visit.wire.send(CHUNKED)
         for _ in range(8):
-            await trio.sleep(0.4)
+            await goes_on.acquire()
             await visit.wire.send(b"1\r\nx\r\n")
         await visit.wire.send(b"0\r\n\r\n")
 
-    upstream = {"read_timeout": "3s", "stream_idle_timeout": "3s"}
+    upstream = {"read_timeout": "30s", "stream_idle_timeout": "30s"}
     async with origin(drip) as server, forwarding(server.url, upstream=upstream) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/"))
-            assert (await read_any(wire)).body == b"x" * 8
+            await read_head(wire)
+            for _ in range(8):
+                await jump(mock_clock, 20)
+                goes_on.release()
+                assert await read_chunk(wire) == b"x"
+            assert await read_chunk(wire) == b""
 
 
 @pytest.mark.parametrize("buffering", ["off", "nginx", "fixed"])
-async def test_the_server_is_not_blamed_for_a_client_that_reads_slowly(buffering: str) -> None:
+async def test_the_server_is_not_blamed_for_a_client_that_reads_slowly(buffering: str, mock_clock: MockClock) -> None:
     size = 8 * 2**20
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
-    sections = {"upstream": {"read_timeout": "2s"}, "response": {"buffering": buffering, "spool": "1MiB"}}
+    sections = {"upstream": {"read_timeout": "30s"}, "response": {"buffering": buffering, "spool": "1MiB"}}
     async with origin(always(answer)) as server, forwarding(server.url, **sections) as proxy:
         with await Wire.open(proxy.url, receive_buffer=8192) as wire:
             await wire.send(head("GET", "/"))
             await read_head(wire)
-            await trio.sleep(2.2)
+            await wait_all_tasks_blocked(0.1)
+            await jump(mock_clock, 40)
             assert len(await wire.exactly(size)) == size
         assert not proxy.counters.cuts
 
@@ -392,17 +407,19 @@ async def test_a_client_that_asks_for_nothing_more_is_left_without_a_word() -> N
             assert await wire.rest() == b""
 
 
-async def test_behind_an_answer_the_time_for_a_head_begins_with_its_first_byte() -> None:
-    client = {"keepalive_timeout": "20s", "header_timeout": "100ms"}
+async def test_behind_an_answer_the_time_for_a_head_begins_with_its_first_byte(mock_clock: MockClock) -> None:
+    client = {"keepalive_timeout": "200s", "header_timeout": "60s"}
     async with origin(always(OK)) as server, forwarding(server.url, client=client) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/") + b"G")
             assert (await read_answer(wire)).status == 200
+            await jump(mock_clock, 60)
             assert (await read_answer(wire)).status == 408
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/"))
             assert (await read_answer(wire)).status == 200
             await wire.send(b"G")
+            await jump(mock_clock, 60)
             assert (await read_answer(wire)).status == 408
 
 
@@ -581,16 +598,23 @@ FAILURES = {
 )
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_another_server_may_be_asked(
-    failure: str, method: str, sections: dict[str, Any], is_retried: bool
+    failure: str, method: str, sections: dict[str, Any], is_retried: bool, mock_clock: MockClock
 ) -> None:
+    async def let_it_run_out() -> None:
+        await bad.wait_requests(1)
+        await jump(mock_clock, 60)
+
     retry = {"on": [failure]} | sections.get("retry", {})
-    upstream = {"response_header_timeout": "1s"}  # the good one answers within it, on whatever machine
+    upstream = {"response_header_timeout": "60s"}
     balance = {"method": "first"}
     async with (
         origin(FAILURES[failure]) as bad,
         origin(always(OK)) as good,
         forwarding(bad.url, good.url, upstream=upstream, balance=balance, **(sections | {"retry": retry})) as proxy,
+        trio.open_nursery() as nursery,
     ):
+        if failure == "timeout":
+            nursery.start_soon(let_it_run_out)
         got = await ask(proxy.url, method, "/", body=b"hello" if method != "GET" else b"")
         if is_retried:
             assert (got.status, got.body, proxy.counters.retries) == (200, b"ok", 1)

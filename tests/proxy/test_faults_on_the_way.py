@@ -23,7 +23,7 @@ from clients import (
     subscribe,
 )
 from clocks import HANG_SECONDS
-from forwarding import administer, forwarding
+from forwarding import administer, forwarding, jump
 from proxy.origins import OK, Visit, always, origin, read_any, silent
 from serving import serving, until, what_is_open
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -177,7 +177,7 @@ async def test_nothing_is_left_of_what_was_to_come_later(kind: str) -> None:
 
 
 async def test_what_was_to_come_later_does_not_come_in_the_next_exchange(mock_clock: MockClock) -> None:
-    mock_clock.rate = 1
+    mock_clock.rate = 1  # or the delay would never end
     faults = [{"path": "/cut", "close_after": "60s", "delay_down": "1ms"}]
     async with origin(always(OK)) as server, forwarding(server.url, fault=faults) as proxy:
         with await Wire.open(proxy.url) as wire:
@@ -187,7 +187,7 @@ async def test_what_was_to_come_later_does_not_come_in_the_next_exchange(mock_cl
             await wire.send(head("GET", "/cut"))
             assert (await read_answer(wire)).status == 200
             await books.balanced()
-            mock_clock.jump(70)
+            await jump(mock_clock, 70)
             await wait_all_tasks_blocked()
             await wire.send(head("GET", "/well"))
             assert (await read_answer(wire)).status == 200

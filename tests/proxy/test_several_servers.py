@@ -214,7 +214,7 @@ async def test_without_http_the_next_server_is_connected_to() -> None:
     async with origin("b") as b:
         async with origin("a") as a:
             pass
-        async with forwarding(a.url, b.url, proxy={"mode": "tcp"}) as proxy:
+        async with forwarding(a.url, b.url, proxy={"mode": "tcp"}, health=PROTECTED_FOR_LONG) as proxy:
             for _ in range(3):
                 assert await who(proxy) == "b"
             await until(lambda: busy(proxy) == [0, 0])
@@ -445,11 +445,10 @@ async def test_what_happened_is_counted_and_logged() -> None:
     ):
         assert (await ask(proxy.url, "GET", "/healthz")).status == 200
         assert (await ask(proxy.url, "GET", "/no\x7fne")).status == 400
-        with await subscribe("ws", proxy.url, "news"):
-            pass
-        with await subscribe("sse", proxy.url, "news"):
-            pass
-        await until(lambda: not proxy.clients)
+        for transport in ("ws", "sse"):
+            with await subscribe(transport, proxy.url, "news"):
+                pass
+            await until(lambda: not proxy.clients)
         counters = proxy.counters
         assert counters.requests == {"2xx": 2, "4xx": 1, "1xx": 1}
         assert (counters.accepted, counters.tunnels, counters.opened) == (4, 1, 3 - counters.reused)

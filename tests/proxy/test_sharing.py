@@ -7,10 +7,10 @@ import pytest
 import trio
 from clients import Closed, Wire, ask, head, publish, read_head, subscribe
 from clocks import HANG_SECONDS
-from forwarding import forwarding
+from forwarding import forwarding, jump
 from proxy.origins import OK, Visit, always, origin, read_any, read_chunk, silent
 from serving import open_descriptors, serving, until
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 SHARED: dict[str, Any] = {"cache": "coalesce"}
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -265,32 +265,34 @@ async def test_trailers_that_must_not_be_break_off_for_all() -> None:
             assert len(server.requests) == count
 
 
-async def test_silence_is_timed_as_of_the_server_and_not_of_the_head() -> None:
+async def test_silence_is_timed_as_of_the_server_and_not_of_the_head(mock_clock: MockClock) -> None:
     stages = Stages()
     begin, go_on = stages.step(b"3\r\none\r\n"), stages.step(b"3\r\ntwo\r\n0\r\n\r\n")
-    timers = {"response_header_timeout": "300ms", "read_timeout": "1h"}
+    timers = {"response_header_timeout": "30s", "read_timeout": "1h"}
     async with origin(stages) as server, forwarding(server.url, response=SHARED, upstream=timers) as proxy:
         with await asked(proxy.url) as first, await asked(proxy.url) as second:
             begin()
             for wire in (first, second):
                 await read_head(wire)
                 assert await read_chunk(wire) == b"one"
-            await trio.sleep(0.5)  # longer than a head may take
+            await jump(mock_clock, 40)  # longer than a head may take
             go_on()
             for wire in (first, second):
                 assert await read_chunk(wire) == b"two"
                 assert await read_chunk(wire) == b""
 
 
-async def test_a_server_that_falls_silent_is_given_up_for_all() -> None:
+async def test_a_server_that_falls_silent_is_given_up_for_all(mock_clock: MockClock) -> None:
     stages = Stages(CHUNKED + b"3\r\none\r\n")
     stages.step(b"never")
-    timers = {"read_timeout": "300ms"}
+    timers = {"read_timeout": "30s"}
     async with origin(stages) as server, forwarding(server.url, response=SHARED, upstream=timers) as proxy:
         with await asked(proxy.url) as first, await asked(proxy.url) as second:
             for wire in (first, second):
                 await read_head(wire)
                 assert await read_chunk(wire) == b"one"
+            await jump(mock_clock, 30)
+            for wire in (first, second):
                 with pytest.raises(Closed):
                     await read_chunk(wire)
         assert len(server.requests) == 1

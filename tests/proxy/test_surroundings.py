@@ -7,10 +7,11 @@ import trio
 from clients import WEBSOCKET_HEADERS, Wire, ask, head, read_answer, read_head
 from clocks import HANG_SECONDS
 from encryption import tls_section
-from forwarding import forwarding
+from forwarding import forwarding, jump
 from proxy.origins import OK, Visit, always, origin, read_any, silent
 from serving import capturing_logger, until
 from structlog.testing import LogCapture
+from trio.testing import MockClock
 
 from tricast_proxy.config import ProxyConfig
 from tricast_proxy.overview import ConnectionView, State
@@ -115,21 +116,21 @@ async def test_what_is_to_go_on_at_once_is_refused_where_it_would_be_held(who: s
         assert len(server.requests) == (who == "server")
 
 
-async def drip(visit: Visit) -> None:
-    """Answers at once, and takes its time for the rest."""
-    await visit.request()
-    await visit.wire.send(CHUNKED)
-    for _ in range(4):
-        await trio.sleep(0.2)
-        await visit.wire.send(b"1\r\nx\r\n")
-    await visit.wire.send(b"0\r\n\r\n")
+async def test_whoever_shares_an_answer_has_all_of_it(mock_clock: MockClock) -> None:
+    goes_on = trio.Semaphore(0)
 
+    async def drip(visit: Visit) -> None:
+        await visit.request()
+        await visit.wire.send(CHUNKED)
+        for _ in range(4):
+            await goes_on.acquire()
+            await visit.wire.send(b"1\r\nx\r\n")
+        await visit.wire.send(b"0\r\n\r\n")
 
-async def test_whoever_shares_an_answer_has_all_of_it() -> None:
     sections = {
         "response": {"cache": "coalesce"},
         # None of these is about an answer that goes on.
-        "upstream": {"response_header_timeout": "100ms", "read_timeout": "2s", "stream_idle_timeout": "2s"},
+        "upstream": {"response_header_timeout": "10s", "read_timeout": "60s", "stream_idle_timeout": "60s"},
     }
     bodies: list[bytes] = []
 
@@ -140,27 +141,32 @@ async def test_whoever_shares_an_answer_has_all_of_it() -> None:
 
     async with origin(drip) as server, forwarding(server.url, **sections) as proxy:
         async with trio.open_nursery() as nursery:
-            for _ in range(3):
+            for n in range(3):
                 nursery.start_soon(get, proxy.url)
+                await until(lambda n=n: len(proxy.clients) == n + 1)
                 await server.wait_requests(1)
-                await trio.sleep(0.1)
+                await jump(mock_clock, 20)
+                goes_on.release()
+            await jump(mock_clock, 20)
+            goes_on.release()
         assert bodies == [b"x" * 4] * 3
         assert len(server.requests) == 1
         assert not proxy.counters.cuts
 
 
-async def test_an_answer_that_is_shared_is_cut_for_all_when_the_server_stalls() -> None:
+async def test_an_answer_that_is_shared_is_cut_for_all_when_the_server_stalls(mock_clock: MockClock) -> None:
     async def stall(visit: Visit) -> None:
         await visit.request()
         await visit.wire.send(CHUNKED + b"2\r\nok\r\n")
         await visit.wire.rest()
 
-    sections = {"response": {"cache": "coalesce"}, "upstream": {"read_timeout": "200ms"}}
+    sections = {"response": {"cache": "coalesce"}, "upstream": {"read_timeout": "30s"}}
     async with origin(stall) as server, forwarding(server.url, **sections) as proxy:
         with await Wire.open(proxy.url) as one, await Wire.open(proxy.url) as other:
             for wire in (one, other):
                 await wire.send(head("GET", "/"))
                 await read_head(wire)
+            await jump(mock_clock, 30)
             for wire in (one, other):
                 assert await wire.rest() == b"2\r\nok\r\n"
         assert len(server.requests) == 1

@@ -7,9 +7,10 @@ import trio
 from clients import WEBSOCKET_HEADERS, Closed, Wire, ask, head, read_answer, read_head
 from clocks import HANG_SECONDS
 from encryption import tls_section
-from forwarding import forwarding
+from forwarding import forwarding, jump
 from proxy.origins import OK, Visit, always, once, origin, silent
 from serving import until
+from trio.testing import MockClock
 
 ACCEPTED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX: y\r\n\r\n"
 H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAA")
@@ -343,8 +344,10 @@ async def test_going_down_ends_what_is_idle_and_waits_for_what_is_not() -> None:
         ("close-frame", H2C, b""),
     ],
 )
-async def test_going_down_cuts_tunnels_after_the_grace(cut: str, fields: tuple[str, ...], last: bytes) -> None:
-    async with origin(echo) as server, forwarding(server.url, drain={"grace": "200ms", "cut": cut}) as proxy:
+async def test_going_down_cuts_tunnels_after_the_grace(
+    cut: str, fields: tuple[str, ...], last: bytes, mock_clock: MockClock
+) -> None:
+    async with origin(echo) as server, forwarding(server.url, drain={"grace": "30s", "cut": cut}) as proxy:
         with await Wire.open(proxy.url) as wire, await Wire.open(proxy.url) as waiting:
             await wire.send(head("GET", "/", *fields))
             await read_head(wire)
@@ -352,6 +355,7 @@ async def test_going_down_cuts_tunnels_after_the_grace(cut: str, fields: tuple[s
             await wire.send(b"still")
             assert await wire.exactly(5) == b"still"
             await wire.send(b"nobody reads this any more" * 1000)
+            await jump(mock_clock, 30)
             received = await wire.rest()
             assert received.endswith(last)
             assert await waiting.rest() == b""
