@@ -503,6 +503,7 @@ async def test_in_a_tunnel_of_bytes_there_is_no_path() -> None:
 
 async def test_faults_change_while_it_runs() -> None:
     sections: dict[str, Any] = {"proxy": {"speed": 20}, "admin": {"enabled": True, "port": 0}}
+    sections |= {"client": {"keepalive_timeout": "off"}, "upstream": {"response_header_timeout": "off"}}
     async with origin(always(OK)) as server, forwarding(server.url, fault=[{"status": 418}], **sections) as proxy:
         with await Wire.open(proxy.url) as wire:
 

@@ -30,6 +30,7 @@ def stacked(*names: str, upstream: str) -> list[ProxyConfig]:
     overrides = {
         "proxy": {"chain": list(names), "port": 0, "speed": 10},
         "server": [{"address": upstream.removeprefix("http://")}],
+        "upstream": {"connect_timeout": HANG_SECONDS},
     }
     return load_stages(None, overrides)  # type: ignore[arg-type]
 

@@ -9,7 +9,8 @@ from typing import Any
 import trio
 from clients import WEBSOCKET_HEADERS, Wire, ask, head, read_head
 from forwarding import forwarding
-from proxy.origins import OK, Visit, always, origin, silent
+from proxies.real import reserved_port
+from proxy.origins import Visit, origin, silent
 from proxy.test_modes import stacked
 from serving import capturing_logger, serving_as, until
 from structlog.testing import LogCapture
@@ -35,6 +36,7 @@ async def test_a_cut_tunnel_is_told_with_the_key_that_cut_it() -> None:
         await visit.wire.rest()
 
     sections: dict[str, Any] = {"proxy": {"speed": 20}, "tunnel": {"idle_timeout": "4s"}}
+    sections["upstream"] = {"response_header_timeout": "off"}
     async with origin(agree) as server, forwarding(server.url, records=records, **sections) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/", *WEBSOCKET_HEADERS))
@@ -82,12 +84,12 @@ async def test_a_head_that_does_not_come_is_told_with_its_key() -> None:
 
 async def test_a_dead_server_is_told_of_once_and_why() -> None:
     records = LogCapture()
-    async with origin(always(OK)) as server:
-        address = server.url.removeprefix("http://")
-    async with forwarding(address, records=records) as proxy:
-        for _ in range(3):
-            assert (await ask(proxy.url, "GET", "/")).status == 502
-        await until(lambda: not proxy.clients)
+    with reserved_port() as port:
+        address = f"127.0.0.1:{port}"
+        async with forwarding(address, records=records) as proxy:
+            for _ in range(3):
+                assert (await ask(proxy.url, "GET", "/")).status == 502
+            await until(lambda: not proxy.clients)
     (told,) = said(records, "cannot connect")
     assert told == f"cannot connect to {address}: connection refused; told once, until a request is answered"
 

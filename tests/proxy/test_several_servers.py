@@ -22,8 +22,10 @@ from clients import (
     read_head,
     subscribe,
 )
+from clocks import HANG_SECONDS
 from encryption import tls_section
 from forwarding import administer, forwarding
+from proxies.real import reserved_port
 from serving import pause, serving, serving_process, until
 from structlog.testing import LogCapture
 
@@ -166,10 +168,11 @@ async def test_the_same_key_meets_the_same_server() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_clients_do_not_notice_that_a_server_is_gone(method: str) -> None:
-    async with origin("b") as b:
-        async with origin("a") as a:
-            pass
-        async with forwarding(a.url, b.url, health=PROTECTED_FOR_LONG) as proxy:
+    with reserved_port() as port:
+        async with (
+            origin("b") as b,
+            forwarding(f"127.0.0.1:{port}", b.url, health=PROTECTED_FOR_LONG) as proxy,
+        ):
             for _ in range(4):
                 assert await who(proxy, method=method) == "b"
             assert [server.counts for server in proxy.servers] == [{"requests": 1, "failed": 1}, {"requests": 4}]
@@ -178,12 +181,12 @@ async def test_clients_do_not_notice_that_a_server_is_gone(method: str) -> None:
 
 async def test_a_server_that_is_gone_is_tried_again_after_its_time() -> None:
     records = LogCapture()
-    async with origin("b") as b:
-        async with origin("a") as a:
-            pass
-        port = int(a.url.rpartition(":")[2])
-        health = {"fail_timeout": "50ms"}
-        async with forwarding({"address": a.url, "name": "one"}, b.url, health=health, records=records) as proxy:
+    with reserved_port() as port:
+        gone = {"address": f"127.0.0.1:{port}", "name": "one"}
+        async with (
+            origin("b") as b,
+            forwarding(gone, b.url, health={"fail_timeout": "50ms"}, records=records) as proxy,
+        ):
             assert await whos(proxy, 2) == "bb"
             async with origin("a", port):
                 while await who(proxy) != "a":
@@ -194,27 +197,26 @@ async def test_a_server_that_is_gone_is_tried_again_after_its_time() -> None:
 
 
 async def test_nobody_is_there() -> None:
-    async with origin("a") as a, origin("b") as b:
-        pass
-    async with forwarding(a.url, b.url, health=PROTECTED_FOR_LONG) as proxy:
-        assert [await who(proxy) for _ in range(3)] == ["502", "503", "503"]
-        assert proxy.counters.refused == {"connect": 1, "no-server": 2}
+    with reserved_port() as one, reserved_port() as other:
+        async with forwarding(f"127.0.0.1:{one}", f"127.0.0.1:{other}", health=PROTECTED_FOR_LONG) as proxy:
+            assert [await who(proxy) for _ in range(3)] == ["502", "503", "503"]
+            assert proxy.counters.refused == {"connect": 1, "no-server": 2}
 
 
 async def test_the_only_server_is_always_tried() -> None:
-    async with origin("a") as a:
-        pass
-    async with forwarding(a.url, health=PROTECTED_FOR_LONG) as proxy:
-        assert [await who(proxy) for _ in range(3)] == ["502", "502", "502"]
-        async with origin("a", int(a.url.rpartition(":")[2])):
-            assert await who(proxy) == "a"
+    with reserved_port() as port:
+        async with forwarding(f"127.0.0.1:{port}", health=PROTECTED_FOR_LONG) as proxy:
+            assert [await who(proxy) for _ in range(3)] == ["502", "502", "502"]
+            async with origin("a", port):
+                assert await who(proxy) == "a"
 
 
 async def test_without_http_the_next_server_is_connected_to() -> None:
-    async with origin("b") as b:
-        async with origin("a") as a:
-            pass
-        async with forwarding(a.url, b.url, proxy={"mode": "tcp"}, health=PROTECTED_FOR_LONG) as proxy:
+    with reserved_port() as port:
+        async with (
+            origin("b") as b,
+            forwarding(f"127.0.0.1:{port}", b.url, proxy={"mode": "tcp"}, health=PROTECTED_FOR_LONG) as proxy,
+        ):
             for _ in range(3):
                 assert await who(proxy) == "b"
             await until(lambda: busy(proxy) == [0, 0])
@@ -277,29 +279,35 @@ async def test_a_websocket_makes_a_client_stay() -> None:
 
 
 async def test_a_sticky_client_whose_server_is_gone_moves_for_good() -> None:
-    async with origin("b") as b:
-        async with origin("a") as a, forwarding(a.url, b.url, balance=STICKY | {"cookie_secret": "s"}) as proxy:
+    with reserved_port() as port:
+        balance, address = STICKY | {"cookie_secret": "s"}, f"127.0.0.1:{port}"
+        async with origin("a", port), origin("b") as b, forwarding(address, b.url, balance=balance) as proxy:
             field = await cookie(await ask(proxy.url, "GET", "/"))
             assert await who(proxy, field) == "a"
-        async with forwarding(
-            a.url, b.url, balance=STICKY | {"cookie_secret": "s"}, health=PROTECTED_FOR_LONG
-        ) as proxy:
+        async with (
+            origin("b") as b,
+            forwarding(address, b.url, balance=balance, health=PROTECTED_FOR_LONG) as proxy,
+        ):
             answer = await ask(proxy.url, "GET", "/", field)
             assert answer.body == b"b"
             new = await cookie(answer)
             assert new != field
-            async with origin("a", int(a.url.rpartition(":")[2])):
+            async with origin("a", port):
                 proxy.servers[0].checked(trio.current_time(), is_well=True, detail="it is there")
                 assert await who(proxy, new) == "b"
                 assert await who(proxy, field) == "a"
 
 
 async def test_a_sticky_client_whose_server_is_gone_and_that_must_not_move() -> None:
-    async with origin("b") as b:
-        balance = STICKY | {"cookie_secret": "s", "sticky_failover": "fail"}
-        async with origin("a") as a, forwarding(a.url, b.url, balance=balance) as proxy:
+    balance = STICKY | {"cookie_secret": "s", "sticky_failover": "fail"}
+    with reserved_port() as port:
+        address = f"127.0.0.1:{port}"
+        async with origin("a", port), origin("b") as b, forwarding(address, b.url, balance=balance) as proxy:
             field = await cookie(await ask(proxy.url, "GET", "/"))
-        async with forwarding(a.url, b.url, balance=balance, health=PROTECTED_FOR_LONG) as proxy:
+        async with (
+            origin("b") as b,
+            forwarding(address, b.url, balance=balance, health=PROTECTED_FOR_LONG) as proxy,
+        ):
             assert [await who(proxy, field) for _ in range(2)] == ["502", "503"]
             assert await who(proxy) == "b"
 
@@ -589,6 +597,7 @@ async def test_the_example_of_the_readme(tmp_path: Path) -> None:
         assert config.admin.enabled
         assert config.admin.port == 9091
         sections = config.model_dump(exclude={"server", "proxy", "admin"})
+        sections["health"]["timeout"] = HANG_SECONDS
         entries = [entry.model_dump() for entry in config.server]
         async with forwarding(*entries, admin=ADMIN, **sections) as proxy:
             with await subscribe("sse", proxy.url, "news"), await subscribe("ws", proxy.url, "news"):

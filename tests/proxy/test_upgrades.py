@@ -12,6 +12,8 @@ from proxy.origins import OK, Visit, always, once, origin, silent
 from serving import until
 from trio.testing import MockClock
 
+from tricast import connection
+
 ACCEPTED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX: y\r\n\r\n"
 H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAA")
 UPGRADE = head("GET", "/ws", *WEBSOCKET_HEADERS)
@@ -214,7 +216,10 @@ async def test_a_client_that_leaves_takes_the_server_along(end: Any) -> None:
         await until(lambda: not proxy.clients)
 
 
-async def test_what_a_server_says_last_reaches_a_client_that_is_still_talking() -> None:
+async def test_what_a_server_says_last_reaches_a_client_that_is_still_talking(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_LINGER_SECONDS", "_LINGER_SILENCE_SECONDS"):  # the client is in the same process
+        monkeypatch.setattr(connection, name, HANG_SECONDS)
+
     async def say_goodbye(visit: Visit) -> None:
         await visit.request()
         await visit.wire.send(ACCEPTED)
