@@ -28,7 +28,7 @@ async def test_speed_divides_what_is_waited_for() -> None:
 def stacked(*names: str, upstream: str) -> list[ProxyConfig]:
     """The configurations of a chain of profiles."""
     overrides = {
-        "proxy": {"chain": list(names), "port": 0, "speed": 10},
+        "proxy": {"chain": list(names), "port": 0},
         "server": [{"address": upstream.removeprefix("http://")}],
         "upstream": {"connect_timeout": HANG_SECONDS},
     }
