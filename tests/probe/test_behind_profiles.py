@@ -6,7 +6,6 @@ What is to be found is worked out from the configuration alone: no profile is lo
 from typing import NamedTuple
 
 import msgspec
-from clocks import HANG_SECONDS
 from forwarding import forwarding
 from probe.again import WITHIN, until_right
 from probe.probing import TOKEN, probed, target_of
@@ -26,8 +25,6 @@ CONFIGS = {name: load_proxy_config(overrides={"proxy": {"profile": name}}) for n
 
 #: One profile begins after the other: of what comes late, nobody could tell whether it was held back.
 FLOWS_STAGGER_SECONDS = 0.4
-#: However busy the machine is, the server is there.
-PATIENT = {"connect_timeout": HANG_SECONDS}
 #: By what becomes of Upgrade, what the probe calls that.
 POLICIES = {"any": "forwarded", "websocket": "forwarded", "strip": "stripped", "deny": "denied"}
 
@@ -107,7 +104,7 @@ async def test_upgrade_buffering_and_bodies() -> None:
         await examine(found[name])
 
     async def probe_behind(name: str, _: float) -> None:
-        async with forwarding(server.url, proxy={"profile": name}, upstream=PATIENT) as proxy:
+        async with forwarding(server.url, proxy={"profile": name}) as proxy:
             await probe(name, proxy.url)
 
     def check(name: str) -> None:
