@@ -47,11 +47,10 @@ async def forwarding(
 
 
 async def jump(clock: MockClock, seconds: float) -> None:
-    """Lets time pass, when there is nothing else to do; before and after it the clock goes as any other.
+    """Puts the test's ``running_clock`` forward, when there is nothing else to do.
 
     More than ``HANG_SECONDS`` in all would be taken for a test that hangs.
     """
-    clock.rate = 1
     await wait_all_tasks_blocked()
     clock.jump(seconds)
 

@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 
-#: After so long without a word a server is taken to be gone, where no test is about that: a busy machine is none.
+#: After so long without a word a server is taken to be gone, in tests about something else: on a busy machine it may
+#: only be late.
 PATIENT_MS = 15_000
 
 

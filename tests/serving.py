@@ -100,7 +100,8 @@ async def until(condition: Callable[[], bool]) -> None:
     still is not waited for.
     """
     turns = 0
-    is_timed = not isinstance(trio.lowlevel.current_clock(), trio.testing.MockClock)
+    clock = trio.lowlevel.current_clock()
+    is_timed = not isinstance(clock, trio.testing.MockClock) or clock.rate > 0
     while not condition():
         turns += 1
         if is_timed and turns > _TURNS_AT_ONCE:
@@ -203,6 +204,7 @@ class ServerProcess:
         self.lines: list[str] = []
         self._begun = trio.Event()
         self._more = trio.Event()
+        self._is_read = False
 
     async def read_log(self) -> None:
         """Reads what it logs, to the end."""
@@ -211,12 +213,17 @@ class ServerProcess:
         async for data in self.process.stdout:
             *lines, rest = (rest + data).split(b"\n")
             self.lines += [line.decode() for line in lines]
-            more, self._more = self._more, trio.Event()
-            more.set()
+            self._tell()
             for line in self.lines:
                 if not self.url and (match := re.search(r"https?://[\d.]+:\d+", line)):
                     self.url = match[0]
                     self._begun.set()
+        self._is_read = True
+        self._tell()
+
+    def _tell(self) -> None:
+        more, self._more = self._more, trio.Event()
+        more.set()
 
     async def wait_begun(self) -> None:
         """Returns when it listens."""
@@ -225,6 +232,7 @@ class ServerProcess:
     async def wait_said(self, text: str, times: int = 1) -> list[str]:
         """The lines that hold the text, once there are so many."""
         while len(found := self.said(text)) < times:
+            assert not self._is_read, self.lines
             await self._more.wait()
         return found
 

@@ -10,7 +10,6 @@ from engines.redis import RedisServer, parse_facts
 from engines.resp import ReplyError
 
 _SLOTS = 16384
-_SECONDS = START_SECONDS
 #: Redis gives up a failover that it was told to make after five seconds.
 _FAILOVER_SECONDS = 6.0
 
@@ -119,7 +118,7 @@ class RedisCluster(Service):
             self._form()
         self.wait_whole()
 
-    def wait_whole(self, within: float = _SECONDS) -> None:
+    def wait_whole(self, within: float = START_SECONDS) -> None:
         """Returns when the cluster is whole for every server that runs, and all replicas that run have all data.
 
         Raises:

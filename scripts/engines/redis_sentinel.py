@@ -12,7 +12,6 @@ from engines.resp import ReplyError
 MASTER_NAME = "mymaster"
 _SENTINELS = 3
 _QUORUM = 2
-_SECONDS = START_SECONDS
 
 
 class Sentinel(RedisProgram):
@@ -130,7 +129,7 @@ class RedisSentinel(Service):
                 daemon.wait_ready()
         self.wait_whole()
 
-    def wait_whole(self, within: float = _SECONDS) -> None:
+    def wait_whole(self, within: float = START_SECONDS) -> None:
         """Returns when the replica has all data and the sentinels could elect it.
 
         Raises:
@@ -158,7 +157,7 @@ class RedisSentinel(Service):
         self.wait_primary(promoted)
         self.wait_whole()
 
-    def wait_primary(self, server: RedisServer, within: float = _SECONDS) -> None:
+    def wait_primary(self, server: RedisServer, within: float = START_SECONDS) -> None:
         """Returns when all sentinels that run see the server as the primary.
 
         Raises:

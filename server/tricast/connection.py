@@ -396,7 +396,7 @@ class Connection:
             with trio.move_on_at(now + _LINGER_SILENCE_SECONDS) as scope:
                 await self.finish()
             while left > 0 and not scope.cancelled_caught:
-                # Each time another scope: what came while this process was held up is read, however late that is.
+                # Each time another scope: what came while this process was held up is read, and not taken for silence.
                 with trio.move_on_at(min(end, trio.current_time() + _LINGER_SILENCE_SECONDS)) as scope:
                     data = await Connection.receive(self)  # as it came: nobody wants it decrypted
                     if not data:

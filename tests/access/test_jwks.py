@@ -416,8 +416,9 @@ async def test_an_answer_that_comes_byte_by_byte_is_given_up(beginning: bytes) -
     asked, left = trio.Event(), trio.Event()
 
     async def drip(stream: trio.abc.Stream) -> None:
-        if await stream.receive_some():
-            asked.set()
+        if not await stream.receive_some():
+            return
+        asked.set()
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await stream.send_all(beginning)
             while True:
@@ -443,8 +444,9 @@ async def test_a_handshake_that_does_not_end_is_given_up() -> None:
     asked, left = trio.Event(), trio.Event()
 
     async def drip(stream: trio.abc.Stream) -> None:
-        if await stream.receive_some():
-            asked.set()
+        if not await stream.receive_some():
+            return
+        asked.set()
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await stream.send_all(b"\x16\x03\x03\x40\x00")  # a record of 16 KiB
             while True:

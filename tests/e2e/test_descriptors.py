@@ -100,7 +100,7 @@ async def test_when_there_are_no_descriptors_clients_are_told_and_nothing_spins(
             assert 1 <= len(await server.wait_said("no descriptor")) <= 6, server.lines
             for stream in others:
                 stream.wire.close()
-            await until(lambda: len(descriptors_of(server)) == at_first)  # it has seen all others leave
+            await until(lambda: len(descriptors_of(server)) <= at_first)  # it has seen all others leave
             await publish(server.url, "news", 1)
             assert (await first.event()).data == 1
             limited = len(server.said("no descriptor"))

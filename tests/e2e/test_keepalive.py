@@ -1,5 +1,6 @@
 """Silence: what is sent into it, and when it is taken for death. Waited for, never measured."""
 
+import pytest
 import trio
 from clients import (
     TEXT,
@@ -13,6 +14,9 @@ from clients import (
     subscribe,
 )
 from serving import harmless, serving, until
+
+from tricast.errors import ConnectionLost
+from tricast.transports.websocket import Session
 
 
 async def test_a_silent_event_stream_gets_comments_and_goes_on() -> None:
@@ -74,6 +78,24 @@ async def test_any_byte_is_life() -> None:
                     websocket.pings += opcode == 9
             await websocket.wire.send(data[-1:])
             assert await websocket.reply() == {"ok": "ping"}
+
+
+async def test_a_websocket_is_given_up_when_its_last_byte_is_too_long_ago() -> None:
+    async with serving(websocket={"ping_interval": "30m", "ping_timeout": "1h"}) as server:
+        with await open_websocket(server.url, "/ws") as websocket:
+            await websocket.wire.send(frame(TEXT, b'{"op":"ping"}'))
+            assert await websocket.reply() == {"ok": "ping"}
+            (session,) = [item for items in server._runtime.wheel._slots.values() for item in items]
+            assert isinstance(session, Session)
+            connection, first = session.connection, session.connection.last_received
+            session.keep_alive(first + 3599)
+            await websocket.wire.send(frame(TEXT, b'{"op":"ping"}'))
+            assert await websocket.reply() == {"ok": "ping"}
+            assert connection.last_received > first
+            connection.last_received = first + 3000  # as if it had come then
+            session.keep_alive(first + 3000 + 3599)
+            with pytest.raises(ConnectionLost, match="silent for 3600 s"):
+                session.keep_alive(first + 3000 + 3600)
 
 
 async def test_an_idle_connection_is_closed_without_a_word() -> None:

@@ -31,7 +31,7 @@ async def until_right(
     Args:
         names: what there is to measure.
         measure: measures one, so much more slowly than the first time.
-        check: raises AssertionError, or KeyError, where what was found is not as expected.
+        check: raises AssertionError, KeyError or ValueError where what was found is not as expected.
         stagger: seconds from the beginning of one to that of the next.
 
     Raises:
@@ -60,6 +60,6 @@ async def until_right(
 def _fault(check: Callable[[Name], None], name: Name) -> str:
     try:
         check(name)
-    except (AssertionError, KeyError) as error:  # of a finding that tells less than it should
+    except (AssertionError, KeyError, ValueError) as error:  # of findings that tell less than they should
         return repr(error)
     return ""

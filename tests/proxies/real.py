@@ -195,7 +195,8 @@ async def _running(command: Sequence[str], folder: Path, stop_signal: signal.Sig
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()  # a killed process ends
-            await until(lambda: not processes_of_group(process.pid))  # so do those that it has started
+            with trio.fail_after(HANG_SECONDS):
+                await until(lambda: not processes_of_group(process.pid))  # so do those that it has started
         print(f"--- {' '.join(command)}\n{_read_log(folder)}")
 
 

@@ -30,25 +30,25 @@ async def test_a_kept_connection_that_is_just_being_closed_says_nothing_of_the_s
         assert proxy.counters.refused["stale"] == 1
 
 
-async def test_a_client_that_pauses_in_its_request_says_nothing_of_the_server(mock_clock: MockClock) -> None:
+async def test_a_client_that_pauses_in_its_request_says_nothing_of_the_server(running_clock: MockClock) -> None:
     sections = {"upstream": {"response_header_timeout": "30s"}, "retry": {"on": ["connect", "timeout"]}}
     async with origin(silent) as one, origin(silent) as other, forwarding(one.url, other.url, **sections) as proxy:
         for begun, server in ((b"", one), (b"123", other)):
             with await Wire.open(proxy.url) as wire:
                 await wire.send(head("PUT", "/", "Content-Length: 10") + begun)
                 await server.wait_requests(1)
-                await jump(mock_clock, 30)
+                await jump(running_clock, 30)
                 assert (await read_answer(wire, "PUT")).status == 504
         assert failed(proxy) == [0, 0]
         assert (proxy.counters.retries, proxy.counters.refused["request-timeout"]) == (0, 2)
 
 
-async def test_a_server_that_has_the_request_and_does_not_answer_is_at_fault(mock_clock: MockClock) -> None:
+async def test_a_server_that_has_the_request_and_does_not_answer_is_at_fault(running_clock: MockClock) -> None:
     sections = {"upstream": {"response_header_timeout": "30s"}}
     async with origin(silent) as one, origin(silent) as other, forwarding(one.url, other.url, **sections) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("PUT", "/", "Content-Length: 3") + b"123")
             await one.wait_requests(1)
-            await jump(mock_clock, 30)
+            await jump(running_clock, 30)
             assert (await read_answer(wire, "PUT")).status == 504
         assert failed(proxy) == [1, 0]

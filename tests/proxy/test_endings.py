@@ -201,14 +201,14 @@ async def test_a_server_that_does_not_let_anybody_in_is_given_up() -> None:
     ],
 )
 async def test_a_server_that_does_not_answer_is_given_up(
-    upstream: dict[str, str], errors: dict[str, int], status: int, mock_clock: MockClock
+    upstream: dict[str, str], errors: dict[str, int], status: int, running_clock: MockClock
 ) -> None:
     async with origin(silent) as server, forwarding(server.url, upstream=upstream, errors=errors) as proxy:
         with await Wire.open(proxy.url) as wire:
             for n in range(2):
                 await wire.send(head("GET", "/"))
                 await server.wait_requests(n + 1)
-                await jump(mock_clock, 60)
+                await jump(running_clock, 60)
                 got = await read_answer(wire)
                 assert (got.status, got.headers["proxy-status"]) == (status, "tricast; error=http_response_timeout")
         await server.wait_left()
@@ -225,7 +225,7 @@ async def test_a_server_that_does_not_answer_is_given_up(
 )
 @pytest.mark.parametrize("abort", ["fin", "rst"])
 async def test_an_answer_that_does_not_go_on_is_cut(
-    upstream: dict[str, str], reason: str, abort: str, mock_clock: MockClock
+    upstream: dict[str, str], reason: str, abort: str, running_clock: MockClock
 ) -> None:
     ends = []
 
@@ -242,7 +242,7 @@ async def test_an_answer_that_does_not_go_on_is_cut(
             await wire.send(head("GET", "/"))
             await read_head(wire)
             assert await read_chunk(wire) == b"hello"
-            await jump(mock_clock, 60)
+            await jump(running_clock, 60)
             assert await wire.rest() == b""
         assert proxy.counters.cuts == {reason: 1}
         await server.wait_left()
@@ -262,12 +262,12 @@ async def test_interim_answers_do_not_put_the_end_off(name: str) -> None:
         assert (await ask(proxy.url, "GET", "/")).status == 504
 
 
-async def test_the_time_for_an_answer_begins_when_all_of_the_request_was_sent(mock_clock: MockClock) -> None:
+async def test_the_time_for_an_answer_begins_when_all_of_the_request_was_sent(running_clock: MockClock) -> None:
     async with origin(always(OK)) as server, forwarding(server.url, upstream={"response_timeout": "30s"}) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("POST", "/", "Content-Length: 10") + b"12345")
             await server.wait_requests(1)
-            await jump(mock_clock, 40)
+            await jump(running_clock, 40)
             await wait_all_tasks_blocked()
             await wire.send(b"67890")
             assert (await read_answer(wire, "POST")).status == 200
@@ -287,7 +287,7 @@ async def test_of_an_answer_that_was_held_too_long_nothing_is_shown() -> None:
         assert (await ask(proxy.url, "GET", "/", "Connection: close")).status == 503
 
 
-async def test_what_goes_on_is_not_cut(mock_clock: MockClock) -> None:
+async def test_what_goes_on_is_not_cut(running_clock: MockClock) -> None:
     goes_on = trio.Semaphore(0)
 
     async def drip(visit: Visit) -> None:
@@ -304,14 +304,16 @@ async def test_what_goes_on_is_not_cut(mock_clock: MockClock) -> None:
             await wire.send(head("GET", "/"))
             await read_head(wire)
             for _ in range(8):
-                await jump(mock_clock, 20)
+                await jump(running_clock, 20)
                 goes_on.release()
                 assert await read_chunk(wire) == b"x"
             assert await read_chunk(wire) == b""
 
 
 @pytest.mark.parametrize("buffering", ["off", "nginx", "fixed"])
-async def test_the_server_is_not_blamed_for_a_client_that_reads_slowly(buffering: str, mock_clock: MockClock) -> None:
+async def test_the_server_is_not_blamed_for_a_client_that_reads_slowly(
+    buffering: str, running_clock: MockClock
+) -> None:
     size = 8 * 2**20
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
     sections = {"upstream": {"read_timeout": "30s"}, "response": {"buffering": buffering, "spool": "1MiB"}}
@@ -320,7 +322,7 @@ async def test_the_server_is_not_blamed_for_a_client_that_reads_slowly(buffering
             await wire.send(head("GET", "/"))
             await read_head(wire)
             await wait_all_tasks_blocked(0.1)
-            await jump(mock_clock, 40)
+            await jump(running_clock, 40)
             assert len(await wire.exactly(size)) == size
         assert not proxy.counters.cuts
 
@@ -407,19 +409,19 @@ async def test_a_client_that_asks_for_nothing_more_is_left_without_a_word() -> N
             assert await wire.rest() == b""
 
 
-async def test_behind_an_answer_the_time_for_a_head_begins_with_its_first_byte(mock_clock: MockClock) -> None:
+async def test_behind_an_answer_the_time_for_a_head_begins_with_its_first_byte(running_clock: MockClock) -> None:
     client = {"keepalive_timeout": "200s", "header_timeout": "60s"}
     async with origin(always(OK)) as server, forwarding(server.url, client=client) as proxy:
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/") + b"G")
             assert (await read_answer(wire)).status == 200
-            await jump(mock_clock, 60)
+            await jump(running_clock, 60)
             assert (await read_answer(wire)).status == 408
         with await Wire.open(proxy.url) as wire:
             await wire.send(head("GET", "/"))
             assert (await read_answer(wire)).status == 200
             await wire.send(b"G")
-            await jump(mock_clock, 60)
+            await jump(running_clock, 60)
             assert (await read_answer(wire)).status == 408
 
 
@@ -598,11 +600,11 @@ FAILURES = {
 )
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_another_server_may_be_asked(
-    failure: str, method: str, sections: dict[str, Any], is_retried: bool, mock_clock: MockClock
+    failure: str, method: str, sections: dict[str, Any], is_retried: bool, running_clock: MockClock
 ) -> None:
     async def let_it_run_out() -> None:
         await bad.wait_requests(1)
-        await jump(mock_clock, 60)
+        await jump(running_clock, 60)
 
     retry = {"on": [failure]} | sections.get("retry", {})
     upstream = {"response_header_timeout": "60s"}

@@ -265,7 +265,7 @@ async def test_trailers_that_must_not_be_break_off_for_all() -> None:
             assert len(server.requests) == count
 
 
-async def test_silence_is_timed_as_of_the_server_and_not_of_the_head(mock_clock: MockClock) -> None:
+async def test_silence_is_timed_as_of_the_server_and_not_of_the_head(running_clock: MockClock) -> None:
     stages = Stages()
     begin, go_on = stages.step(b"3\r\none\r\n"), stages.step(b"3\r\ntwo\r\n0\r\n\r\n")
     timers = {"response_header_timeout": "30s", "read_timeout": "1h"}
@@ -275,14 +275,14 @@ async def test_silence_is_timed_as_of_the_server_and_not_of_the_head(mock_clock:
             for wire in (first, second):
                 await read_head(wire)
                 assert await read_chunk(wire) == b"one"
-            await jump(mock_clock, 40)  # longer than a head may take
+            await jump(running_clock, 40)  # longer than a head may take
             go_on()
             for wire in (first, second):
                 assert await read_chunk(wire) == b"two"
                 assert await read_chunk(wire) == b""
 
 
-async def test_a_server_that_falls_silent_is_given_up_for_all(mock_clock: MockClock) -> None:
+async def test_a_server_that_falls_silent_is_given_up_for_all(running_clock: MockClock) -> None:
     stages = Stages(CHUNKED + b"3\r\none\r\n")
     stages.step(b"never")
     timers = {"read_timeout": "30s"}
@@ -291,7 +291,7 @@ async def test_a_server_that_falls_silent_is_given_up_for_all(mock_clock: MockCl
             for wire in (first, second):
                 await read_head(wire)
                 assert await read_chunk(wire) == b"one"
-            await jump(mock_clock, 30)
+            await jump(running_clock, 30)
             for wire in (first, second):
                 with pytest.raises(Closed):
                     await read_chunk(wire)

@@ -116,7 +116,7 @@ async def test_what_is_to_go_on_at_once_is_refused_where_it_would_be_held(who: s
         assert len(server.requests) == (who == "server")
 
 
-async def test_whoever_shares_an_answer_has_all_of_it(mock_clock: MockClock) -> None:
+async def test_whoever_shares_an_answer_has_all_of_it(running_clock: MockClock) -> None:
     goes_on = trio.Semaphore(0)
 
     async def drip(visit: Visit) -> None:
@@ -145,16 +145,16 @@ async def test_whoever_shares_an_answer_has_all_of_it(mock_clock: MockClock) -> 
                 nursery.start_soon(get, proxy.url)
                 await until(lambda n=n: len(proxy.clients) == n + 1)
                 await server.wait_requests(1)
-                await jump(mock_clock, 20)
+                await jump(running_clock, 20)
                 goes_on.release()
-            await jump(mock_clock, 20)
+            await jump(running_clock, 20)
             goes_on.release()
         assert bodies == [b"x" * 4] * 3
         assert len(server.requests) == 1
         assert not proxy.counters.cuts
 
 
-async def test_an_answer_that_is_shared_is_cut_for_all_when_the_server_stalls(mock_clock: MockClock) -> None:
+async def test_an_answer_that_is_shared_is_cut_for_all_when_the_server_stalls(running_clock: MockClock) -> None:
     async def stall(visit: Visit) -> None:
         await visit.request()
         await visit.wire.send(CHUNKED + b"2\r\nok\r\n")
@@ -166,7 +166,7 @@ async def test_an_answer_that_is_shared_is_cut_for_all_when_the_server_stalls(mo
             for wire in (one, other):
                 await wire.send(head("GET", "/"))
                 await read_head(wire)
-            await jump(mock_clock, 30)
+            await jump(running_clock, 30)
             for wire in (one, other):
                 assert await wire.rest() == b"2\r\nok\r\n"
         assert len(server.requests) == 1

@@ -350,7 +350,7 @@ async def test_going_down_ends_what_is_idle_and_waits_for_what_is_not() -> None:
     ],
 )
 async def test_going_down_cuts_tunnels_after_the_grace(
-    cut: str, fields: tuple[str, ...], last: bytes, mock_clock: MockClock
+    cut: str, fields: tuple[str, ...], last: bytes, running_clock: MockClock
 ) -> None:
     async with origin(echo) as server, forwarding(server.url, drain={"grace": "30s", "cut": cut}) as proxy:
         with await Wire.open(proxy.url) as wire, await Wire.open(proxy.url) as waiting:
@@ -360,7 +360,7 @@ async def test_going_down_cuts_tunnels_after_the_grace(
             await wire.send(b"still")
             assert await wire.exactly(5) == b"still"
             await wire.send(b"nobody reads this any more" * 1000)
-            await jump(mock_clock, 30)
+            await jump(running_clock, 30)
             received = await wire.rest()
             assert received.endswith(last)
             assert await waiting.rest() == b""
