@@ -4,26 +4,24 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
 from clocks import HANG_SECONDS
 from confluent_kafka import Producer
+from log.worlds import opened
 from services import KafkaTopics
-from serving import capturing_logger, open_descriptors, pause, until
+from serving import capturing_logger, open_descriptors, until
 from structlog.testing import LogCapture
 
 from tricast.config import Config
-from tricast.errors import LogUnavailable
 from tricast.event import BEGINNING, Draft, Event, Position, ShardedId, TopicSet
 from tricast.log.base import IdempotencyKey, Log, Slice
 from tricast.log.kafka import KafkaLog, kafka_log
 from tricast.log_urls import KafkaUrl, parse_log_url
 
 PLENTY = 2**20
-#: How often a log is opened at most.
-_TRIES = 4
 
 
 def new_topic(kafka: KafkaTopics, partitions: int = 1, **config: str) -> str:
@@ -124,16 +122,7 @@ class KafkaWorld:
 async def kafka_world(server: KafkaTopics, topic: str, **settings: Any) -> AsyncIterator[KafkaWorld]:
     """A log in this topic that is open; where the test sets a short timeout, perhaps not at the first try."""
     world = KafkaWorld(kafka_config(server, topic, **settings))
-    async with AsyncExitStack() as stack:
-        for further in reversed(range(_TRIES if "timeout" in settings else 1)):
-            try:
-                await stack.enter_async_context(world.open())
-            except LogUnavailable:
-                if not further:
-                    raise
-                await pause()
-            else:
-                break
+    async with opened(world.open) if "timeout" in settings else world.open():
         yield world
 
 

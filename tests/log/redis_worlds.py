@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
 import trio
 from coredis import Redis
-from log.worlds import PLENTY, held, ids_of
+from log.worlds import PLENTY, held, ids_of, opened
 from serving import capturing_logger, pause, until
 from structlog.testing import LogCapture
 
@@ -104,26 +104,6 @@ class Process:
         return log._log
 
 
-#: How often a log is opened at most.
-_TRIES = 4
-
-
-@asynccontextmanager
-async def _opened(process: Process) -> AsyncIterator[None]:
-    """Its log, open. Tried again where a test's short timeout is too short for a busy machine."""
-    async with AsyncExitStack() as stack:
-        for further in reversed(range(_TRIES)):
-            try:
-                await stack.enter_async_context(process.open())
-            except LogUnavailable:
-                if not further:
-                    raise
-                await pause()
-            else:
-                break
-        yield
-
-
 class Processes:
     """Makes them."""
 
@@ -141,7 +121,7 @@ class Processes:
 
         async def hold(task_status: trio.TaskStatus[None]) -> None:
             with scope:
-                await held(_opened(process), task_status)
+                await held(opened(process.open), task_status)
 
         await self._nursery.start(hold)
         return scope

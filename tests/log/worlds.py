@@ -2,15 +2,16 @@
 
 import resource
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import trio
-from serving import capturing_logger
+from serving import capturing_logger, pause
 from structlog.testing import LogCapture
 
+from tricast.errors import LogUnavailable
 from tricast.event import BEGINNING, Draft, Event, EventId, TopicSet
 from tricast.log.base import IdempotencyKey, Log, Slice
 from tricast.log.memory import MemoryLog
@@ -21,6 +22,26 @@ T = TypeVar("T")
 PLENTY = 2**20
 #: In a file with the newest events in memory as well, and with hardly any of them there.
 KINDS = ("memory", "sqlite", "sqlite without cache")
+
+
+#: How often a log is opened at most that has a short timeout.
+_TRIES = 4
+
+
+@asynccontextmanager
+async def opened(begin: Callable[[], AbstractAsyncContextManager[object]]) -> AsyncIterator[None]:
+    """What is begun, open. Tried again where a test's short timeout is too short for a busy machine."""
+    async with AsyncExitStack() as stack:
+        for further in reversed(range(_TRIES)):
+            try:
+                await stack.enter_async_context(begin())
+            except LogUnavailable:
+                if not further:
+                    raise
+                await pause()
+            else:
+                break
+        yield
 
 
 class Clock:
