@@ -1,4 +1,6 @@
-"""A clock for what is told the time, and how long real time may be waited for."""
+"""Clocks that tests set, and how long real time may be waited for."""
+
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 #: After so long what a test waits for is taken never to come. No machine is that slow: only a test that fails waits so.
 HANG_SECONDS = 300.0
@@ -12,3 +14,12 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+async def jump(clock: MockClock, seconds: float) -> None:
+    """Puts the test's ``running_clock`` forward, when there is nothing else to do.
+
+    More than ``HANG_SECONDS`` in all would be taken for a test that hangs.
+    """
+    await wait_all_tasks_blocked()
+    clock.jump(seconds)

@@ -10,7 +10,6 @@ from clients import Answer, Wire, head, read_answer
 from clocks import HANG_SECONDS
 from serving import capturing_logger, failures, serving
 from structlog.testing import LogCapture
-from trio.testing import MockClock, wait_all_tasks_blocked
 
 import tricast
 from tricast_proxy.config import load_proxy_config
@@ -44,15 +43,6 @@ async def forwarding(
             nursery.cancel_scope.cancel()
     if records is None:
         assert not failures(captured)
-
-
-async def jump(clock: MockClock, seconds: float) -> None:
-    """Puts the test's ``running_clock`` forward, when there is nothing else to do.
-
-    More than ``HANG_SECONDS`` in all would be taken for a test that hangs.
-    """
-    await wait_all_tasks_blocked()
-    clock.jump(seconds)
 
 
 async def administer(proxy: Proxy, method: str, target: str, body: bytes = b"") -> Answer:

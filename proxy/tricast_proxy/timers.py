@@ -15,6 +15,8 @@ import trio
 UPSTREAM, CLIENT = 0, 1
 #: Deadlines of what has ended are kept, up to so many and half of all.
 _MOST_FORGOTTEN = 1000
+#: When a deadline is looked at so late, this process was held up, and catches up for as long before it goes by it.
+_HELD_UP_SECONDS = 0.1
 
 
 class Rule(NamedTuple):
@@ -177,6 +179,8 @@ class Timers:
         while True:
             # What came while this process had no time to look at it is heard before anybody is blamed for silence.
             await trio.lowlevel.checkpoint()
+            if self._heap and trio.current_time() - self._heap[0][0] > _HELD_UP_SECONDS:
+                await trio.sleep(_HELD_UP_SECONDS)  # it may take some turns of several tasks
             now = trio.current_time()
             while self._heap and self._heap[0][0] <= now:
                 heapq.heappop(self._heap)[2].due(now)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 from clients import Closed, Wire, ask, head, read_answer, subscribe
+from clocks import HANG_SECONDS, jump
 from encryption import (
     TlsSocket,
     authority,
@@ -25,6 +26,7 @@ from encryption import (
     tls_section,
 )
 from serving import ended, harmless, serving, until, what_is_open
+from trio.testing import MockClock
 
 import tricast
 from tricast.runtime import _HANDSHAKES_PER_TURN
@@ -113,22 +115,25 @@ async def test_who_ends_in_any_phase_leaves_nothing(version: ssl.TLSVersion, how
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_who_is_silent_from_any_phase_on_is_ended_in_time(version: ssl.TLSVersion) -> None:
+async def test_who_is_silent_from_any_phase_on_is_ended_in_time(
+    version: ssl.TLSVersion, running_clock: MockClock
+) -> None:
     # As a peer that has vanished, behind which nobody says that it has.
-    # Time for all of them to get as far as they are to, also on a busy machine.
-    async with serving(limits={"head_timeout": "3s"}, **ASKED) as server:
+    async with serving(limits={"head_timeout": f"{HANG_SECONDS / 2}s"}, **ASKED) as server:
         before = what_is_open()
 
-        async def visit(flight: int, share: float) -> None:
+        async def visit(flight: int, share: float, task_status: trio.TaskStatus[None]) -> None:
             with Wire(sock := await connected(server.url)):
                 await Flights(sock, version).say(flight, share)
+                task_status.started()
                 while await sock.recv(65536):
                     pass
 
         silent = [phase for phase in PHASES if phase != (2, 1.0)]
         async with trio.open_nursery() as nursery:
             for phase in silent:
-                nursery.start_soon(visit, *phase)
+                await nursery.start(visit, *phase)
+            await jump(running_clock, HANG_SECONDS / 2 + 1)
         await nobody_left(server, before)
         # Behind the handshake it is the head that does not come, to which there is an answer.
         assert server._runtime.counters.lost["tls-timeout"] == len([phase for phase in silent if phase < (1, 1.0)])

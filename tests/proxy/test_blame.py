@@ -1,7 +1,8 @@
 """Whose fault it is that an exchange fails: a server that did nothing wrong goes on getting requests."""
 
 from clients import Wire, ask, head, read_answer
-from forwarding import forwarding, jump
+from clocks import jump
+from forwarding import forwarding
 from proxy.origins import OK, Visit, always, origin, silent
 from trio.testing import MockClock
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import trio
 from clients import Closed, Wire, ask, head, read_answer, read_head
+from clocks import jump
 from encryption import tls_section
-from forwarding import forwarding, jump
+from forwarding import forwarding
 from proxy.origins import OK, Origin, Visit, always, once, origin, read_any, read_chunk, silent
 from serving import until
 from trio.testing import MockClock, wait_all_tasks_blocked

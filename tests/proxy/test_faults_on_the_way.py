@@ -22,8 +22,8 @@ from clients import (
     read_head,
     subscribe,
 )
-from clocks import HANG_SECONDS
-from forwarding import administer, forwarding, jump
+from clocks import HANG_SECONDS, jump
+from forwarding import administer, forwarding
 from proxy.origins import OK, Visit, always, origin, read_any, silent
 from serving import serving, until, what_is_open
 from trio.testing import MockClock, wait_all_tasks_blocked

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import trio
 from clients import Wire, ask, head, read_head
-from forwarding import forwarding, jump
+from clocks import jump
+from forwarding import forwarding
 from proxy.origins import OK, Visit, always, origin, read_any, read_chunk
 from trio.testing import MockClock
 

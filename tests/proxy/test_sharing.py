@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import trio
 from clients import Closed, Wire, ask, head, publish, read_head, subscribe
-from clocks import HANG_SECONDS
-from forwarding import forwarding, jump
+from clocks import HANG_SECONDS, jump
+from forwarding import forwarding
 from proxy.origins import OK, Visit, always, origin, read_any, read_chunk, silent
 from serving import open_descriptors, serving, until
 from trio.testing import MockClock, wait_all_tasks_blocked

@@ -5,9 +5,9 @@ import resource
 import pytest
 import trio
 from clients import WEBSOCKET_HEADERS, Wire, ask, head, read_answer, read_head
-from clocks import HANG_SECONDS
+from clocks import HANG_SECONDS, jump
 from encryption import tls_section
-from forwarding import forwarding, jump
+from forwarding import forwarding
 from proxy.origins import OK, Visit, always, origin, read_any, silent
 from serving import capturing_logger, until
 from structlog.testing import LogCapture

@@ -191,3 +191,18 @@ async def test_an_earlier_deadline_wakes_the_task(autojump_clock: MockClock) -> 
         early.obey(Rule("early", 1))
         assert await expires(early) == ("early", 1)
         assert await expires(late) == ("late", 1000)
+
+
+async def test_who_was_held_up_hears_first_what_takes_some_turns(mock_clock: MockClock) -> None:
+    async with running() as timers:
+        watch = Watch(timers)
+        watch.obey(Rule("silence", 100, by_upstream=True))
+        mock_clock.jump(200)
+        for _ in range(20):
+            await trio.lowlevel.checkpoint()
+        watch.touch(UPSTREAM)
+        mock_clock.jump(99)
+        await wait_all_tasks_blocked()
+        assert not watch.expired
+        mock_clock.jump(1)
+        assert await expires(watch) == ("silence", 300)

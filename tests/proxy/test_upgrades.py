@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import trio
 from clients import WEBSOCKET_HEADERS, Closed, Wire, ask, head, read_answer, read_head
-from clocks import HANG_SECONDS
+from clocks import HANG_SECONDS, jump
 from encryption import tls_section
-from forwarding import forwarding, jump
+from forwarding import forwarding
 from proxy.origins import OK, Visit, always, once, origin, silent
 from serving import until
 from trio.testing import MockClock
