@@ -439,7 +439,9 @@ ENTRIES = """
 redis.call('XADD', KEYS[1], 'MAXLEN', ARGV[1], '*', 'n', ARGV[2], 't', 'a', 'd', '1')
 local last = redis.call('XADD', KEYS[1], 'MAXLEN', ARGV[1], '*', 'n', ARGV[3], 't', 'b', 'd', '2')
 redis.call('HSET', KEYS[2], 'n', ARGV[3], 'last', last)
-redis.call('ZADD', KEYS[3], string.match(last, '^%d+'), 'a', string.match(last, '^%d+'), 'b')
+local ms, counter = string.match(last, '^(%d+)-(%d+)$')
+local score = string.format('%.17g', ms + counter / 1024)
+redis.call('ZADD', KEYS[3], score, 'a', score, 'b')
 return last
 """
 
