@@ -400,7 +400,7 @@ class AuthSection(Section):
     @model_validator(mode="after")
     def _what_is_checked_has_a_key(self) -> Self:
         # Otherwise what looks closed would be open to everybody.
-        if not self.is_on and (self.issuer or self.audience or self.ticket_secret):
+        if not self.is_on and any((self.issuer, self.audience, self.ticket_secret, self.cookie, self.token_in_query)):
             raise PydanticCustomError(
                 "order",
                 "Input should be a key, a jwks_url, an api_key or an anonymous rule as well: without, it is off",

@@ -4,7 +4,7 @@ Owns ``POST /ticket`` and ``POST /refresh``. What an identity may do is decided 
 """
 
 from tricast.access.identity import Identity, identity_of
-from tricast.errors import RemoteProtocolError, Unauthorized
+from tricast.errors import LimitExceeded, RemoteProtocolError, Unauthorized
 from tricast.http import Answer, Exchange
 from tricast.origins import refuse_cookie_of_foreign_page, refuse_foreign_origin, with_cors
 from tricast.upgrade import refuse_while_draining, subject_of
@@ -72,6 +72,12 @@ async def _trade_ticket(exchange: Exchange) -> Response:
     runtime = exchange.runtime
     runtime.accounts.count_ticket(subject_of(exchange))
     ticket = runtime.access.issue_ticket(exchange.identity)
+    if len(ticket) >= (allowed := runtime.config.limits.target_size):
+        # A ticket has in it all that the token grants, and nobody could use it.
+        detail = (
+            f"the ticket would be longer than a URL may be (limits.target_size, {allowed}): the token grants too much"
+        )
+        raise LimitExceeded("limits.target_size", allowed, len(ticket), detail=detail, status=431)
     return json_response(200, {"ticket": ticket, "expires_in": runtime.config.auth.ticket_lifetime}, (_NO_STORE,))
 
 

@@ -98,7 +98,7 @@ def set_options(listener: socket.socket, config: Config) -> None:
     if listener.family != socket.AF_UNIX:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A peer that vanished acknowledges nothing: without this the kernel goes on trying for a quarter of an hour.
-        user_timeout_ms = int(config.limits.write_timeout * 1000)
+        user_timeout_ms = min(int(config.limits.write_timeout * 1000), 2**31 - 1)  # the most there can be (tcp(7))
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
         # Where nothing is sent either, as to who waits for a poll or is idle, the kernel asks whether the peer is
         # there; it has as long as that to answer.
@@ -294,13 +294,13 @@ class Acceptor:
                 closes=True,
             )
         if self._inside >= self._capacity:
-            raise self._overloaded()
+            raise self._overloaded("limits.connections")
         if self._is_public and not self._has_introductions:
             self._runtime.places.arrive(connection, connection.peer)
 
-    def _overloaded(self) -> Unavailable:
+    def _overloaded(self, reason: str) -> Unavailable:
         seconds = self._runtime.jitter(self._runtime.config.limits.retry_after)
-        return Unavailable("all connections are in use", code="overloaded", retry_after=seconds)
+        return Unavailable("all connections are in use", code="overloaded", retry_after=seconds, reason=reason)
 
     def _connection(self, sock: socket.socket, peer: str) -> Connection:
         sock.setblocking(False)
@@ -441,7 +441,9 @@ class Acceptor:
         except OSError:
             pass
         else:
-            await self._tell(self._connection(sock, of_peer(address)), self._overloaded(), is_introduced=True)
+            await self._tell(
+                self._connection(sock, of_peer(address)), self._overloaded("descriptors"), is_introduced=True
+            )
         finally:
             self._spare.keep()  # also when this listener is given up meanwhile, for others have it still
         await trio.sleep(0.05)

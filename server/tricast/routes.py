@@ -22,7 +22,7 @@ from tricast.transports.stream import check_topics, last_id_of, settle, start_of
 from tricast.transports.websocket import Subscription, serve_topics
 from tricast.upgrade import account_of, check_upgrade, going_down, refuse_while_draining, upgrade
 from tricast.wire import sse
-from tricast.wire.http1 import Request, Response, allow, json_response, problem
+from tricast.wire.http1 import Request, Response, allow, json_response
 from tricast.wire.long_poll import position_headers
 from tricast.wire.websocket import SUBPROTOCOL
 
@@ -68,7 +68,7 @@ class Routes:
         if methods is None:
             if request.target == b"*" and request.method == "OPTIONS":  # RFC 9110 9.3.7: the server as a whole
                 return Response(204)
-            return problem(404, "there is nothing at this path", code="not-found")
+            raise RemoteProtocolError("there is nothing at this path", code="not-found", status=404)
         exchange.label = request.path
         # HEAD is GET without the body, which the connection leaves away.
         route = methods.get("GET" if request.method == "HEAD" else request.method)
@@ -77,7 +77,8 @@ class Routes:
         allowed = allow(sorted({*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"}))
         if request.method == "OPTIONS":
             return Response(204, (allowed,))
-        return problem(405, f"{request.method} is not for this path", code="method-not-allowed", headers=(allowed,))
+        detail = f"{request.method} is not for this path"
+        raise RemoteProtocolError(detail, code="method-not-allowed", status=405, headers=(allowed,))
 
 
 def public_routes(runtime: Runtime, expose: metrics.Expose) -> Routes:

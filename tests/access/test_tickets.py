@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tricast.access.identity import Identity
-from tricast.access.tickets import Tickets
+from tricast.access.tickets import PREFIX, Tickets
 from tricast.access.uses import OwnUses, SharedUses, Uses
 from tricast.errors import LimitExceeded, Unauthorized
 
@@ -115,7 +115,21 @@ def test_another_server_takes_it_only_when_they_have_a_secret_in_common(clock: C
 
 
 @pytest.mark.parametrize(
-    "ticket", ["", "x", "!" * 60, "A" * 37, "A" * 100_000, "\u00fc" * 60, "A B" * 20, "\ud800" * 60]
+    "ticket",
+    [
+        "",
+        "x",
+        "!" * 60,
+        "A" * 37,
+        "A" * 100_000,
+        "\u00fc" * 60,
+        "A B" * 20,
+        "\ud800" * 60,
+        PREFIX,
+        PREFIX + "A" * 37,
+        PREFIX + "!" * 60,
+        "A" * 100,
+    ],
 )
 def test_what_is_no_ticket(clock: Clock, ticket: str) -> None:
     refused = refusal_of(tickets_of(clock), ticket)
@@ -124,10 +138,10 @@ def test_what_is_no_ticket(clock: Clock, ticket: str) -> None:
 
 def test_made_up_tickets(clock: Clock) -> None:
     tickets = tickets_of(clock, ticket_secret=SHARED)
-    assert refusal_of(tickets, base64.urlsafe_b64encode(os.urandom(60)).decode()).code == "ticket-unknown"
+    assert refusal_of(tickets, PREFIX + base64.urlsafe_b64encode(os.urandom(60)).decode()).code == "ticket-unknown"
     # Nor is a ticket what was sealed with the same secret for something else, nor the secret a key as it is.
     sealed = bytes(12) + AESGCM(SHARED.encode()[:32]).encrypt(bytes(12), b"x" * 20, b"")
-    assert refusal_of(tickets, base64.urlsafe_b64encode(sealed).decode()).code == "ticket-unknown"
+    assert refusal_of(tickets, PREFIX + base64.urlsafe_b64encode(sealed).decode()).code == "ticket-unknown"
 
 
 GOOD_TICKETS = tickets_of(Clock())

@@ -91,6 +91,7 @@ async def test_one_of_several_keys() -> None:
     ("text", "code", "detail"),
     [
         ("nonsense", "token-malformed", "this is no JSON Web Token: Not enough segments"),
+        ("abc.def.ghi", "token-malformed", "this is no JSON Web Token: its head is not as RFC 7515 has it"),
         ("a.b.c", "token-malformed", "this is no JSON Web Token: Invalid header padding"),
         (raw_token("[]", "{}"), "token-malformed", "this is no JSON Web Token: Invalid header string: must be a json"),
         (raw_token('{"alg":"HS256","kid":1}', "{}"), "token-malformed", "its head is not as RFC 7515 has it"),

@@ -505,6 +505,11 @@ def test_a_secret_is_in_no_representation() -> None:
             "auth: expected a key, a jwks_url, an api_key or an anonymous rule as well: without,",
         ),
         ('[auth]\naudience = ["a"]', "auth: expected a key, a jwks_url, an api_key or an anonymous rule as well: "),
+        ('[auth]\ncookie = "a"', "auth: expected a key, a jwks_url, an api_key or an anonymous rule as well: "),
+        (
+            "[auth]\ntoken_in_query = true",
+            "auth: expected a key, a jwks_url, an api_key or an anonymous rule as well: ",
+        ),
         ('[auth]\nticket_secret = "short"', "auth.ticket_secret: expected empty, or 32 bytes or more"),
         ('[auth]\njwks_url = "http://keys.example/"', "auth.jwks_url: expected an https URL without a password"),
         ('[auth]\njwks_url = "file:///etc/passwd"', "auth.jwks_url: expected an https URL without a password"),

@@ -79,6 +79,8 @@ async def test_options_can_be_set_again() -> None:
         assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         set_options(listener, Config.model_validate({"limits": {"write_timeout": "7s", "send_buffer": 8192}}))
         assert timeout() == 7000
+        set_options(listener, Config.model_validate({"limits": {"write_timeout": "30d"}}))
+        assert timeout() == 2**31 - 1
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 8192  # as Linux counts it
         with socket.create_connection(listener.getsockname()):
             assert taken(listener) == 1

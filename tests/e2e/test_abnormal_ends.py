@@ -27,7 +27,7 @@ from structlog.testing import LogCapture
 import tricast
 from tricast.garbage import calm_collector
 from tricast.http import HttpConnection
-from tricast.listening import _Handshake
+from tricast.listening import _Arrival, _Handshake
 from tricast.quotas import Tally
 from tricast.transports.websocket import Session
 
@@ -51,6 +51,8 @@ STREAM = head("GET", "/events?topic=news", "Accept: text/event-stream")
 WEBSOCKET = head("GET", "/events?topic=news", *WEBSOCKET_HEADERS)
 HALF_A_HEAD = POLL[:-2]
 HALF_A_BODY = head("POST", "/publish?topic=news", "Transfer-Encoding: chunked") + b"5\r\nhe"
+ANSWERED = head("GET", "/healthz")
+MALFORMED = b"GET / HTTP/9.9\r\n\r\n"
 TOO_LONG_MESSAGE = head("GET", "/ws", *WEBSOCKET_HEADERS) + frame(TEXT, b"x" * 101)
 
 
@@ -192,6 +194,12 @@ async def behind(server: tricast.Server, crowd: Crowd) -> None:
     await until(lambda: server.hub.statistics().behind == CROWD)
 
 
+async def refused(server: tricast.Server, crowd: Crowd) -> None:
+    """All have their answer, behind which the server waits for them to leave."""
+    counters = server._runtime.counters
+    await until(lambda: server.connections == CROWD and counters.refusals.total() == counters.accepted)
+
+
 class Phase(NamedTuple):
     """Of a connection.
 
@@ -214,6 +222,14 @@ def is_in_head(it: object) -> bool:
     return isinstance(it, HttpConnection) and it._ahead != b""
 
 
+def is_idle(it: object) -> bool:
+    return isinstance(it, HttpConnection) and it._number == 1 and it._scope is not None
+
+
+def is_arriving(it: object) -> bool:
+    return isinstance(it, _Arrival)
+
+
 def is_in_body(it: object) -> bool:
     return isinstance(it, HttpConnection) and it._body is not None and not it._body.is_complete
 
@@ -226,6 +242,8 @@ PHASES = [
     Phase("accept", [b"", POLL, HALF_A_HEAD], let_in_or_not),
     Phase("head", [HALF_A_HEAD], all_are(is_in_head)),
     Phase("body", [HALF_A_BODY], all_are(is_in_body)),
+    Phase("idle behind an answer", [ANSWERED], all_are(is_idle)),
+    Phase("lingering behind a refusal", [MALFORMED], refused, is_lost=False),
     Phase("poll waiting", [POLL], subscribed),
     Phase("event stream, live", [STREAM], subscribed_to_something),
     Phase("event stream, behind", [STREAM], behind, receive_buffer=4096),
@@ -269,6 +287,11 @@ async def test_nothing_is_left_of_those_who_end_in_a_tls_handshake() -> None:
     hello = client_hello()
     phase = Phase("tls handshake", [b"", hello[:100], hello], shaking_hands)
     await ends_in(phase, tls=tls_section())
+
+
+async def test_nothing_is_left_of_those_who_end_before_their_proxy_has_said_whose_they_are() -> None:
+    phase = Phase("introduction", [b"", b"PROXY TCP4 192.0.2.1"], all_are(is_arriving))
+    await ends_in(phase, server={"proxy_protocol": True, "trusted_proxies": ["127.0.0.1"]})
 
 
 async def test_nothing_is_left_of_those_who_end_in_a_drain() -> None:

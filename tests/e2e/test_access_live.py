@@ -24,6 +24,7 @@ from serving import serving, serving_process, until
 from structlog.testing import LogCapture
 
 import tricast
+from tricast.access.tickets import PREFIX
 from tricast.http import HttpConnection
 from tricast.transports.stream import Stream
 
@@ -341,7 +342,8 @@ async def test_a_stream_that_began_with_a_ticket_is_refreshed_with_a_token() -> 
 
 
 @pytest.mark.parametrize(
-    ("ticket", "code"), [("nonsense", "ticket-malformed"), ("A" * 80, "ticket-unknown"), ("", "ticket-malformed")]
+    ("ticket", "code"),
+    [("nonsense", "ticket-malformed"), (f"{PREFIX}{'A' * 80}", "ticket-unknown"), ("", "ticket-malformed")],
 )
 async def test_tickets_that_are_none(ticket: str, code: str) -> None:
     async with serving(auth=AUTH) as server:
@@ -349,6 +351,15 @@ async def test_tickets_that_are_none(ticket: str, code: str) -> None:
             answer = await ask(server.url, "GET", f"/events?topic=news&ticket={ticket}", *headers)
             assert (answer.status, answer.code) == (401, code)
         assert server._runtime.counters.refusals[code] == 2
+
+
+async def test_a_ticket_that_no_url_has_room_for_is_not_issued() -> None:
+    subscribe = [f"{number}.{{sub}}" for number in range(90)]
+    async with serving(auth=AUTH) as server:
+        answer = await ask(server.url, "POST", "/ticket", bearer(token(sub="a" * 120, subscribe=subscribe)))
+        assert (answer.status, answer.code) == (431, "limit-exceeded")
+        assert "the token grants too much" in answer.body.decode()
+        assert server._runtime.counters.refusals == {"limits.target_size": 1}
 
 
 async def test_a_ticket_that_is_too_old() -> None:

@@ -77,7 +77,7 @@ async def test_in_all_they_are_counted_by_reason_as_well() -> None:
             assert (await ask(server.url, "GET", "/healthz")).status == 503
             await wire.send(head("GET", "/healthz"))
             assert (await read_answer(wire)).status == 404, "it is on the admin listener"
-        assert server._runtime.counters.refusals == {"overloaded": 1}
+        assert server._runtime.counters.refusals == {"limits.connections": 1, "not-found": 1}
 
 
 async def test_who_runs_the_server_is_let_in_however_often() -> None:

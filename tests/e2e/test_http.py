@@ -39,6 +39,7 @@ async def test_a_method_that_is_not_for_a_path(method: str, path: str, allow: st
         assert answer.status == 405
         assert answer.headers["allow"] == allow
         assert method == "HEAD" or answer.code == "method-not-allowed"
+        assert server._runtime.counters.refusals == {"method-not-allowed": 1}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,7 @@ async def test_a_path_where_there_is_nothing(path: str) -> None:
     async with serving() as server:
         answer = await ask(server.url, "GET", path)
         assert (answer.status, answer.code) == (404, "not-found")
+        assert server._runtime.counters.refusals == {"not-found": 1}
 
 
 async def test_percent_encoding_and_absolute_targets_are_understood() -> None:

@@ -40,6 +40,13 @@ NO_LIMITS = {
     "limits.send_buffer": "the kernel's",
     "limits.send_ahead": "the kernel's: see test_listening",
     "limits.receive_rate": "with limits.head_timeout and limits.body_timeout",
+    **dict.fromkeys(("auth.key", "auth.jwks_url", "auth.api_key", "auth.cookie", "auth.token_in_query"), "lets in"),
+    **dict.fromkeys(("auth.anonymous_subscribe", "auth.anonymous_publish", "auth.ticket_secret"), "lets in"),
+    **dict.fromkeys(("auth.issuer", "auth.audience", "auth.leeway", "auth.require_exp"), "asks who it is"),
+    **dict.fromkeys(("auth.jwks_refresh", "auth.jwks_cooldown", "auth.jwks_timeout"), "when keys are fetched"),
+    "auth.jwks_size": "the keys': see test_jwks",
+    "auth.cached_tokens": "forgets",
+    "auth.ticket_lifetime": "forgets",
     "publish.burst": "with publish.rate",
     "publish.require_client_certificate": "asks who it is",
     "publish.idempotency_window": "forgets",
@@ -154,7 +161,7 @@ def holding(status: int, code: str = "limit-exceeded") -> Go:
     return go
 
 
-limit("limits.connections", 2, reason="overloaded")(holding(503, "overloaded"))
+limit("limits.connections", 2)(holding(503, "overloaded"))
 limit("limits.connections_per_address", 2)(holding(429))
 limit("limits.connections_per_subject", 2)(holding(429))
 limit("limits.subscribers_per_topic", 2)(holding(503))
@@ -200,7 +207,10 @@ async def take_memory(server: tricast.Server, is_beyond: bool) -> None:
 KEY = "the secret of those who are let in"
 
 
-@limit("auth.max_tickets_per_subject", 2, auth={"key": [{"algorithm": "HS256", "secret": KEY}], "max_tickets": 3})
+KEYS = [{"algorithm": "HS256", "secret": KEY}]
+
+
+@limit("auth.max_tickets_per_subject", 2, auth={"key": KEYS, "max_tickets": 3})
 async def trade_tickets(server: tricast.Server, is_beyond: bool) -> None:
     bearers = {name: f"Authorization: Bearer {token_of(name)}" for name in ("greedy", "other")}
     for _ in range(2):
@@ -210,8 +220,32 @@ async def trade_tickets(server: tricast.Server, is_beyond: bool) -> None:
     expect(await ask(server.url, "POST", "/ticket", bearers["other"]), refused=None)  # there is room for others
 
 
-def token_of(subject: str) -> str:
-    return jwt.encode({"sub": subject, "exp": time.time() + 600}, KEY, "HS256")
+@limit("auth.max_tickets", 2, auth={"key": KEYS, "max_tickets_per_subject": 0})
+async def use_tickets(server: tricast.Server, is_beyond: bool) -> None:
+    await server.hub.publish("news", 1)
+    for number in range(2 + is_beyond):
+        bearer = f"Authorization: Bearer {token_of('ada', subscribe=['news'])}"
+        ticket = (await ask(server.url, "POST", "/ticket", bearer)).json()["ticket"]
+        answer = await ask(server.url, "GET", f"/events?topic=news&last_id=0-0&ticket={ticket}")
+        expect(answer, refused=503 if number == 2 else None)
+
+
+@limit("auth.max_token", 200, auth={"key": KEYS})
+async def show_a_long_token(server: tricast.Server, is_beyond: bool) -> None:
+    await server.hub.publish("news", 1)
+    bearer = f"Authorization: Bearer {token_of('a' * (100 if is_beyond else 1), subscribe=['news'])}"
+    expect(await ask(server.url, "GET", "/events?topic=news&last_id=0-0", bearer), refused=431 if is_beyond else None)
+
+
+@limit("auth.max_patterns", 2, auth={"key": KEYS})
+async def show_a_token_for_much(server: tricast.Server, is_beyond: bool) -> None:
+    await server.hub.publish("a", 1)
+    bearer = f"Authorization: Bearer {token_of('ada', subscribe=['a', 'b', 'c'][: 2 + is_beyond])}"
+    expect(await ask(server.url, "GET", "/events?topic=a&last_id=0-0", bearer), refused=431 if is_beyond else None)
+
+
+def token_of(subject: str, **claims: Any) -> str:
+    return jwt.encode({"sub": subject, "exp": time.time() + 600, **claims}, KEY, "HS256")
 
 
 # Requests
@@ -467,8 +501,8 @@ def test_every_key_is_a_limit_or_none() -> None:
     config = tricast.Config()
     keys = {
         f"{name}.{key}"
-        for name in ("limits", "publish", "websocket")
+        for name in ("limits", "publish", "websocket", "auth")
         for key in type(getattr(config, name)).model_fields
     }
-    assert keys == {key for key in LIMITS if not key.startswith("auth.")} | NO_LIMITS.keys()
+    assert keys == LIMITS.keys() | NO_LIMITS.keys()
     assert not LIMITS.keys() & NO_LIMITS.keys()

@@ -64,6 +64,7 @@ async def test_only_those_who_know_the_token_may(name: str) -> None:
             answer = await ask(server.url, method, target, *headers)
             assert answer.status in (400, 401), target
             assert TOKEN.encode() not in answer.body
+        assert server._runtime.counters.refusals["no-token"] >= 5
 
 
 async def test_the_token_is_taken_from_either_place() -> None:

@@ -1,5 +1,6 @@
 """What a request shows to say who is asking, and what of it may be logged."""
 
+from base64 import urlsafe_b64encode
 from contextlib import suppress
 
 import jwt
@@ -9,13 +10,16 @@ from hypothesis import strategies as st
 
 from tricast.access import api_keys
 from tricast.access.access import Credentials
+from tricast.access.identity import ANYBODY
+from tricast.access.tickets import Tickets
+from tricast.access.uses import OwnUses
 from tricast.config import AuthSection
 from tricast.errors import RemoteProtocolError, Unauthorized
 from tricast.wire.credentials import Place, Shown, shown_by
 from tricast.wire.http1 import Headers, Request
 from tricast.wire.secrecy import without_secrets
 
-OPEN = AuthSection(cookie="token", token_in_query=True)
+OPEN = AuthSection(cookie="token", token_in_query=True, anonymous_subscribe=["news"])
 UPGRADE = [(b"upgrade", b"websocket"), (b"connection", b"upgrade")]
 
 
@@ -140,6 +144,19 @@ def test_whatever_is_shown_is_one_thing_or_a_mistake(headers: list[tuple[bytes, 
 # What may be logged
 
 
+def written_by_hand(head: bytes) -> str:
+    return f"{urlsafe_b64encode(head).decode().rstrip('=')}.e30.{'s' * 43}"
+
+
+SECRETS = {
+    "token": jwt.encode({"sub": "ada"}, "s" * 32),
+    "token with spaces": written_by_hand(b'{ "alg": "HS256" }'),
+    "token in lines": written_by_hand(b'{\n"alg": "HS256"\n}'),
+    "api key": api_keys.make(),
+    "ticket": Tickets(AuthSection(), OwnUses(1), clock=lambda: 0.0).issue(ANYBODY),
+}
+
+
 @pytest.mark.parametrize(
     ("target", "logged"),
     [
@@ -158,9 +175,18 @@ def test_targets_in_logs(target: bytes, logged: bytes) -> None:
     assert without_secrets(target) == logged
 
 
-@pytest.mark.parametrize("secret", [jwt.encode({"sub": "ada"}, "s" * 32), api_keys.make()], ids=["token", "api key"])
+@pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
 @pytest.mark.parametrize(
-    "place", ["/events?jwt=X", "/events?a=1;token=X&b", "/events?topic=X", "/X", "/a/X/b?c", "/events?topic%3DX"]
+    "place",
+    [
+        "/events?jwt=X",
+        "/events?a=1;token=X&b",
+        "/events?topic=X",
+        "/X",
+        "/a/X/b?c",
+        "/events?topic%3DX",
+        "/events?a=1&amp;x=X",
+    ],
 )
 def test_what_looks_like_a_secret_is_in_no_log_wherever_it_was_put(secret: str, place: str) -> None:
     for written in (secret, secret.replace(".", "%2E"), secret.replace(".", "%2e")):
@@ -168,7 +194,13 @@ def test_what_looks_like_a_secret_is_in_no_log_wherever_it_was_put(secret: str, 
 
 
 @pytest.mark.parametrize(
-    "target", [b"/events?topic=tricast_news.eyJ.eyes", b"/events?topic=honeyJar.a.b", b"/events?topic=eyJa.b&c=d.e"]
+    "target",
+    [
+        b"/events?topic=tricast_news.eyJ.eyes",
+        b"/events?topic=honeyJar.a.b",
+        b"/events?topic=eyJa.b&c=d.e",
+        b"/eyes.on.you",
+    ],
 )
 def test_what_does_not_is(target: bytes) -> None:
     assert without_secrets(target) == target

@@ -17,11 +17,14 @@ import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from tricast.access import api_keys
 from tricast.access.identity import Identity
 from tricast.access.uses import NONCE_BYTES, NoRoom, Uses
 from tricast.config import AuthSection
 from tricast.errors import LimitExceeded, Unauthorized
 
+#: What a ticket begins with: what begins so is in no log, wherever in a URL it was put.
+PREFIX = api_keys.PREFIX + "ticket_"
 #: What a ticket is sealed as. Something else that was sealed with the same secret is none.
 _PURPOSE = b"tricast ticket 1"
 _TAG_BYTES = 16
@@ -61,7 +64,8 @@ class Tickets:
         # 2**32 random nonces are safe with one secret (NIST SP 800-38D 8.3).
         nonce = os.urandom(NONCE_BYTES)
         content = msgspec.msgpack.encode(_Content(until, identity))
-        return base64.urlsafe_b64encode(nonce + self._cipher.encrypt(nonce, content, _PURPOSE)).rstrip(b"=").decode()
+        sealed = nonce + self._cipher.encrypt(nonce, content, _PURPOSE)
+        return PREFIX + base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
 
     def redeem(self, ticket: str) -> Identity:
         """See ``Access.redeem``."""
@@ -95,10 +99,11 @@ class Tickets:
 
     def _unpack(self, ticket: str) -> bytes:
         """The bytes of a ticket."""
+        text = ticket.removeprefix(PREFIX)
         # The decoder takes the signs of both alphabets of RFC 4648; a ticket is written in one way only.
-        is_one = len(ticket) <= self._auth.max_token * 2 and _ALPHABET.fullmatch(ticket) is not None
+        is_one = text != ticket and len(text) <= self._auth.max_token * 2 and _ALPHABET.fullmatch(text) is not None
         try:
-            sealed = base64.urlsafe_b64decode(ticket + "=" * (-len(ticket) % 4)) if is_one else b""
+            sealed = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) if is_one else b""
         except binascii.Error:
             sealed = b""
         if len(sealed) <= NONCE_BYTES + _TAG_BYTES:

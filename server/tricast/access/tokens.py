@@ -324,7 +324,8 @@ class Tokens:
 def _malformed(error: Exception) -> Unauthorized:
     # What PyJWT says of the form is for whoever made it; some of the rest is for who called PyJWT.
     why = str(error)[:_MAX_TOLD]
-    if not why.startswith(("Invalid ", "Not enough ")) or not isinstance(error, jwt.DecodeError):
+    is_of_the_form = isinstance(error, jwt.DecodeError) and not isinstance(error.__cause__, UnicodeDecodeError)
+    if not why.startswith(("Invalid ", "Not enough ")) or not is_of_the_form:
         why = "its head is not as RFC 7515 has it"
     return Unauthorized(f"this is no JSON Web Token: {why}", code="token-malformed")
 

@@ -24,7 +24,6 @@ from tricast.wire.http1 import (
     encode_head,
     encode_headers,
     json_response,
-    problem,
 )
 from tricast.wire.probe import LONGEST_HOLD, MAX_REPORTED, PROBE_PREFIX, Echo, Record, Report, Sunk
 
@@ -84,7 +83,8 @@ class Endpoints:
         """The route's answer to one who knows the token."""
         if not self._knows_token(exchange.request):
             challenge = ((b"www-authenticate", b"Bearer"),)
-            return problem(401, "this needs the token that probe.token names", code="no-token", headers=challenge)
+            detail = "this needs the token that probe.token names"
+            raise RemoteProtocolError(detail, code="no-token", status=401, headers=challenge)
         answer = await route(exchange)
         if isinstance(answer, Response):
             self.records.touch(exchange.connection)

@@ -9,11 +9,11 @@ QUERY_TOKEN = "access_token"  # noqa: S105
 #: Also where they mean nothing: what was put there by mistake is no less secret.
 _SECRET_PARAMETERS = frozenset({TICKET, QUERY_TOKEN, "token"})
 _HIDDEN = b"..."
-#: What is secret by its looks, wherever it was put: a JWT, whose head is a JSON object in Base64 (RFC 7519 3.1), and an
-#: API key. It is looked for where a word begins, and not within one again and again.
+#: What is secret by its looks, wherever it was put: a JWT, whose head is a JSON object in Base64 (RFC 7519 3.1), an API
+#: key, and a ticket. It is looked for where a word begins, and not within one again and again.
 _SECRET = re.compile(
     rb"(?:(?<![A-Za-z0-9_-])|(?<=%[0-9A-Fa-f][0-9A-Fa-f]))"
-    rb"(?:eyJ[A-Za-z0-9_-]+(?:\.|%2[Ee])[A-Za-z0-9_-]+(?:\.|%2[Ee])[A-Za-z0-9_-]+|tricast_[A-Za-z0-9_-]{32,})"
+    rb"(?:e[wy][A-Za-z0-9_-]{8,}(?:\.|%2[Ee])[A-Za-z0-9_-]+(?:\.|%2[Ee])[A-Za-z0-9_-]+|tricast_[A-Za-z0-9_-]{32,})"
 )
 
 

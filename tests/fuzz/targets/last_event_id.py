@@ -7,7 +7,7 @@ from functools import cache
 from urllib.parse import quote_from_bytes
 
 from tricast.errors import RemoteProtocolError
-from tricast.event import BEGINNING, Event, EventId, TopicSet
+from tricast.event import BEGINNING, Event, EventId, ShardedId, TopicSet, parse_position
 from tricast.log.base import Slice
 from tricast.log.database import encode
 from tricast.log.window import Window
@@ -18,7 +18,7 @@ from tricast.wire.http1 import Request
 DICTIONARY = (
     *(b"0-0", b"1000000-0", b"1000007-3", b"1000008-2", b"999999-0", b"1000011-0", b"9999999999999999999", b"-"),
     *(b"0", b"18446744073709551616", b"9223372036854775807", b"8796093022207-1048575", b"00000000000", b"\xd9\xa1"),
-    b" ",
+    *(b" ", b".", b"_", b"1.1000007-3", b"0.1-1_1.2-2"),
 )
 _ALL = TopicSet({">"})
 _START = EventId(1_000_000, 0)
@@ -38,12 +38,23 @@ def check(data: bytes) -> None:
         assert error.code == "bad-last-id"
         assert len(error.detail) < 1000, "it repeats all that it was sent"
         return
-    assert [int(part) for part in named.split("-")] == list(position)
-    assert EventId.parse(str(position)) == position
-    assert 0 <= encode(position) <= _MAX_INTEGER
+    assert parse_position(str(position)) == position
+    if isinstance(position, ShardedId):  # of a log of several shards
+        pairs = [part.split(".") for part in named.split("_")]
+        assert {int(shard): _numbers(part) for shard, part in pairs} == {
+            shard: list(part) for shard, part in position.parts.items()
+        }
+        assert position >= BEGINNING
+        return
+    assert _numbers(named) == list(position)
     window, events = _window()
+    assert 0 <= encode(position) <= _MAX_INTEGER
     assert [encode(event.id) > encode(position) for event in events] == [event.id > position for event in events]
     _check_slice(window.read(_ALL, position, max_bytes=1 + data[0] * 4), position, events)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split("-")]
 
 
 def _named(place: int, text: bytes) -> str | None:
