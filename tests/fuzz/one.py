@@ -1,8 +1,8 @@
 """Fuzzes one target in this process: one.py FILE [ARGUMENT OF LIBFUZZER]…"""
 
+import os
 import runpy
 import sys
-import tempfile
 from pathlib import Path
 
 import atheris
@@ -18,8 +18,9 @@ def _entry(word: bytes) -> str:
     return '"' + "".join(f"\\x{byte:02x}" for byte in word) + '"'
 
 
-with tempfile.NamedTemporaryFile("w", suffix=".dict") as words:
-    words.write("\n".join(map(_entry, target["DICTIONARY"])))
-    words.flush()
-    atheris.Setup([sys.argv[0], *sys.argv[2:], f"-dict={words.name}"], target["check"])
-    atheris.Fuzz()
+# libFuzzer ends the process at once, so that nothing would remove a file.
+words = os.memfd_create("dictionary")
+with open(words, "w", closefd=False) as file:
+    file.write("\n".join(map(_entry, target["DICTIONARY"])))
+atheris.Setup([sys.argv[0], *sys.argv[2:], f"-dict=/proc/self/fd/{words}"], target["check"])
+atheris.Fuzz()
