@@ -146,7 +146,7 @@ async def test_without_a_cookie_there_are_no_credentials_to_allow() -> None:
 
 def test_a_cookie_for_every_page_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="cors_origins"):
-        Config.model_validate({"auth": {"cookie": "token"}, "server": {"cors_origins": ["*"]}})
+        Config.model_validate({"auth": AUTH | {"cookie": "token"}, "server": {"cors_origins": ["*"]}})
 
 
 @pytest.mark.parametrize("name", ["a b", "a=b", "a;b", 'a"b', "a,b", "é", "a\n"])

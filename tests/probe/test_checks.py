@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import trio
 from clocks import HANG_SECONDS
+from forwarding import forwarding
 from probe.again import WITHIN, until_right
 from probe.misbehaving import relaying
 from probe.probing import TOKEN, probed, target_of
@@ -421,3 +422,45 @@ async def test_a_foreign_server_is_accused_of_nothing(answer, verdict, monkeypat
         nursery.start_soon(trio.serve_listeners, partial(foreign, answer), listeners)
         await until_right([f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"], measure, check)
         nursery.cancel_scope.cancel()
+
+
+async def test_servers_that_are_spared_after_a_fault_are_not_taken_for_limits():
+    """As nginx does it, an answer that it refuses and one that does not come take a server out for 10 s."""
+    outcomes = {}
+
+    async def measure(name, _):
+        async with served(2) as ports:
+            servers = [f"127.0.0.1:{port}" for port in ports]
+            async with forwarding(*servers, proxy={"profile": "nginx-websocket"}, within=WITHIN) as proxy:
+                outcomes[name] = await outcome_of(proxy.url)
+
+    def check(name):
+        outcome = outcomes[name]
+        assert found(outcome, "P16").verdict is not Verdict.UNKNOWN
+        for finding in outcome.findings:
+            # What an answer's field is refused with is really that.
+            assert "502" not in finding.summary or finding.title == "an answer's field", finding
+
+    await until_right(["two servers"], measure, check)
+
+
+@pytest.mark.parametrize(("timer", "kept"), [("60s", 60.0), ("1h", None)])
+async def test_connections_that_other_checks_use_as_well_are_not_taken_for_closed(timer, kept):
+    outcomes = {}
+
+    async def measure(name, _):
+        async with probed(within=WITHIN) as (server, _):
+            own = {"profile": "plain", "speed": 10}
+            async with forwarding(server.url, proxy=own, upstream={"keepalive_timeout": timer}) as proxy:
+                plan = Plan(url=proxy.url, token=TOKEN, seconds=110.0, speed=10.0)
+                outcomes[name] = Outcome(plan=plan)
+                await examine(outcomes[name])
+
+    def check(name):
+        finding = found(outcomes[name], "P17")
+        if kept is None:
+            assert (finding.verdict, finding.detail["kept"]) == (Verdict.INFO, None), finding
+        else:
+            assert finding.detail["kept"] == pytest.approx(kept, rel=0.1), finding
+
+    await until_right(["a pool"], measure, check)

@@ -493,3 +493,19 @@ async def test_every_process_behind_a_url_is_asked() -> None:
         assert set(seen) == set(nonces)
         assert len({each.server for each in seen.values()}) == 2
         assert {each.record.end for each in seen.values()} == {None}
+
+
+def test_a_later_request_on_the_connection_is_told_of_from_its_beginning_on() -> None:
+    now = 0.0
+    records = Records(lambda: now)
+    records.begin("connection", Record(nonce="first", kind="echo", conn=1, number=1, peer="p"))
+    now = 1.0
+    records.touch("connection")
+    first = records.find("first")
+    assert first is not None
+    assert (first.last_received, first.last_sent) == (1.0, 1.0)
+    now = 5.0
+    records.begin("connection", Record(nonce="later", kind="sse", conn=1, number=2, peer="p"))
+    now = 6.0
+    records.ended("connection", "left")
+    assert (first.last_received, first.last_sent, first.ended) == (5.0, 1.0, 6.0)

@@ -241,8 +241,15 @@ def test_a_status_that_a_foreign_server_may_have_said_itself(status: int, culpri
 # P17
 
 
-def pooled(end: str | None, idle: float) -> Outcome:
-    seen = record(kind="echo", end=end, ended=None if end is None else 0.5 + idle, last_sent=0.5, age=100.0)
+@pytest.mark.parametrize(("age", "culprit"), [(61.0, Culprit.CLIENT_SIDE), (59.0, Culprit.UNKNOWN)])
+def test_what_the_server_saw_before_the_end_here_says_nothing_of_it(age: float, culprit: Culprit) -> None:
+    outcomes = [cut("ws", Mode.IDLE, 60.0, seen=record(age=age)) for _ in range(3)]
+    assert timing(outcomes, "ws", PLAN).culprit == culprit
+
+
+def pooled(end: str | None, idle: float, *, asked_again: float = 0.0) -> Outcome:
+    ended = None if end is None else 0.5 + idle
+    seen = record(kind="echo", end=end, ended=ended, last_sent=0.5, last_received=asked_again, age=100.0)
     return outcome(POOL, Mode.IDLE, State.OPEN if end is None else State.CUT, 0.5 + idle, seen=seen)
 
 
@@ -258,7 +265,11 @@ def pooled(end: str | None, idle: float) -> Outcome:
             "the server ends one first, after 75.0 s",
         ),
         ([pooled("own", 75.0)], Verdict.ADVICE, "limits.idle_timeout has to be longer"),
-        ([pooled(None, 0.0), pooled("fin", 0.0)], Verdict.INFO, "within 100.0 s"),
+        ([pooled(None, 0.0), pooled("fin", 0.0)], Verdict.INFO, "within 99.5 s"),
+        ([pooled(None, 0.0), pooled("fin", 60.0)], Verdict.INFO, "within 99.5 s"),
+        ([pooled("fin", 3.0, asked_again=2.0), pooled("fin", 60.0)], Verdict.OK, "after 60.0 s"),
+        ([pooled("fin", 3.0, asked_again=2.0), pooled(None, 0.0)], Verdict.INFO, "within 99.5 s"),
+        ([pooled("fin", 3.0, asked_again=2.0)], Verdict.UNKNOWN, "others used those that were kept"),
         ([], Verdict.UNKNOWN, "not measured"),
     ],
 )

@@ -9,9 +9,11 @@ import msgspec
 import trio
 from encryption import tls_section
 from probe.again import WITHIN, until_right
+from probe.outcomes import alive
 from probe.probing import probed, target_of
 from probe.relays import Fault, relay
 from serving import until
+from trio.testing import MockClock
 
 from tricast.client.settings import ClientSettings
 from tricast.probe.blame import Culprit
@@ -21,6 +23,7 @@ from tricast.probe.checks.timers import Timers
 from tricast.probe.findings import Finding, Verdict
 from tricast.probe.target import Target
 from tricast.probe.verdicts.timers import Timing, timers, timing
+from tricast.wire.probe import Record
 
 #: A timer of four seconds is one of a minute at this speed: long enough that a busy machine does not matter.
 SPEED = 15
@@ -248,3 +251,15 @@ async def test_a_report_that_cannot_be_had_any_more_ends_no_run() -> None:
         nursery.start_soon(distrust)
         await run.run()
     assert [each.state for each in of(run.outcomes, "sse", Mode.IDLE)] == [State.OPEN]
+
+
+async def test_a_request_that_is_asked_again_elsewhere_is_not_over_at_the_server(autojump_clock: MockClock) -> None:
+    timers = Timers(target_of("http://127.0.0.1:1"), plan_of(60.0))
+    await trio.sleep(100.0)
+    record = Record(nonce="n", kind="poll", conn=1, number=1, peer="p", end="fin", ended=60.0)
+    for calls, state in ((2, State.OPEN), (1, State.HALF)):
+        held = alive("poll", (Mode.IDLE,), 100.0)[0]
+        held.calls = calls
+        timers._scopes[id(held)] = trio.CancelScope()
+        timers._notice_half(held, record, 1.0)
+        assert held.state is state

@@ -98,6 +98,13 @@ def test_buffering(ours, plain, direct, verdicts):
     assert findings[0].detail["kind"] == ours.kind.flow
 
 
+def test_a_timer_that_is_sped_up_is_no_fault_of_the_way():
+    cut, fine = streams(Flow.CUT), streams(Flow.STREAMING)
+    assert [finding.verdict for finding in buffering(cut, cut, speed=20.0)] == [UNKNOWN]
+    assert [finding.verdict for finding in buffering(fine, fine, speed=20.0)] == [OK]
+    assert [finding.verdict for finding in buffering(cut, cut, speed=1.0)] == [BROKEN]
+
+
 def test_who_is_held_up_itself_does_not_say_that_events_are():
     ours, plain = streams(Flow.STREAMING, Flow.COALESCED), streams(Flow.STREAMING)
     assert [finding.verdict for finding in buffering(ours, plain, is_held_up=True)] == [UNKNOWN]

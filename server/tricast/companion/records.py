@@ -41,6 +41,8 @@ class Records:
         if len(self._by_nonce) > MAX_NONCES:
             self._by_nonce.popitem(last=False)
         on = self._on.setdefault(connection, [])
+        for earlier, at in on:
+            earlier.last_received = began - at
         on.append((record, began))
         if len(on) > _MAX_PER_CONNECTION:
             del on[0]

@@ -241,6 +241,13 @@ def bracket(outcomes: Iterable[Outcome], transport: str, *, is_refined: bool = F
     return max((r.cell.gap for r in rungs if r.state is State.ANSWERED and r.cell.gap < high), default=0.0), high
 
 
+def is_outdated(outcome: Outcome) -> bool:
+    """Whether what the server saw was asked for before the end here, and not again: it may have seen that as well."""
+    seen = outcome.seen
+    is_over = outcome.state in (State.CUT, State.LOST)
+    return is_over and seen is not None and seen.end is None and seen.age < outcome.age
+
+
 def is_decided(outcomes: Sequence[Outcome], transport: str, plan: Plan) -> bool:
     """Whether holding on tells nothing more about this transport."""
     found = of(outcomes, transport)

@@ -190,18 +190,27 @@ class _Run:
             await self._do("fields", "P7", "fields", check_fields)
             async with trio.open_nursery() as slow:
                 if "sse" in self._plan.transports:
-                    slow.start_soon(self._do, "event streams", "P4", "SSE", partial(streams.check_streams, way, direct))
+                    slow.start_soon(
+                        self._do,
+                        "event streams",
+                        "P4",
+                        "SSE",
+                        partial(streams.check_streams, way, direct, speed=self._plan.speed),
+                    )
                 slow.start_soon(
                     self._do, "event streams and clients that leave", "P9", "leaving", partial(self._leave, way, direct)
                 )
                 slow.start_soon(
                     self._do, "event streams and bodies", "P10", "request bodies", partial(requests.check_uploads, way)
                 )
-            await self._do("limits", "P8", "limits", partial(requests.check_limits, way, direct))
-            await self._do("retries", "P11", "retries", partial(requests.check_retries, way))
+            # What a proxy may take for a fault of its servers, and then not ask them for a while, comes last.
             await self._do("servers", "P16", "servers", partial(connections.check_stickiness, way))
+            await self._do("limits", "P8", "limits", partial(requests.check_limits, way, direct))
             received, habits = changes[0] if changes else ((), set())
             await self._do("the proxy's name", "P2", "in front", partial(self._who, way, received, habits))
+            await self._do("retries", "P11", "retries", partial(requests.check_retries, way))
+            if self._outcome.timers is not None:
+                self._outcome.timers.be_alone()
             self._outcome.doing = "waiting for timers"
 
     async def _wait_for_timers(self, way: Way, direct: Way | None, paths: Paths | None = None) -> None:

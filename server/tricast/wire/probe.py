@@ -70,7 +70,7 @@ class Record(msgspec.Struct, kw_only=True):
         calls: how often a request with this nonce has come.
         received_bytes: what came in behind the head.
         sent_bytes: what went out.
-        last_received: when the last byte came in, the head's included.
+        last_received: when the last byte came in, the head's included, and those of later requests on its connection.
         last_sent: when the last byte went out.
         end: how the connection ended: ``fin``, ``rst``, ``own`` for the server's side, ``close`` for the peer's close
             frame, ``garbled`` for frames that are none, ``timeout`` where nothing that was sent was acknowledged,

@@ -15,7 +15,7 @@ from tricast.probe.checks.asked import Query, Way, asked, is_servers
 from tricast.probe.differences import Difference, Fields, differences, habits
 from tricast.probe.findings import Finding
 from tricast.probe.http_link import HttpAnswer, open_http
-from tricast.probe.limits import search
+from tricast.probe.limits import Limit, search
 from tricast.probe.link import Cut
 from tricast.probe.target import new_nonce
 from tricast.probe.verdicts.requests import Refusal, Upload, fields, limit, retries, uploads
@@ -44,6 +44,10 @@ _BYTES_PER_FIELD = 2000
 _PIECES, _PIECE_BYTES, _PIECE_SECONDS = 10, 1024, 0.2
 #: RFC 9110 10.1.1: who expects 100 may send the body without, after some time.
 _EXPECT_SECONDS = 1.0
+#: What proxies answer that got nothing from a server (RFC 9110 15.6.3 to 15.6.5).
+_GATEWAY_FAILED = frozenset({502, 503, 504})
+#: For so long a proxy may ask no server after one that failed: nginx's ``fail_timeout``, and a little more.
+_RECOVERY_SECONDS = 12.0
 
 
 class Received(NamedTuple):
@@ -134,7 +138,9 @@ async def _limits(way: Way) -> dict[str, Refusal]:
 async def limits_of(
     ask: Ask, more: Mapping[str, Callable[[int], Awaitable[HttpAnswer | None]]], *, status: int
 ) -> dict[str, Refusal]:
-    """The limits of requests, all looked for at the same time.
+    """The limits of requests, looked for at the same time, and then those of answers.
+
+    A proxy may take an answer that it refuses for a fault of its server, and not ask that for a while.
 
     Args:
         ask: asks for something small.
@@ -144,13 +150,13 @@ async def limits_of(
     found: dict[str, Refusal] = {}
 
     async def one(name: str, attempt: Callable[[int], Awaitable[HttpAnswer | None]]) -> None:
-        found[name] = await _limit(attempt, is_count=name.startswith("number"), status=status)
+        found[name] = await _limit(attempt, partial(ask, (), ()), is_count=name.startswith("number"), status=status)
 
     async with trio.open_nursery() as nursery:
         for name, grown in _GROWN.items():
             nursery.start_soon(one, name, partial(_ask_grown, ask, grown))
-        for name, attempt in more.items():
-            nursery.start_soon(one, name, attempt)
+    for name, attempt in more.items():
+        await one(name, attempt)
     return {name: found[name] for name in [*_GROWN, *more]}
 
 
@@ -158,19 +164,35 @@ async def _ask_grown(ask: Ask, grown: Callable[[int], tuple[Query, Fields]], siz
     return await ask(*grown(size))
 
 
-async def _limit(attempt: Callable[[int], Awaitable[HttpAnswer | None]], *, is_count: bool, status: int) -> Refusal:
+async def _limit(
+    attempt: Callable[[int], Awaitable[HttpAnswer | None]],
+    ask_for_little: Callable[[], Awaitable[HttpAnswer | None]],
+    *,
+    is_count: bool,
+    status: int,
+) -> Refusal:
     steps = search(_COUNTS if is_count else _BYTES, lambda about: 1 if is_count else about // 128)
     refused: HttpAnswer | None = None
+    known = Limit(0, None)
     try:
         size = next(steps)
         while True:
             answer = await attempt(size)
             passed = answer is not None and answer.status == status
+            if not passed and _is_gateways(answer) and _is_gateways(await ask_for_little()):
+                break  # nothing gets through now, however small it is
             refused = refused if passed else answer
+            known = Limit(size, known.fails) if passed else Limit(known.passes, size)
             size = steps.send(passed)
     except StopIteration as stop:
-        how = None if refused is None else refused.status
-        return Refusal(stop.value, how, refused is not None and is_servers(refused))
+        known = stop.value
+    how = None if refused is None else refused.status
+    return Refusal(known, how, refused is not None and is_servers(refused))
+
+
+def _is_gateways(answer: HttpAnswer | None) -> bool:
+    """Whether a proxy says that it got nothing from a server."""
+    return answer is not None and answer.status in _GATEWAY_FAILED and not is_servers(answer)
 
 
 def _all_fields(size: int) -> tuple[Query, Fields]:
@@ -239,10 +261,19 @@ async def _expect(way: Way) -> tuple[bool | None, tuple[int, ...]]:
 # P11
 
 
+async def _recovered(way: Way) -> None:
+    """Returns when something small is answered by a server, or has not been for long."""
+    with trio.move_on_after(_RECOVERY_SECONDS):
+        while _is_gateways(await asked(way, "GET", "echo")):  # noqa: ASYNC110 - nobody would set an event
+            await trio.sleep(1.0)
+
+
 async def check_retries(way: Way) -> Finding:
     """P11."""
     nonces = {"GET": new_nonce(), "POST": new_nonce()}
     for method, nonce in nonces.items():
+        await _recovered(way)
         await asked(way, method, "once", [("nonce", nonce)], body=b"{}" if method == "POST" else b"")
+    await _recovered(way)
     seen = await reports(way.target, nonces.values())
     return retries({method: seen[nonce].calls if nonce in seen else None for method, nonce in nonces.items()})

@@ -188,8 +188,14 @@ async def own_flow() -> Flow:
     return arrivals.judge(Stream(began, began, trio.current_time(), ticks, _QUICK_EVENTS)).flow
 
 
-async def check_streams(way: Way, direct: Way | None) -> list[Finding]:
-    """P4 to P6, all at the same time."""
+async def check_streams(way: Way, direct: Way | None, *, speed: float = 1.0) -> list[Finding]:
+    """P4 to P6, all at the same time.
+
+    Args:
+        way: through the proxies.
+        direct: to the server itself, if that can be reached.
+        speed: by how much the timers on the way are sped up, while streams take as long as ever.
+    """
     found: dict[str, Streams] = {}
     compressed: dict[str, Stream] = {}
     shared: dict[str, Sharing] = {}
@@ -220,7 +226,7 @@ async def check_streams(way: Way, direct: Way | None) -> list[Finding]:
         nursery.start_soon(ask_for_same, "plain", PLAIN)
     ours, plain = found["ours"], found["plain"]
     return [
-        *buffering(ours, plain, found.get("direct"), is_held_up=own != [Flow.STREAMING]),
+        *buffering(ours, plain, found.get("direct"), is_held_up=own != [Flow.STREAMING], speed=speed),
         compression(compressed["ours"], compressed["plain"], without=ours.slow.flow, plain_without=plain.slow.flow),
         sharing(shared["ours"], shared["plain"]),
     ]

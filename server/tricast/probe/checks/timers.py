@@ -10,7 +10,20 @@ import trio
 
 from tricast.client.failures import ClientError, Lost
 from tricast.probe.asking import reports
-from tricast.probe.cells import POOL, Cell, Mode, Outcome, Plan, State, bracket, cut_after, is_decided, of, pointless
+from tricast.probe.cells import (
+    POOL,
+    Cell,
+    Mode,
+    Outcome,
+    Plan,
+    State,
+    bracket,
+    cut_after,
+    is_decided,
+    is_outdated,
+    of,
+    pointless,
+)
 from tricast.probe.checks.holding import Held, Paths, hold
 from tricast.probe.target import Target, new_nonce
 from tricast.wire.probe import Record
@@ -23,6 +36,8 @@ _ASK_SECONDS = 1.0
 _STAGGER_SECONDS = 0.005
 #: What an end needs to reach the server, before it is asked what it saw.
 _SETTLE_SECONDS = 0.5
+#: How often the server is asked at the end, while it does not tell: the way may just have no server to ask.
+_TRIES = 4
 
 
 class Bound(NamedTuple):
@@ -60,10 +75,15 @@ class Timers:
         self._helds: list[Held] = []
         self._scopes: dict[int, trio.CancelScope] = {}
         self._refined: set[str] = set()
+        self._is_alone = self._is_repeated = False
         self._began = 0.0
         self._deadline = 0.0
         self.plan = plan
         self.outcomes: list[Outcome] = []
+
+    def be_alone(self) -> None:
+        """Says that nothing else is asked on the way any more: what is kept from now on is kept for nobody else."""
+        self._is_alone = True
 
     async def run(self) -> None:
         """Measures; ``outcomes`` is complete when it returns. Cancelling leaves what is known so far."""
@@ -78,13 +98,18 @@ class Timers:
                 await trio.sleep(_LOOK_SECONDS)
                 self._drop_pointless()
                 self._refine(nursery)
+                self._repeat(nursery)
                 if trio.current_time() >= asked_at + max(_ASK_SECONDS, self.plan.interval):
                     await self._ask_server(self.plan.patience)
                     asked_at = trio.current_time()
             # What was ended just now is still on its way to the server; and what is open there must be told from what
             # is closed here below.
             await trio.sleep(_SETTLE_SECONDS)
-            await self._ask_server(_SETTLE_SECONDS)
+            for _ in range(_TRIES):
+                await self._ask_server(_SETTLE_SECONDS)
+                if not any(map(is_outdated, self.outcomes)):
+                    break
+                await trio.sleep(_SETTLE_SECONDS)
             nursery.cancel_scope.cancel()
 
     def elapsed(self) -> float:
@@ -154,6 +179,14 @@ class Timers:
                 self._begin(nursery, cell)
             self._deadline = max(self._deadline, trio.current_time() + silent[1] + 2 * self.plan.patience)
 
+    def _repeat(self, nursery: trio.Nursery) -> None:
+        """Has more connections kept on the way: those from before may have been used by what was asked meanwhile."""
+        if self._is_alone and not self._is_repeated:
+            self._is_repeated = True
+            for cell in self.plan.cells():
+                if cell.transport == POOL:
+                    self._begin(nursery, cell)
+
     async def _ask_server(self, patience: float) -> None:
         """Puts to each outcome what the server saw of it, which counts where its end alone is over.
 
@@ -178,6 +211,8 @@ class Timers:
             self._drop(outcome, State.CUT)
         if outcome.state is not State.OPEN or outcome.cell.mode is Mode.RUNG or record.ended is None:
             return
+        if outcome.calls > 1:
+            return  # who gave up here asks elsewhere, and has yet to answer
         if record.end != "own" and trio.current_time() - outcome.began > record.ended + patience:
             outcome.age = record.ended
             self._drop(outcome, State.HALF)

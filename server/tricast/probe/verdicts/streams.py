@@ -31,7 +31,12 @@ class Streams(NamedTuple):
 
 
 def buffering(
-    ours: Streams, plain: Streams, direct: Streams | None = None, *, is_held_up: bool = False
+    ours: Streams,
+    plain: Streams,
+    direct: Streams | None = None,
+    *,
+    is_held_up: bool = False,
+    speed: float = 1.0,
 ) -> Iterator[Finding]:
     """P4: whether event streams flow, with the header fields that Tricast sends, and without any.
 
@@ -39,10 +44,17 @@ def buffering(
         ours: streams with ``X-Accel-Buffering: no`` and ``Cache-Control: no-cache, no-transform``.
         plain: streams without these.
         direct: those like Tricast's, from the server itself.
+        speed: by how much the timers on the way are sped up: one of these may have ended a stream.
         is_held_up: whether who measures was held up so often that what is sent in between comes in clusters.
     """
     if is_held_up and Flow.COALESCED in (ours.kind.flow, plain.kind.flow):
         summary = "not known: this machine is too busy to tell whether events come together, or are taken together"
+        yield Finding(
+            check="P4", title="SSE", verdict=Verdict.UNKNOWN, summary=summary, detail=_detail(ours.kind, ours)
+        )
+        return
+    if speed > 1.0 and ours.kind.flow is Flow.CUT:
+        summary = f"not known: the stream ends before it is over, maybe by a timer that is {speed:g} times as fast"
         yield Finding(
             check="P4", title="SSE", verdict=Verdict.UNKNOWN, summary=summary, detail=_detail(ours.kind, ours)
         )

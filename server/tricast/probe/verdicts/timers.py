@@ -10,7 +10,7 @@ import msgspec
 
 from tricast.probe import advice
 from tricast.probe.blame import Blame, Culprit, blame
-from tricast.probe.cells import POOL, Mode, Outcome, Plan, State, bracket, of
+from tricast.probe.cells import POOL, Mode, Outcome, Plan, State, bracket, is_outdated, of
 from tricast.probe.findings import Finding, Verdict
 from tricast.probe.known import snap
 from tricast.probe.link import End
@@ -119,7 +119,8 @@ def _cut_timing(outcomes: Sequence[Outcome], transport: str, plan: Plan, cut: Se
     found = _estimate(lengths, transport)
     first = cut[0]
     how = first.how if first.state is State.CUT else ""
-    whose = blame(how, first.code, first.seen, is_idle_http=transport == "keepalive")
+    seen = None if is_outdated(first) else first.seen
+    whose = blame(how, first.code, seen, is_idle_http=transport == "keepalive")
     if plan.is_foreign and first.code not in _GATEWAYS:
         whose = whose._replace(culprit=Culprit.UNKNOWN)
     total = _total(outcomes, transport, plan, after)
@@ -390,10 +391,13 @@ def _pool(outcomes: Sequence[Outcome], plan: Plan) -> Finding:
 
     Where that is the server, a request that was just sent on it is lost.
     """
-    seen = [outcome.seen for outcome in outcomes if outcome.state is not State.REFUSED and outcome.seen is not None]
+    asked = [outcome.seen for outcome in outcomes if outcome.state is not State.REFUSED and outcome.seen is not None]
+    # One that ended in the middle of a later request, of another client, ended for that.
+    seen = [record for record in asked if record.last_received <= (record.last_sent or 0.0)]
     idle = {end: [(r.ended or 0.0) - (r.last_sent or 0.0) for r in seen if r.end == end] for end in (*_AWAY, "own")}
     kept = {end: [s for s in lengths if s >= _KEPT_SECONDS] for end, lengths in idle.items()}
     away = [seconds * plan.speed for end in _AWAY for seconds in kept[end]]
+    is_open = [(record.age - (record.last_sent or 0.0)) * plan.speed for record in seen if record.end is None]
     # The server's own timers are not sped up.
     detail = {"kept": max(away, default=None), "kept_by_server": max(kept["own"], default=None), "count": len(seen)}
 
@@ -403,17 +407,18 @@ def _pool(outcomes: Sequence[Outcome], plan: Plan) -> Finding:
         )
 
     if not seen:
-        return finding(Verdict.UNKNOWN, next((o.why for o in outcomes if o.why), "not measured"))
+        why = "others used those that were kept" if asked else "not measured"
+        return finding(Verdict.UNKNOWN, next((o.why for o in outcomes if o.why), why))
     if kept["own"]:
         summary = f"the server ends one first, after {_seconds(min(kept['own']))}: a request that comes then is lost; "
         summary += "limits.idle_timeout has to be longer than connections are kept on the way"
         return finding(Verdict.ADVICE, summary, SERVER_KEEPALIVE)
-    if away:
+    longest = max(is_open, default=0.0)
+    if away and longest <= max(away):
         return finding(
             Verdict.OK, f"the proxy closes those to the server first, after {_seconds(max(away))} of silence"
         )
-    if any(record.end is None for record in seen):
-        longest = max(record.age for record in seen if record.end is None) * plan.speed
+    if is_open:
         return finding(Verdict.INFO, f"nobody ended one within {_seconds(longest)}")
     return finding(Verdict.OK, "none is kept when its client has left")
 
